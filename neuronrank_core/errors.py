@@ -1,0 +1,74 @@
+"""Errors a user can meet: one line that says what is wrong, and a hint that says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class NeuronRankError(Exception):
+    """Base of every error raised on purpose.
+
+    Parameters
+    ----------
+    message : str
+        One line: what is wrong.
+    hint : str, optional
+        One line: what to try.
+    """
+
+    #: Exit code of the command line: 1 for a run that failed, 2 for wrong input.
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class InputError(NeuronRankError, ValueError):
+    """Something the user handed in (file, text, model, flag) cannot be used."""
+
+    exit_code = 2
+
+
+class InvalidValueError(InputError):
+    """A value outside its allowed range; names the field, the value and the range.
+
+    Parameters
+    ----------
+    field : str
+        Name of the field, as in :class:`neuronrank_core.Recipe`.
+    value : object
+        What was given.
+    allowed : str
+        The allowed range in words or interval notation.
+    """
+
+    def __init__(self, field: str, value: Any, allowed: str, *, hint: str = "") -> None:
+        super().__init__(f"{field} is {value!r}, allowed: {allowed}", hint=hint)
+        self.field, self.value, self.allowed = field, value, allowed
+
+
+class NonFiniteError(NeuronRankError, ArithmeticError):
+    """NaN or Inf in weights, signals or scores."""
+
+
+class AllZeroMetricError(NeuronRankError):
+    """Every score of a comparison is zero, so there is nothing to choose by."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"All-zero metric in {where}",
+            hint="more --nsamples, a lower --nr-q-active, or check the calibration data",
+        )
+
+
+class MissingStatisticsError(NeuronRankError):
+    """A layer without the statistics its method needs."""
+
+    exit_code = 2
+
+    def __init__(self, layer: int | str, detail: str = "") -> None:
+        super().__init__(
+            f"No TF-IDF statistics for layer {layer}" + (f": {detail}" if detail else ""),
+            hint="ensure the model has `layer.mlp.gate_proj` (a gated MLP) in every decoder layer",
+        )

@@ -1,0 +1,17 @@
+"""NeuronRank's first form: the seed formula with every token a group of its own, active where its gate is open."""
+
+from __future__ import annotations
+
+from neuronrank_core.methods.neuronrank_tfidf import NeuronRankTfidf
+
+
+class NeuronRankOld(NeuronRankTfidf):
+    """The seed formula with token-level IDF."""
+
+    name = "neuronrank_old"
+    summary = "|W|^a * TF^b * IDF^c * spikiness^r, groups are tokens (open gates)"
+    mode = "token"
+    reads = NeuronRankTfidf.reads - {"tfidf_mode", "tfidf_k", "q_active", "tokens_per_document"}
+
+
+METHOD = NeuronRankOld()

@@ -1,0 +1,38 @@
+"""The seed formula of NeuronRank: ``|W|^weight_exp * TF^tf_exp * IDF^idf_exp * spikiness^spikiness_exp``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from neuronrank_core.methods.base import INPUTS, Method, tfidf_requires
+from neuronrank_core.scoring import NEURON_AXIS, times_neuron, weight_merit
+
+if TYPE_CHECKING:
+    from neuronrank_core.context import ScoringContext
+    from neuronrank_core.kernels import Array
+    from neuronrank_core.recipe import Recipe
+
+
+class NeuronRankTfidf(Method):
+    """Weights count by their magnitude and by how strongly and selectively their neuron fires."""
+
+    name = "neuronrank_tfidf"
+    summary = "|W|^a * TF^b * IDF^c * spikiness^r, groups are documents or topics"
+    reads = frozenset(
+        {"tfidf_mode", "tfidf_k", "q_active", "signal", "threshold", "tokens_per_document"}
+        | {"weight_exp", "input_exp", "tf_exp", "idf_exp", "spikiness_exp"}
+    )
+
+    def score(self, module: str, context: ScoringContext) -> Array:
+        """Score every weight of gate, up or down."""
+        e, weight = context.exponents, context.weights[module]
+        norm = context.input_norm(module) if e.input_exp else None
+        merit = weight_merit(weight, norm, weight_exp=e.weight_exp, input_exp=e.input_exp)
+        return times_neuron(merit, context.kernels.asarray(context.importance(), weight), NEURON_AXIS[module])
+
+    def requires(self, recipe: Recipe) -> frozenset[str]:
+        """What the exponents ask for."""
+        return tfidf_requires(recipe) | ({INPUTS} if recipe.exponents.input_exp else set())
+
+
+METHOD = NeuronRankTfidf()

@@ -1,0 +1,40 @@
+"""Variance-weighted magnitude: neurons whose signal varies keep more of their weights.
+
+The additive form of an earlier implementation (``|W| + variance``) is constant within a neuron and removes whole
+neurons at random depth (perplexity 63158 where this product stays finite), so the variance multiplies here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from neuronrank_core.methods.base import SIGNAL, Method
+from neuronrank_core.scoring import NEURON_AXIS, times_neuron, weight_merit
+
+if TYPE_CHECKING:
+    from neuronrank_core.context import ScoringContext
+    from neuronrank_core.kernels import Array
+    from neuronrank_core.recipe import Recipe
+
+
+class NeuronRankUnstructured(Method):
+    """``|W|^weight_exp * (magnitude_multi + variance_multi * variance^variance_exp)``."""
+
+    name = "neuronrank_unstructured"
+    summary = "|W|^a * (magnitude_multi + variance_multi * variance^variance_exp)"
+    reads = frozenset({"weight_exp", "magnitude_multi", "variance_multi", "variance_exp", "token_weight", "signal"})
+
+    def score(self, module: str, context: ScoringContext) -> Array:
+        """Score every weight of gate, up or down."""
+        r, weight = context.recipe, context.weights[module]
+        importance = r.magnitude_multi + r.variance_multi * context.neurons.variance**r.variance_exp
+        merit = weight_merit(weight, None, weight_exp=context.exponents.weight_exp)
+        return times_neuron(merit, context.kernels.asarray(importance, weight), NEURON_AXIS[module])
+
+    def requires(self, recipe: Recipe) -> frozenset[str]:
+        """Moments of the signal."""
+        del recipe
+        return frozenset({SIGNAL})
+
+
+METHOD = NeuronRankUnstructured()

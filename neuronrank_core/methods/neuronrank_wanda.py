@@ -1,0 +1,54 @@
+"""NeuronRank's main method: within a neuron weights compete as in Wanda, between neurons by the neuron's strength.
+
+Under Wanda's per-row comparison a factor of the output neuron cancels. Rows normalised to mean 1 and compared over the
+whole module let it allocate: strong neurons keep more weights. ``tf_exp = 0`` gives every neuron the same weight.
+The closest prior art is DaSS (arXiv 2405.01943), which weights gate/up by the norm of the neuron's output but
+compares within rows of the input.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from neuronrank_core.methods.base import INPUTS, Method, tfidf_requires
+from neuronrank_core.scoring import normalise, times_neuron, weight_merit
+
+if TYPE_CHECKING:
+    from neuronrank_core.context import ScoringContext
+    from neuronrank_core.kernels import Array
+    from neuronrank_core.recipe import Recipe
+
+
+class NeuronRankWanda(Method):
+    """gate/up: normalised ``|W| * input_norm`` times the neuron's importance; down: Wanda."""
+
+    name = "neuronrank_wanda"
+    summary = "Wanda within a neuron, strength^b * IDF^c * spikiness^r between neurons"
+    defaults = {"input_exp": 1.0, "tf_exp": 0.5, "idf_exp": 0.0}
+    reads = frozenset(
+        {"tfidf_mode", "tfidf_k", "q_active", "signal", "threshold", "tokens_per_document"}
+        | {"weight_exp", "input_exp", "tf_exp", "idf_exp", "spikiness_exp"}
+    )
+
+    def score(self, module: str, context: ScoringContext) -> Array:
+        """Score every weight of gate, up or down."""
+        e, weight = context.exponents, context.weights[module]
+        norm = context.input_norm(module)
+        merit = weight_merit(weight, norm, weight_exp=e.weight_exp, input_exp=e.input_exp)
+        if module == "down_proj":
+            return merit
+        # How much of the block's output passes through the neuron.
+        strength = context.input_rms("down_proj") * context.kernels.column_norm(context.weights["down_proj"])
+        importance = context.kernels.asarray(context.importance(strength), weight)
+        return times_neuron(normalise(merit), importance, axis=0)
+
+    def requires(self, recipe: Recipe) -> frozenset[str]:
+        """Mean squares of the inputs, and what IDF and spikiness ask for."""
+        return tfidf_requires(recipe, tf_from_signal=False) | {INPUTS}
+
+    def compare(self, module: str) -> str:
+        """Over the module for gate and up, where neurons compete; within each row for down."""
+        return "row" if module == "down_proj" else "module"
+
+
+METHOD = NeuronRankWanda()

@@ -1,0 +1,37 @@
+"""Wanda: Sun et al. 2023, "A simple and effective pruning approach for large language models", arXiv 2306.11695."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from neuronrank_core.methods.base import INPUTS, Method
+from neuronrank_core.scoring import weight_merit
+
+if TYPE_CHECKING:
+    from neuronrank_core.context import ScoringContext
+    from neuronrank_core.kernels import Array
+    from neuronrank_core.recipe import Recipe
+
+
+class Wanda(Method):
+    """``|W| * input_norm``, compared within each output row."""
+
+    name = "wanda"
+    summary = "|W| * input_norm within each output row"
+
+    def score(self, module: str, context: ScoringContext) -> Array:
+        """Score every weight by what it adds to its output on average."""
+        return weight_merit(context.weights[module], context.input_norm(module), input_exp=1.0)
+
+    def requires(self, recipe: Recipe) -> frozenset[str]:
+        """Mean squares of the inputs."""
+        del recipe
+        return frozenset({INPUTS})
+
+    def compare(self, module: str) -> str:
+        """Each output row by itself."""
+        del module
+        return "row"
+
+
+METHOD = Wanda()

@@ -1,0 +1,118 @@
+"""Which weights go: exactly k of every comparison group, ties to the lowest index."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from neuronrank_core.errors import AllZeroMetricError, InvalidValueError, NonFiniteError
+
+#: Sets of weights that compete with each other.
+COMPARE = ("module", "row")
+
+
+def lowest_k(scores: ArrayLike, k: int) -> NDArray[np.bool_]:
+    """Mark the k lowest scores of every row, the lowest index first where scores tie.
+
+    Parameters
+    ----------
+    scores : array, shape (groups, size)
+    k : int in [0, size]
+
+    Returns
+    -------
+    bool array, shape (groups, size), with exactly k True in each row
+    """
+    s = np.asarray(scores)
+    mask = np.zeros(s.shape, dtype=bool)
+    np.put_along_axis(mask, np.argsort(s, axis=1, kind="stable")[:, :k], True, axis=1)
+    return mask
+
+
+def parse_pattern(sparsity_type: str) -> tuple[int, int] | None:
+    """``"2:4"`` as (2, 4), ``"unstructured"`` as None.
+
+    Raises
+    ------
+    InvalidValueError
+        If it is neither, or N is not below M.
+    """
+    if sparsity_type == "unstructured":
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", sparsity_type)
+    if not match or not 0 < int(match[1]) < int(match[2]):
+        raise InvalidValueError("sparsity_type", sparsity_type, "unstructured, or N:M with 0 < N < M (2:4, 4:8, ...)")
+    return int(match[1]), int(match[2])
+
+
+def select(
+    score: Any,
+    weight: Any,
+    *,
+    ratio: float,
+    compare: str,
+    pattern: tuple[int, int] | None = None,
+    lowest_k: Callable[[Any, int], Any] = lowest_k,
+    where: str = "module",
+) -> Any:
+    """Choose the weights to zero.
+
+    Parameters
+    ----------
+    score : array, shape (out_features, in_features)
+        NumPy or torch; may be overwritten.
+    weight : array, same shape
+        Weights that are already zero count toward the target: they go first.
+    ratio : float in [0, 1]
+        ``int(ratio * size)`` weights of each comparison group go. Not used with ``pattern``.
+    compare : {"module", "row"}
+        Comparison group: the whole matrix, or each output row.
+    pattern : (N, M), optional
+        In each run of M consecutive inputs of a row the N lowest go.
+    lowest_k : callable
+        The backend's kernel.
+    where : str
+        Named in errors.
+
+    Returns
+    -------
+    bool array, same shape; True = becomes zero
+
+    Raises
+    ------
+    AllZeroMetricError
+        If every score is zero.
+    NonFiniteError
+        If a score is NaN or Inf.
+    InvalidValueError
+        If M does not divide the number of inputs.
+    """
+    shape = tuple(score.shape)
+    size, k = _group(shape, ratio, compare, pattern, where)
+    if k == 0:
+        return score != score
+    if not math.isfinite(float(score.sum())):
+        raise NonFiniteError(f"NaN or Inf in the scores of {where}", hint="check the weights, or lower the exponents")
+    if not bool((score != 0).any()):
+        raise AllZeroMetricError(where)
+    score[weight == 0] = -math.inf
+    return lowest_k(score.reshape(-1, size), k).reshape(shape)
+
+
+def _group(
+    shape: tuple[int, ...], ratio: float, compare: str, pattern: tuple[int, int] | None, where: str
+) -> tuple[int, int]:
+    """Size of a comparison group and how many of it go."""
+    rows, columns = shape
+    if pattern is None:
+        size = columns if compare == "row" else rows * columns
+        return size, int(ratio * size)
+    n, m = pattern
+    if columns % m:
+        raise InvalidValueError("sparsity_type", f"{n}:{m}", f"an M that divides the {columns} inputs of {where}")
+    return m, n

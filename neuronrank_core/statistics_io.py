@@ -1,0 +1,61 @@
+"""Statistics on disk: safetensors, no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from neuronrank_core.errors import InputError
+from neuronrank_core.statistics import LayerStatistics
+
+#: Raised by one when a reader of the old format would misread the new one.
+FORMAT_VERSION = 1
+
+
+def save_statistics(path: Path | str, table: LayerStatistics, header: Mapping[str, Any] | None = None) -> None:
+    """Write one layer's table.
+
+    Parameters
+    ----------
+    path : path
+        A ``.safetensors`` file; overwritten.
+    table : LayerStatistics
+        What to write.
+    header : dict, optional
+        Anything JSON can hold: the model, the text, the sampling.
+    """
+    metadata = {"format": str(FORMAT_VERSION), "header": json.dumps(dict(header or {}), sort_keys=True)}
+    columns = {name: np.ascontiguousarray(column) for name, column in table.columns().items()}
+    save_file(columns, str(path), metadata=metadata)
+
+
+def load_statistics(path: Path | str) -> tuple[LayerStatistics, dict[str, Any]]:
+    """Read a table and its header.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is no statistics table, or was written by a newer version.
+    """
+    try:
+        with safe_open(str(path), framework="np") as file:
+            metadata = file.metadata() or {}
+            if "format" not in metadata:
+                raise InputError(f"{path} is not a statistics table")
+            if int(metadata["format"]) > FORMAT_VERSION:
+                raise InputError(
+                    f"{path} has statistics format {metadata['format']}, newer than {FORMAT_VERSION}",
+                    hint="upgrade neuronrank",
+                )
+            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return LayerStatistics.from_columns(columns), json.loads(metadata["header"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read statistics from {path}: {error}") from error

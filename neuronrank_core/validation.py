@@ -1,0 +1,65 @@
+"""Allowed values of dataclass fields, stated where the field is declared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import field, fields
+from typing import Any
+
+from neuronrank_core.errors import InvalidValueError
+
+
+def number(
+    default: float | None,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_ends: bool = False,
+    integer: bool = False,
+) -> Any:
+    """Declare a numeric field in [low, high], or (low, high) with ``open_ends``."""
+    kind = "a whole number" if integer else "a number"
+    ends = "()" if open_ends else "[]"
+    allowed = f"{kind} in {ends[0]}{low:g}, {high:g}{ends[1]}"
+
+    def check(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
+            return False
+        return math.isfinite(value) and (low < value < high if open_ends else low <= value <= high)
+
+    return field(default=default, metadata={"check": check, "allowed": allowed})
+
+
+def one_of(default: Any, choices: Collection[Any] | Callable[[], Collection[Any]]) -> Any:
+    """Declare a field with a closed set of values; a callable gives the set where it is not known yet."""
+
+    def values() -> Collection[Any]:
+        return choices() if callable(choices) else choices
+
+    return field(
+        default=default,
+        metadata={"check": lambda v: v in values(), "allowed": lambda: "one of " + ", ".join(map(str, values()))},
+    )
+
+
+def flag(default: bool) -> Any:
+    """Declare a yes/no field."""
+    return field(default=default, metadata={"check": lambda v: isinstance(v, bool), "allowed": "true or false"})
+
+
+def validate(instance: Any) -> None:
+    """Check every field of a dataclass instance; None passes where it is the field's default.
+
+    Raises
+    ------
+    InvalidValueError
+        Names the field, the value and the allowed range.
+    """
+    for f in fields(instance):
+        value = getattr(instance, f.name)
+        if (value is None and f.default is None) or "check" not in f.metadata:
+            continue
+        if not f.metadata["check"](value):
+            allowed = f.metadata["allowed"]
+            raise InvalidValueError(f.name, value, allowed() if callable(allowed) else allowed)
