@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from neuronrank_core import methods
 from neuronrank_core.errors import InvalidValueError
@@ -75,7 +75,7 @@ class Recipe:
     propagate: str = one_of("pruned", ("pruned", "dense"))
     nsamples: int = number(128, 1, integer=True)
     seqlen: int = number(512, 2, integer=True)
-    bos: str = one_of("window", ("window", "text"))
+    bos: Literal["window", "text"] = one_of("window", ("window", "text"))
     seed: int = number(0, 0, integer=True)
 
     def __post_init__(self) -> None:

@@ -44,7 +44,7 @@ def parse_pattern(sparsity_type: str) -> tuple[int, int] | None:
     """
     if sparsity_type == "unstructured":
         return None
-    match = re.fullmatch(r"(\d+):(\d+)", sparsity_type)
+    match = re.fullmatch(r"(\d+):(\d+)", sparsity_type) if isinstance(sparsity_type, str) else None
     if not match or not 0 < int(match[1]) < int(match[2]):
         raise InvalidValueError("sparsity_type", sparsity_type, "unstructured, or N:M with 0 < N < M (2:4, 4:8, ...)")
     return int(match[1]), int(match[2])
@@ -94,10 +94,10 @@ def select(
     """
     shape = tuple(score.shape)
     size, k = _group(shape, ratio, compare, pattern, where)
-    if k == 0:
-        return score != score
     if not math.isfinite(float(score.sum())):
         raise NonFiniteError(f"NaN or Inf in the scores of {where}", hint="check the weights, or lower the exponents")
+    if k == 0:
+        return score != score
     if not bool((score != 0).any()):
         raise AllZeroMetricError(where)
     score[weight == 0] = -math.inf

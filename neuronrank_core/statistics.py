@@ -122,7 +122,8 @@ def merge(tables: Iterable[LayerStatistics]) -> LayerStatistics:
     if not tables:
         raise InputError("nothing to merge: no statistics table was given")
     parts = [table.columns() for table in tables]
-    if any(part.keys() != parts[0].keys() for part in parts):
+    kinds = [{name: column.shape[1:] for name, column in part.items()} for part in parts]
+    if any(kind != kinds[0] for kind in kinds):
         raise InputError("cannot merge statistics tables with different columns")
     document = np.concatenate([table.document for table in tables])
     if len(np.unique(document)) != len(document):
@@ -198,15 +199,17 @@ def document_statistics(
         If there are no tokens.
     """
     real = slice(None) if padding is None else ~np.asarray(padding, dtype=bool)
-    seen = {name: _finite(values, name, layer)[real] for name, values in (inputs or {}).items()}
+    seen = {name: _finite(values, real, name, layer) for name, values in (inputs or {}).items()}
+    a = None if signal is None else _finite(signal, real, "signal", layer)
+    g = a if gate is None else _finite(gate, real, "gate", layer)
+    tokens = {len(x) for x in (*seen.values(), a, g) if x is not None}
+    if len(tokens) != 1 or 0 in tokens:
+        raise InvalidValueError("tokens", sorted(tokens), "one number >= 1, the same for signal, gate and inputs")
     columns: dict[str, NDArray[np.generic]] = {
         f"input_mean_square.{name}": np.mean(x**2, axis=0, keepdims=True).astype(np.float32) for name, x in seen.items()
     }
-    tokens = {len(x) for x in seen.values()}
-    if signal is not None:
-        a, g = _finite(signal, "signal", layer)[real], _finite(signal if gate is None else gate, "gate", layer)[real]
+    if a is not None and g is not None:
         kept = sample_positions(len(a), tokens_per_document)
-        tokens |= {len(a), len(g)}
         columns |= {
             "signal_mean": np.mean(a, axis=0, keepdims=True).astype(np.float32),
             "signal_mean_square": np.mean(a**2, axis=0, keepdims=True).astype(np.float32),
@@ -215,14 +218,12 @@ def document_statistics(
             "sample": a[kept].astype(np.float32),
             "sample_tokens": np.array([len(kept)], dtype=np.int64),
         }
-    if len(tokens) != 1 or 0 in tokens:
-        raise InvalidValueError("tokens", sorted(tokens), "one number >= 1, the same for signal, gate and inputs")
     columns |= {"document": np.array([document], dtype=np.int64), "tokens": np.array([*tokens], dtype=np.int64)}
     return LayerStatistics.from_columns(columns)
 
 
-def _finite(values: ArrayLike, name: str, layer: int | str) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
+def _finite(values: ArrayLike, real: slice | NDArray[np.bool_], name: str, layer: int | str) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)[real]
     if not np.isfinite(array).all():
         raise NonFiniteError(
             f"NaN or Inf in the {name} of layer {layer}", hint="check the model's weights, or try --dtype float32"

@@ -47,15 +47,14 @@ def load_statistics(path: Path | str) -> tuple[LayerStatistics, dict[str, Any]]:
         with safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
             if "format" not in metadata:
-                raise InputError(f"{path} is not a statistics table")
+                raise InputError("not a statistics table")
             if int(metadata["format"]) > FORMAT_VERSION:
                 raise InputError(
-                    f"{path} has statistics format {metadata['format']}, newer than {FORMAT_VERSION}",
+                    f"its format {metadata['format']} is newer than {FORMAT_VERSION}",
                     hint="upgrade neuronrank",
                 )
             columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return LayerStatistics.from_columns(columns), json.loads(metadata["header"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read statistics from {path}: {error}") from error
+        hint = error.hint if isinstance(error, InputError) else ""
+        raise InputError(f"cannot read statistics from {path}: {error}", hint=hint) from error

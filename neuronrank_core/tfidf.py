@@ -122,8 +122,8 @@ def document_frequency(active: ArrayLike, group_tokens: ArrayLike, q: float) -> 
     """
     check_quantile(q)
     size = np.asarray(group_tokens, dtype=np.int64)
-    # (1 - q) * size is meant exactly, but 0.4 * 65 may come out a hair above 26.
-    needed = np.ceil((1.0 - q) * size - 1e-9)
+    # (1 - q) * size is meant exactly, but 0.4 * 65 may come out a hair above 26. It is never 0, as q < 1.
+    needed = np.maximum(np.ceil((1.0 - q) * size - 1e-9), 1)
     return np.asarray(np.sum((np.asarray(active) >= needed[:, None]) & (size > 0)[:, None], axis=0, dtype=np.int64))
 
 

@@ -1,0 +1,100 @@
+"""Finds decoder layers, gated MLPs and attention projections by structure, not by class name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from neuronrank_core.errors import InputError, MissingStatisticsError
+
+MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The part of a model that NeuronRank works on.
+
+    Parameters
+    ----------
+    body : nn.Module
+        The module whose forward calls the layers one after another (``model.model`` in most families).
+    layers : list of nn.Module
+        Its decoder layers.
+    """
+
+    body: nn.Module
+    layers: list[nn.Module]
+
+
+def _holder(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    """The submodule of a layer that has linear layers of all these names."""
+    for module in layer.modules():
+        if all(isinstance(getattr(module, name, None), nn.Linear) for name in names):
+            return module
+    return None
+
+
+def find_decoder(model: nn.Module) -> Decoder:
+    """Find the decoder of a transformers model.
+
+    Raises
+    ------
+    MissingStatisticsError
+        If no list of layers with gated MLPs is there, or one of its layers has none.
+    """
+    for body in model.modules():
+        layers = getattr(body, "layers", None)
+        if not isinstance(layers, nn.ModuleList) or not any(_holder(layer, MLP_PROJECTIONS) for layer in layers):
+            continue
+        for index in range(len(layers)):
+            gated_mlp(layers[index], index)
+        return Decoder(body, list(layers))
+    raise MissingStatisticsError(0, f"{type(model).__name__} has no decoder layers with a gated MLP")
+
+
+def gated_mlp(layer: nn.Module, index: int) -> nn.Module:
+    """The gated MLP of a layer; raises MissingStatisticsError where there is none."""
+    mlp = _holder(layer, MLP_PROJECTIONS)
+    if mlp is None:
+        raise MissingStatisticsError(index, f"{type(layer).__name__} has no gated MLP")
+    return mlp
+
+
+def prunable_linears(layer: nn.Module, index: int, *, include_attention: bool = False) -> dict[str, nn.Linear]:
+    """Linear layers to prune, by short name (``gate_proj``, ...).
+
+    Raises
+    ------
+    MissingStatisticsError
+        If the layer has no gated MLP.
+    InputError
+        If attention is asked for and the layer has no q/k/v/o projections.
+    """
+    mlp = gated_mlp(layer, index)
+    found = {name: getattr(mlp, name) for name in MLP_PROJECTIONS}
+    if include_attention:
+        attention = _holder(layer, ATTENTION_PROJECTIONS)
+        if attention is None:
+            raise InputError(
+                f"layer {index} ({type(layer).__name__}) has no q/k/v/o projections", hint="use --nr-skip-attention"
+            )
+        found |= {name: getattr(attention, name) for name in ATTENTION_PROJECTIONS}
+    return found
+
+
+def untied_head(model: nn.Module) -> nn.Linear:
+    """The language-model head.
+
+    Raises
+    ------
+    InputError
+        If there is none, or if it shares its weight with the embeddings, which pruning would damage.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if not isinstance(head, nn.Linear):
+        raise InputError(f"{type(model).__name__} has no lm_head to prune", hint="leave out --nr-prune-lm-head")
+    if head.weight is model.get_input_embeddings().weight:  # type: ignore[operator]
+        raise InputError("the lm_head is tied to the embeddings", hint="leave out --nr-prune-lm-head")
+    return head

@@ -1,0 +1,134 @@
+"""Collects the statistics of one layer with hooks, one table row per document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neuronrank_core.errors import NonFiniteError
+from neuronrank_core.methods.base import INPUTS, SAMPLE, SIGNAL
+from neuronrank_core.recipe import Recipe
+from neuronrank_core.statistics import SHARED_INPUT, LayerStatistics, merge, sample_positions
+
+Columns = dict[str, Tensor]
+
+
+class LayerCollector:
+    """Watches a layer while micro-batches of equally long documents without padding run through it.
+
+    Use as a context manager; hooks are there inside it alone. Reductions happen inside the hooks, while the
+    activations are still in the cache, and only the rows stay.
+
+    Parameters
+    ----------
+    index : int
+        The layer's number, named in errors.
+    linears : dict of nn.Linear
+        From :func:`neuronrank_torch.architecture.prunable_linears`.
+    activation : callable
+        The MLP's activation function.
+    recipe : Recipe
+        Says which statistics are needed, of which signal.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        linears: dict[str, nn.Linear],
+        activation: Callable[[Tensor], Tensor],
+        recipe: Recipe,
+    ) -> None:
+        self.index, self.linears, self.activation, self.recipe = index, linears, activation, recipe
+        self._requires = recipe.requires
+        self._rows: list[LayerStatistics] = []
+        self._batch: Columns = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> LayerCollector:
+        for name, linear in self.linears.items():
+            if INPUTS in self._requires and name not in SHARED_INPUT:
+                self._hooks.append(linear.register_forward_pre_hook(self._input_hook(name)))
+        if self._requires & {SIGNAL, SAMPLE}:
+            self._hooks.append(self.linears["gate_proj"].register_forward_hook(self._gate_hook))
+            self._hooks.append(self.linears["down_proj"].register_forward_pre_hook(self._product_hook))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _input_hook(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            del module
+            self._batch[f"input_mean_square.{name}"] = args[0].float().square().mean(dim=1)
+
+        return hook
+
+    def _gate_hook(self, module: nn.Module, args: tuple[Any, ...], gate: Tensor) -> None:
+        del module, args
+        if SIGNAL in self._requires:
+            self._batch["open_gate"] = (gate > self.recipe.threshold).sum(dim=1)
+        if self.recipe.signal != "product":
+            self._signal(gate if self.recipe.signal == "gate" else self.activation(gate))
+
+    def _product_hook(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        del module
+        if self.recipe.signal == "product":
+            self._signal(args[0])
+
+    def _signal(self, activation: Tensor) -> None:
+        """Reduce a (documents, tokens, neurons) activation to the columns of its documents."""
+        if SAMPLE in self._requires:
+            kept = sample_positions(activation.shape[1], self.recipe.tokens_per_document)
+            self._batch["sample"] = activation[:, torch.as_tensor(kept, device=activation.device)].abs().float()
+        if SIGNAL in self._requires:
+            a = activation.abs().float()
+            self._batch["signal_mean"] = a.mean(dim=1)
+            self._batch["signal_max"] = a.amax(dim=1)
+            self._batch["signal_mean_square"] = a.square_().mean(dim=1)
+
+    def add_documents(self, first: int, tokens: int) -> None:
+        """Turn what the hooks saw since the last call into rows.
+
+        Parameters
+        ----------
+        first : int
+            Number of the micro-batch's first document; the others follow.
+        tokens : int
+            Length of each document.
+
+        Raises
+        ------
+        NonFiniteError
+            If a statistic is NaN or Inf.
+        """
+        columns = {name: np.asarray(column.cpu()) for name, column in self._batch.items()}
+        self._batch = {}
+        for name, column in columns.items():
+            if not np.isfinite(column).all():
+                raise NonFiniteError(
+                    f"NaN or Inf in {name.split('.')[-1]} of layer {self.index}",
+                    hint="check the model's weights, or try --dtype float32",
+                )
+        documents = len(next(iter(columns.values())))
+        plain: dict[str, Any] = {
+            "document": np.arange(first, first + documents),
+            "tokens": np.full(documents, tokens),
+            **columns,
+        }
+        if "sample" in columns:
+            plain["sample_tokens"] = np.full(documents, columns["sample"].shape[1])
+            plain["sample"] = columns["sample"].reshape(-1, columns["sample"].shape[-1])
+        self._rows.append(LayerStatistics.from_columns(plain))
+
+    def statistics(self) -> LayerStatistics:
+        """The table of all documents so far."""
+        return merge(self._rows)

@@ -1,0 +1,280 @@
+"""Text for calibration and evaluation: where it comes from, and how it becomes sequences of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from neuronrank_core.errors import InputError, InvalidValueError
+
+Split = Literal["calibration", "evaluation"]
+BosMode = Literal["window", "text"]
+Tokens = npt.NDArray[np.int64]
+
+#: Between documents of a text, as in the published WikiText perplexities.
+_SEPARATOR = "\n\n"
+#: Every fourth topic of the built-in text evaluates.
+_EVALUATION_STRIDE = 4
+_TEXT_SUFFIXES = {".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet"}
+_HUB_SPLITS: dict[Split, str] = {"calibration": "train", "evaluation": "test"}
+
+
+def load_text(spec: str, split: Split) -> str:
+    """Read the text that a ``--dataset`` or ``--eval-dataset`` value names.
+
+    Parameters
+    ----------
+    spec : str
+        ``builtin``, the English reference text that ships with Python; the path of a ``.jsonl`` file (one object a
+        line, text under ``text``) or of a plain UTF-8 text file; else a hub dataset ``name[:config[:split]]``.
+    split : {"calibration", "evaluation"}
+        Which half of ``builtin``, or which default split of a hub dataset (``train``, ``test``). The halves of
+        ``builtin`` are disjoint. A file has no halves: all of it is read.
+
+    Returns
+    -------
+    str
+        Never empty; documents are separated by a blank line.
+
+    Raises
+    ------
+    InputError
+        If there is no such file or dataset, or it holds no readable text.
+    """
+    text = _SEPARATOR.join(_documents(spec, split))
+    if not text.strip():
+        raise InputError(f"{spec} holds no text", hint="choose another file or dataset")
+    return text
+
+
+def text_fingerprint(text: str) -> str:
+    """SHA-256 of a text in UTF-8, in hex: equal exactly for equal texts."""
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def tokenize(tokenizer: Any, text: str) -> Tokens:
+    """Encode a whole text as one string, without the special tokens a tokenizer adds around a text.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Any tokenizer of transformers.
+    text : str
+        The text.
+
+    Returns
+    -------
+    ndarray of int64, shape (tokens,)
+
+    Raises
+    ------
+    InputError
+        If the text has no tokens.
+    """
+    # A text longer than the model's context is the rule here, not a mistake: verbose=False drops that warning.
+    encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    stream = np.asarray(encoded["input_ids"], dtype=np.int64)
+    if stream.size == 0:
+        raise InputError("the text is empty: it has no tokens", hint="choose another file or dataset")
+    return stream
+
+
+def bos_token(tokenizer: Any) -> int | None:
+    """The beginning-of-sequence id, if this tokenizer puts one before a text by itself.
+
+    Many tokenizers define such a token and never use it. Models of those families did not see it in training, so
+    what counts is behaviour, not the attribute.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Any tokenizer of transformers.
+
+    Returns
+    -------
+    int or None
+    """
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    bos: int | None = tokenizer.bos_token_id
+    return bos if bos is not None and len(ids) > 0 and ids[0] == bos else None
+
+
+def draw_sequences(
+    stream: Tokens, *, nsamples: int, seqlen: int, seed: int, bos: int | None, bos_mode: BosMode
+) -> Tokens:
+    """Cut calibration sequences at uniformly random offsets, as Wanda and SparseGPT do. They may overlap.
+
+    Parameters
+    ----------
+    stream : ndarray of int64, shape (tokens,)
+        The text, from :func:`tokenize`.
+    nsamples, seqlen : int
+        Number of sequences, and tokens in each, the beginning-of-sequence token included.
+    seed : int
+        Seed of ``numpy.random.default_rng``. More samples of the same seed begin with the same sequences.
+    bos : int or None
+        Beginning-of-sequence id from :func:`bos_token`.
+    bos_mode : {"window", "text"}
+        Whether it begins every sequence, or the text alone.
+
+    Returns
+    -------
+    ndarray of int64, shape (nsamples, seqlen)
+
+    Raises
+    ------
+    InputError
+        If the text is shorter than one sequence, or a number is out of range.
+    """
+    if nsamples < 1:
+        raise InvalidValueError("nsamples", nsamples, "an integer >= 1")
+    stream, prefix = _prepare(stream, seqlen, bos, bos_mode)
+    slice_length = seqlen - prefix.size
+    offsets = np.random.default_rng(seed).integers(0, stream.size - slice_length + 1, size=nsamples)
+    return _prepend(prefix, stream[offsets[:, None] + np.arange(slice_length)])
+
+
+def cut_windows(stream: Tokens, *, seqlen: int, windows: int | None, bos: int | None, bos_mode: BosMode) -> Tokens:
+    """Cut a text in consecutive windows for perplexity; the remainder is dropped.
+
+    Parameters
+    ----------
+    stream : ndarray of int64, shape (tokens,)
+        The text, from :func:`tokenize`.
+    seqlen : int
+        Tokens in each window, the beginning-of-sequence token included.
+    windows : int or None
+        How many to take from the start of the text; None takes all.
+    bos : int or None
+        Beginning-of-sequence id from :func:`bos_token`.
+    bos_mode : {"window", "text"}
+        Whether it begins every window, or the text alone.
+
+    Returns
+    -------
+    ndarray of int64, shape (windows, seqlen)
+
+    Raises
+    ------
+    InputError
+        If the text has fewer windows than asked for, or none; or a number is out of range.
+    """
+    if windows is not None and windows < 1:
+        raise InvalidValueError("windows", windows, "an integer >= 1")
+    stream, prefix = _prepare(stream, seqlen, bos, bos_mode)
+    slice_length = seqlen - prefix.size
+    available = stream.size // slice_length
+    count = available if windows is None else windows
+    if count > available:
+        raise InputError(
+            f"{count} windows of {seqlen} tokens asked for, but the text has {available}",
+            hint="ask for fewer windows, lower --seqlen, or use a longer text",
+        )
+    return _prepend(prefix, stream[: count * slice_length].reshape(count, slice_length))
+
+
+def _prepare(stream: Tokens, seqlen: int, bos: int | None, bos_mode: BosMode) -> tuple[Tokens, Tokens]:
+    """The stream to cut, and the tokens (none or one) that go before each slice; at least one slice fits."""
+    if seqlen < 2:
+        raise InvalidValueError("seqlen", seqlen, "an integer >= 2")
+    begin = np.array([] if bos is None else [bos], dtype=np.int64)
+    prefix = begin if bos_mode == "window" else begin[:0]
+    if bos_mode == "text":
+        stream = np.concatenate([begin, stream])
+    if stream.size < seqlen - prefix.size:
+        raise InputError(
+            f"the text has {stream.size} tokens, one sequence needs {seqlen - prefix.size}",
+            hint="lower --seqlen, or use a longer text",
+        )
+    return stream, prefix
+
+
+def _prepend(prefix: Tokens, slices: Tokens) -> Tokens:
+    return np.concatenate([np.broadcast_to(prefix, (len(slices), prefix.size)), slices], axis=1)
+
+
+def _documents(spec: str, split: Split) -> Iterator[str]:
+    if spec == "builtin":
+        return _builtin_documents(split)
+    try:
+        path = Path(spec).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"file not found: {spec} ({error})") from error
+    if path.is_dir():
+        raise InputError(f"{spec} is a folder", hint="name a .txt or .jsonl file in it")
+    if path.exists():
+        return _jsonl_documents(path) if path.suffix.lower() == ".jsonl" else iter([_read_utf8(path)])
+    if spec.startswith((".", "/", "~")) or path.suffix.lower() in _TEXT_SUFFIXES:
+        raise InputError(f"file not found: {spec}", hint="check the path, or use `builtin`")
+    return _hub_documents(spec, split)
+
+
+def _builtin_documents(split: Split) -> Iterator[str]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:  # Some distributions package Python's documentation data separately.
+        raise InputError(
+            "this Python lacks pydoc_data, the source of the built-in text", hint="pass a text file instead"
+        ) from error
+    for index, name in enumerate(sorted(topics)):
+        if (index % _EVALUATION_STRIDE == 0) == (split == "evaluation"):
+            yield topics[name]
+
+
+def _read_utf8(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # With or without a byte-order mark.
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text (byte {error.start})", hint="convert it: iconv -f CURRENT_ENCODING -t utf-8"
+        ) from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _jsonl_documents(path: Path) -> Iterator[str]:
+    # Not splitlines(): JSON strings may hold U+2028 and its like, which end no line of a .jsonl file.
+    for number, line in enumerate(_read_utf8(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        text = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            raise InputError(
+                f"{path}, line {number}: no `text` field that holds a string",
+                hint='each line must look like {"text": "..."}',
+            )
+        yield text
+
+
+def _hub_documents(spec: str, split: Split) -> Iterator[str]:
+    name, _, rest = spec.partition(":")
+    config, _, named_split = rest.partition(":")
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"{spec} is no file here, and reading it from the datasets hub needs the `datasets` package",
+            hint="pip install 'neuronrank[hub]'",
+        ) from error
+    try:
+        rows = datasets.load_dataset(name, config or None, split=named_split or _HUB_SPLITS[split])
+    except Exception as error:  # The package has no common base class for its errors.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"{spec} is no file here, and the datasets hub did not provide it: {reason}",
+            hint="check the path or the name: name[:config[:split]]",
+        ) from error
+    if "text" not in rows.column_names:
+        columns = ", ".join(rows.column_names)
+        raise InputError(f"{spec} has no `text` column, only: {columns}", hint="convert it to .jsonl with a text field")
+    yield from rows["text"]

@@ -1,0 +1,101 @@
+"""The core's kernels on tensors: the same names, the same meaning, tested for equality."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from neuronrank_core import kmeans, tfidf
+from neuronrank_core.tfidf import Counts, Vector
+
+
+class TorchKernels:
+    """Kernels over sampled tokens and weights on one device; see :class:`neuronrank_core.kernels.Kernels`.
+
+    Statistics come and go as NumPy arrays; the work between is float32 on ``device``.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.as_tensor(array, device=self.device)
+
+    def asarray(self, vector: NDArray[Any], like: Tensor) -> Tensor:
+        """Bring a finalised vector to the device and precision of a weight."""
+        return torch.as_tensor(vector, dtype=like.dtype, device=like.device)
+
+    def column_norm(self, weight: Tensor) -> Vector:
+        """Euclidean norm of each column."""
+        return np.asarray(torch.linalg.vector_norm(weight, dim=0, dtype=torch.float32).cpu(), dtype=np.float64)
+
+    def quantile_threshold(self, sample: NDArray[np.float32], q: float) -> NDArray[np.float32]:
+        """q-quantile of each neuron's sampled signal (the order statistic at or above it)."""
+        tfidf.check_quantile(q)
+        rank = math.ceil(q * (len(sample) - 1)) + 1
+        by_neuron = self._tensor(sample).T.contiguous()
+        return np.asarray(by_neuron.kthvalue(rank, dim=1).values.cpu())
+
+    def _membership(self, labels: NDArray[np.int64], groups: int) -> Tensor:
+        return (self._tensor(labels) == torch.arange(groups, device=self.device)[:, None]).float()
+
+    def active_tokens(
+        self, sample: NDArray[np.float32], tau: NDArray[np.float32], labels: NDArray[np.int64], groups: int
+    ) -> Counts:
+        """Tokens of each group at or above the threshold; float32 counts exactly up to 2^24 tokens."""
+        fires = (self._tensor(sample) >= self._tensor(tau)).float()
+        return np.asarray((self._membership(labels, groups) @ fires).cpu()).astype(np.int64)
+
+    def group_means(self, sample: NDArray[np.float32], labels: NDArray[np.int64], groups: int) -> Vector:
+        """Mean signal of each group's tokens."""
+        member = self._membership(labels, groups)
+        means = member @ self._tensor(sample) / member.sum(1, keepdim=True).clamp(min=1)
+        return np.asarray(means.cpu(), dtype=np.float64)
+
+    def topics(self, sample: NDArray[np.float32], k: int, seed: int) -> NDArray[np.int64]:
+        """Cosine k-means on a random projection, with the core's random numbers."""
+        projection, initial = kmeans.topic_draws(sample.shape[0], sample.shape[1], k, seed)
+        rows = unit_rows(self._tensor(sample) @ self._tensor(projection))
+        return np.asarray(spherical_kmeans(rows, rows[self._tensor(initial)])[0].cpu())
+
+    def lowest_k(self, scores: Tensor, k: int) -> Tensor:
+        """Mark the k lowest of every row, the lowest index first where scores tie."""
+        kth = scores.kthvalue(k, dim=1, keepdim=True).values
+        mask = scores <= kth
+        surplus = mask.sum(1) - k
+        crowded = surplus.nonzero().flatten()
+        if len(crowded):
+            ties = scores[crowded] == kth[crowded]
+            rank_from_last = ties.sum(1, keepdim=True) - ties.cumsum(1, dtype=torch.int32)
+            mask[crowded] &= ~(ties & (rank_from_last < surplus[crowded, None]))
+        return mask
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows scaled to Euclidean length 1; zero rows stay zero."""
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.where(norm > 0, rows / norm, 0.0)
+
+
+def spherical_kmeans(rows: Tensor, centroids: Tensor, iterations: int = kmeans.ITERATIONS) -> tuple[Tensor, Tensor]:
+    """See :func:`neuronrank_core.kmeans.spherical_kmeans`."""
+    for _ in range(iterations):
+        member = assign(rows, centroids)[None, :] == torch.arange(len(centroids), device=rows.device)[:, None]
+        sums = member.to(rows.dtype) @ rows
+        moved = torch.linalg.vector_norm(sums, dim=1, keepdim=True) > 0
+        centroids = torch.where(moved, unit_rows(sums), centroids)
+    return assign(rows, centroids), centroids
+
+
+def assign(rows: Tensor, centroids: Tensor) -> Tensor:
+    """Centroid with the largest dot product for each row, the lowest index on a tie."""
+    similarity = rows @ centroids.T
+    # argmax promises no particular index among equals; argmax over booleans of a stable comparison would not either.
+    index = torch.arange(len(centroids), device=rows.device)
+    best = similarity.amax(dim=1, keepdim=True)
+    return torch.where(similarity == best, index, len(centroids)).amin(dim=1)

@@ -1,0 +1,116 @@
+"""What a run did: sparsity reached per module, time per layer, and everything needed to repeat it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from neuronrank_core import Recipe, __version__
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """One weight matrix after pruning."""
+
+    name: str
+    size: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zero weights."""
+        return self.zeros / self.size
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One decoder layer (or the head) after pruning; seconds cover calibration, scoring and propagation."""
+
+    layer: int | str
+    modules: tuple[ModuleReport, ...]
+    seconds: float
+
+    @property
+    def size(self) -> int:
+        """Weights in the prunable modules."""
+        return sum(module.size for module in self.modules)
+
+    @property
+    def zeros(self) -> int:
+        """Zero weights in the prunable modules."""
+        return sum(module.zeros for module in self.modules)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`neuronrank_torch.prune` did.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        As asked for.
+    layers : tuple of LayerReport
+        Those that were pruned.
+    parameters : int
+        Parameters of the whole model.
+    calibration : dict
+        Text fingerprint, tokens and sequences used; empty where no text was needed.
+    seconds : float
+        Wall time of the whole run.
+    notes : tuple of str
+        What the user should know, such as a ``pruning_last`` beyond the model's layers.
+    """
+
+    recipe: Recipe
+    layers: tuple[LayerReport, ...]
+    parameters: int
+    calibration: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Weights in all pruned modules."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Zero weights in all pruned modules."""
+        return sum(layer.zeros for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types."""
+        return {
+            "recipe": {**asdict(self.recipe), "sparsity_ratio": self.recipe.ratio, **asdict(self.recipe.exponents)},
+            "layers": [
+                {
+                    "layer": layer.layer,
+                    "seconds": round(layer.seconds, 3),
+                    "modules": {
+                        m.name: {"size": m.size, "zeros": m.zeros, "sparsity": m.sparsity} for m in layer.modules
+                    },
+                }
+                for layer in self.layers
+            ],
+            "total": {"parameters": self.parameters, "prunable": self.size, "zeros": self.zeros},
+            "calibration": self.calibration,
+            "seconds": round(self.seconds, 3),
+            "notes": list(self.notes),
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a figure depends on."""
+    return {
+        "neuronrank": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
