@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from neuronrank_core.context import ScoringContext
 from neuronrank_core.kernels import Array
-from neuronrank_core.methods import METHODS
+from neuronrank_core.methods import METHODS, Method
+from neuronrank_core.recipe import Recipe
 from neuronrank_core.scoring import NEURON_AXIS
-from neuronrank_core.selection import select
+from neuronrank_core.selection import comparison_group, select
 
 
 def prune_mask(module: str, context: ScoringContext) -> Array:
@@ -28,9 +29,7 @@ def prune_mask(module: str, context: ScoringContext) -> Array:
         See :func:`neuronrank_core.selection.select` and :class:`ScoringContext`.
     """
     recipe = context.recipe
-    method = METHODS[recipe.method]
-    if module not in NEURON_AXIS:
-        method = METHODS[method.beyond_mlp]
+    method = method_for(module, recipe)
     return select(
         method.score(module, context),
         context.weights[module],
@@ -40,3 +39,16 @@ def prune_mask(module: str, context: ScoringContext) -> Array:
         lowest_k=context.kernels.lowest_k,
         where=f"layer {context.layer} {module}",
     )
+
+
+def method_for(module: str, recipe: Recipe) -> Method:
+    """The method that scores a module: the recipe's for the MLP, its ``beyond_mlp`` for attention and head."""
+    method = METHODS[recipe.method]
+    return method if module in NEURON_AXIS else METHODS[method.beyond_mlp]
+
+
+def target_zeros(module: str, shape: tuple[int, int], recipe: Recipe) -> int:
+    """How many weights of a module :func:`prune_mask` marks."""
+    compare = recipe.compare or method_for(module, recipe).compare(module)
+    size, k = comparison_group(shape, ratio=recipe.ratio, compare=compare, pattern=recipe.pattern, where=module)
+    return k * (shape[0] * shape[1] // size)

@@ -67,10 +67,10 @@ class Recipe:
     idf_exp: float | None = number(None, -10, 10)
     spikiness_exp: float | None = number(None, -10, 10)
 
-    magnitude_multi: float = number(1.0, 0)
+    magnitude_multi: float = number(0.0, 0)
     variance_multi: float = number(1.0, 0)
     variance_exp: float = number(1.0, 0, 10)
-    token_weight: float = number(0.0, 0)
+    token_weight: float = number(1.0, 0)
 
     propagate: str = one_of("pruned", ("pruned", "dense"))
     nsamples: int = number(128, 1, integer=True)

@@ -93,7 +93,7 @@ def select(
         If M does not divide the number of inputs.
     """
     shape = tuple(score.shape)
-    size, k = _group(shape, ratio, compare, pattern, where)
+    size, k = comparison_group(shape, ratio=ratio, compare=compare, pattern=pattern, where=where)
     if not math.isfinite(float(score.sum())):
         raise NonFiniteError(f"NaN or Inf in the scores of {where}", hint="check the weights, or lower the exponents")
     if k == 0:
@@ -104,10 +104,15 @@ def select(
     return lowest_k(score.reshape(-1, size), k).reshape(shape)
 
 
-def _group(
-    shape: tuple[int, ...], ratio: float, compare: str, pattern: tuple[int, int] | None, where: str
+def comparison_group(
+    shape: tuple[int, int],
+    *,
+    ratio: float,
+    compare: str,
+    pattern: tuple[int, int] | None = None,
+    where: str = "module",
 ) -> tuple[int, int]:
-    """Size of a comparison group and how many of it go."""
+    """Size of a comparison group, and how many of its weights go; see :func:`select`."""
     rows, columns = shape
     if pattern is None:
         size = columns if compare == "row" else rows * columns

@@ -153,9 +153,8 @@ def run_layers(
         # The model only carries this on to the next call, where the hidden states are taken from the buffer again.
         return args[0]
 
-    with _replaced(decoder.layers, visit_layer):
-        with suppress(_Stop):
-            decoder.body(input_ids=sequences[:1], use_cache=False)
+    with _replaced(decoder.layers, visit_layer), suppress(_Stop):
+        decoder.body(input_ids=sequences[:1], use_cache=False)
     return hidden
 
 

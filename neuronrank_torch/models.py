@@ -99,6 +99,33 @@ def load_model(spec: str, *, dtype: Dtype = "auto", device: str | torch.device =
     return model.to(target).eval(), tokenizer, source
 
 
+def load_skeleton(spec: str) -> Any:
+    """Build a model without weights, on the meta device, from its configuration alone.
+
+    Parameters
+    ----------
+    spec : str
+        As :func:`load_model`.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+
+    Raises
+    ------
+    InputError
+        If there is no such model, or its configuration cannot be used.
+    """
+    kind, path = _locate(spec)
+    with quiet_transformers(), _as_input_error(spec), torch.device("meta"):
+        if kind == "gguf":
+            config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        else:
+            _check_folder(path)
+            config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence the progress bars and the log of transformers; both are as before afterwards."""

@@ -98,6 +98,14 @@ def calibration_sequences(tokenizer: Any, recipe: Recipe, text: str) -> Tensor:
     return torch.as_tensor(drawn)
 
 
+def first_pruned(recipe: Recipe, layers: int) -> tuple[int, list[str]]:
+    """First layer that the recipe prunes in a model of so many layers, and what the user should know."""
+    last = recipe.pruning_last
+    if last is not None and last > layers:
+        return 0, [f"--pruning_last is {last} but the model has {layers} layers: all are pruned"]
+    return 0 if last is None else layers - last, []
+
+
 class _PruneRun:
     """One run over one model: what the layers' visits share."""
 
@@ -108,11 +116,7 @@ class _PruneRun:
         self.device = next(model.parameters()).device
         self.kernels = TorchKernels(self.device)
         self.reports: list[LayerReport] = []
-        self.notes: list[str] = []
-        layers, last = len(self.decoder.layers), recipe.pruning_last
-        if last is not None and last > layers:
-            self.notes.append(f"pruning_last is {last} but the model has {layers} layers: all are pruned")
-        self.first = 0 if last is None else max(0, layers - last)
+        self.first, self.notes = first_pruned(recipe, len(self.decoder.layers))
         self.steps = 0
 
     def uncalibrated(self) -> None:

@@ -97,6 +97,14 @@ def test_mode_is_restored_module_by_module():
     assert [part.training for part in model.modules()] == before
 
 
+def test_no_cache_is_kept():
+    caches = []
+    model = small()
+    model.register_forward_hook(lambda *step: caches.append(step[-1].past_key_values))
+    perplexity(model, random_windows(1))
+    assert caches == [None]
+
+
 def test_mode_is_restored_after_an_error():
     model = small().train()
     model.model.norm.weight.data.fill_(float("nan"))

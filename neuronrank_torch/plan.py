@@ -1,0 +1,61 @@
+"""What a run would do, found out without loading a weight."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import nn
+
+from neuronrank_core import Recipe
+from neuronrank_core.masking import target_zeros
+from neuronrank_torch import corpus
+from neuronrank_torch.architecture import find_decoder, prunable_linears, untied_head
+from neuronrank_torch.checkpoint import check_output
+from neuronrank_torch.job import Job, choose_device
+from neuronrank_torch.models import load_skeleton
+from neuronrank_torch.pipeline import first_pruned
+from neuronrank_torch.report import LayerReport, ModuleReport, Report
+
+
+def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
+    """Check what can be checked cheaply, and say what :func:`neuronrank_torch.job.run_prune` would do.
+
+    Returns
+    -------
+    dict
+        Of the same form as the report of a run, with the zeros that would be chosen.
+
+    Raises
+    ------
+    InputError
+        If the output, the texts or the model's configuration cannot be used.
+    """
+    if job.save is not None:
+        check_output(job.save, None, job.force)
+    if recipe.requires:
+        corpus.load_text(job.dataset, "calibration")
+    if job.evaluation:
+        corpus.load_text(job.evaluation.dataset, "evaluation")
+    model = load_skeleton(job.model)
+    decoder = find_decoder(model)
+    first, notes = first_pruned(recipe, len(decoder.layers))
+    layers: list[LayerReport] = []
+    for index in range(first, len(decoder.layers)):
+        linears = prunable_linears(decoder.layers[index], index, include_attention=recipe.include_attention)
+        layers.append(_planned(index, linears, recipe))
+    if recipe.prune_lm_head:
+        layers.append(_planned("lm_head", {"lm_head": untied_head(model)}, recipe))
+    parameters = sum(p.numel() for p in model.parameters())
+    calibration = {"tokens": recipe.nsamples * recipe.seqlen} if recipe.requires else {}
+    report = Report(recipe, tuple(layers), parameters, calibration, 0.0, tuple(notes)).to_dict()
+    report["job"] = {**asdict(replace(job, device=choose_device(job.device))), "dry_run": True}
+    return report
+
+
+def _planned(layer: int | str, linears: dict[str, nn.Linear], recipe: Recipe) -> LayerReport:
+    modules = [
+        ModuleReport(name, linear.weight.numel(), target_zeros(name, (linear.out_features, linear.in_features), recipe))
+        for name, linear in linears.items()
+    ]
+    return LayerReport(layer, tuple(modules), 0.0)
