@@ -29,10 +29,10 @@ class RecipeFlag:
 class Name(click.Choice[str]):
     """A choice among names in which dashes and underscores are interchangeable too, shown with underscores."""
 
-    def normalize_choice(self, choice: str, ctx: click.Context | None) -> str:
+    def normalize_choice(self, choice: object, ctx: click.Context | None) -> str:
         """Compare names with underscores."""
         del ctx
-        return choice.replace("-", "_")
+        return str(choice).replace("-", "_")
 
 
 def _exponent_default(name: str) -> str:
