@@ -96,7 +96,7 @@ def load_model(spec: str, *, dtype: Dtype = "auto", device: str | torch.device =
         _check_complete(spec, info)
     shard_bytes = None if kind == "gguf" else _largest_shard(path)
     source = ModelSource(spec, kind, path, model.config.model_type, shard_bytes)
-    return model.to(target).eval(), tokenizer, source
+    return model.to(target), tokenizer, source
 
 
 def load_skeleton(spec: str) -> Any:

@@ -177,6 +177,20 @@ DAMAGE = {
 
 
 class TestBadInput:
+    def test_report_of_transformers_is_not_logged(self, folder, caplog):
+        logger = transformers.utils.logging.get_logger("transformers")
+        logger.addHandler(caplog.handler)
+        try:
+            _drop(folder, "model.layers.1.mlp.up_proj.weight")
+            transformers.AutoModelForCausalLM.from_pretrained(folder)
+            assert caplog.records, "transformers no longer reports: this test shows nothing"
+            caplog.clear()
+            with pytest.raises(InputError):
+                load_model(str(folder))
+            assert caplog.records == []
+        finally:
+            logger.removeHandler(caplog.handler)
+
     @pytest.mark.parametrize("damage", DAMAGE)
     def test_damaged_folder(self, folder, damage, capfd):
         act, message = DAMAGE[damage]
