@@ -1,16 +1,15 @@
-"""The ``neuronrank`` command: ties the commands together and turns errors into one line, a hint and an exit code."""
+"""The ``neuronrank`` command: ties the commands together."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import Any
+import signal
+from types import FrameType
 
 import click
 
 from neuronrank_cli.evaluate import evaluate
 from neuronrank_cli.prune import prune
-from neuronrank_core import NeuronRankError, __version__
+from neuronrank_core import __version__
 
 
 def dashed(token: str) -> str:
@@ -18,22 +17,7 @@ def dashed(token: str) -> str:
     return token.replace("_", "-")
 
 
-class ErrorsInOneLine(click.Group):
-    """A group whose commands never show a user a traceback for an error raised on purpose."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, exit 1 for a run that failed and 2 for wrong input."""
-        try:
-            return super().invoke(ctx)
-        except NeuronRankError as error:
-            click.echo(f"Error: {error}", err=True)
-            if error.hint:
-                click.echo(f"Hint: {error.hint}", err=True)
-            ctx.exit(error.exit_code)
-
-
 @click.group(
-    cls=ErrorsInOneLine,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "auto_envvar_prefix": "NEURONRANK",
@@ -46,8 +30,11 @@ class ErrorsInOneLine(click.Group):
 def cli() -> None:
     """Prune language models by how strongly (TF) and how selectively (IDF) their neurons fire.
 
-    Underscores and dashes in flags are interchangeable. Every flag can also be set in the environment:
-    --sparsity_ratio of `neuronrank prune` as NEURONRANK_PRUNE_SPARSITY_RATIO.
+    Underscores and dashes are interchangeable in the names of flags and methods. Every flag can also be set in the
+    environment: --sparsity_ratio of `neuronrank prune` as NEURONRANK_PRUNE_SPARSITY_RATIO.
+
+    Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 the run failed, 2 wrong input.
+    NEURONRANK_DEBUG=1 shows tracebacks.
     """
 
 
@@ -55,6 +42,13 @@ cli.add_command(prune)
 cli.add_command(evaluate)
 
 
-def main(run: Callable[..., Any] = cli) -> None:
+def main() -> None:
     """Entry point."""
-    sys.exit(run())
+    # Batch systems end a run by SIGTERM: unwind as for Ctrl-C, so that no temporary folder stays.
+    signal.signal(signal.SIGTERM, _terminate)
+    cli()
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    del frame
+    raise SystemExit(128 + number)

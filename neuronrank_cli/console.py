@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import ExitStack, redirect_stdout
 from types import TracebackType
 from typing import Any
 
@@ -13,37 +15,43 @@ from rich.table import Table
 
 
 class Stages:
-    """Progress on stderr: a bar on a terminal, a line a stage elsewhere. Call it with (stage, done, total)."""
+    """Progress on stderr: a bar on a terminal, a line a stage elsewhere. Call it with (stage, done, total).
+
+    While it is open, whatever a library prints goes to stderr too: stdout is for the result.
+    """
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        console = Console(stderr=True)
+        self.live = console.is_terminal and not console.is_dumb_terminal
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=self.console,
+            console=console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=not self.live,
         )
         self.task = self.bar.add_task("starting", total=None)
         self.stage = ""
+        self.open = ExitStack()
 
     def __enter__(self) -> Stages:
-        self.bar.start()
+        self.open.enter_context(redirect_stdout(sys.stderr))
+        self.open.enter_context(self.bar)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        self.open.close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show where the run is."""
         if stage != self.stage:
             self.stage = stage
-            if not self.console.is_terminal:
+            if not self.live:
                 click.echo(f"{stage} ({done}/{total})" if total > 1 else stage, err=True)
         self.bar.update(self.task, description=stage, completed=done, total=total)
 
@@ -55,36 +63,49 @@ def warn(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value on stdout, alone."""
-    click.echo(json.dumps(value, indent=2, sort_keys=True))
+    click.echo(json.dumps(value, indent=2, sort_keys=True, allow_nan=False))
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print the table of a finished run."""
-    planned = " (planned, nothing done)" if report["job"].get("dry_run") else ""
-    title = f"{report['job']['model']}, {report['recipe']['method']}{planned}"
-    table = Table(title=title, title_justify="left")
-    for heading in ("layer", "weights", "zeros", "sparsity", "seconds"):
-        table.add_column(heading, justify="right")
-    for layer in report["layers"]:
-        size = sum(module["size"] for module in layer["modules"].values())
-        zeros = sum(module["zeros"] for module in layer["modules"].values())
-        table.add_row(str(layer["layer"]), f"{size:,}", f"{zeros:,}", f"{zeros / size:.4%}", f"{layer['seconds']:.1f}")
-    total = report["total"]
-    table.add_section()
-    share = total["zeros"] / total["prunable"] if total["prunable"] else 0.0
-    row = ("total", f"{total['prunable']:,}", f"{total['zeros']:,}", f"{share:.4%}", f"{report['seconds']:.1f}")
-    table.add_row(*row, style="bold")
-    Console().print(table)
-    if planned:
-        return
-    click.echo(f"parameters zeroed: {total['zeros']:,} of {total['parameters']:,} in the whole model")
+    """Print the table of a finished or planned run, and what it comes to."""
+    job, recipe, total = report["job"], report["recipe"], report["total"]
+    planned = job.get("dry_run", False)
+    goal = f"{recipe['sparsity_ratio']:.4g} {recipe['sparsity_type']}"
+    click.echo(f"{job['model']}: {recipe['method']}, {goal}{', planned' if planned else ''}")
+    Console().print(_table(report, times=not planned))
+    verb = "to zero" if planned else "zeroed"
+    click.echo(f"parameters {verb}: {total['zeros']:,} of {total['parameters']:,} in the whole model")
     if "perplexity" in report:
         before, after = report["perplexity"]["before"], report["perplexity"]["after"]
-        click.echo(f"perplexity before: {before['perplexity']:.2f}")
-        click.echo(f"perplexity after:  {after['perplexity']:.2f}")
-        click.echo(f"measured on: {protocol(report['job']['evaluation']['dataset'], after)}")
-    if report["job"]["save"]:
-        click.echo(f"saved to: {report['job']['save']}")
+        click.echo(f"perplexity before: {before['perplexity']:.4f}")
+        click.echo(f"perplexity after:  {after['perplexity']:.4f}")
+        click.echo(f"measured on: {protocol(job['evaluation']['dataset'], after)}")
+    if planned:
+        if report["calibration"]:
+            click.echo(f"calibration: {recipe['nsamples']} sequences of {recipe['seqlen']} tokens of {job['dataset']}")
+        click.echo("dry run: nothing was calibrated, pruned or saved")
+    elif job["save"]:
+        click.echo(f"saved to: {job['save']}")
+
+
+def _table(report: dict[str, Any], *, times: bool) -> Table:
+    """Sparsity per layer and in all, with the seconds that each took where there are any."""
+    table = Table()
+    for heading in ("layer", "weights", "zeros", "sparsity", *(["seconds"] if times else [])):
+        table.add_column(heading, justify="right")
+
+    def cells(name: str, size: int, zeros: int, seconds: float) -> list[str]:
+        share = zeros / size if size else 0.0
+        return [name, f"{size:,}", f"{zeros:,}", f"{share:.4%}", *([f"{seconds:.1f}"] if times else [])]
+
+    for layer in report["layers"]:
+        modules = layer["modules"].values()
+        size, zeros = sum(module["size"] for module in modules), sum(module["zeros"] for module in modules)
+        table.add_row(*cells(str(layer["layer"]), size, zeros, layer["seconds"]))
+    table.add_section()
+    total = report["total"]
+    table.add_row(*cells("total", total["prunable"], total["zeros"], report["seconds"]), style="bold")
+    return table
 
 
 def protocol(dataset: str, perplexity: dict[str, Any]) -> str:

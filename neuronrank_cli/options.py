@@ -9,10 +9,23 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from neuronrank_cli.command import OUTPUT, Flag
 from neuronrank_core.methods import METHODS
 from neuronrank_core.recipe import MODES, Exponents, Recipe
 from neuronrank_core.selection import COMPARE
 from neuronrank_core.statistics import SIGNALS
+
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+
+
+class Name(click.Choice[str]):
+    """A choice among names in which dashes and underscores are interchangeable too, shown with underscores."""
+
+    def normalize_choice(self, choice: object, ctx: click.Context | None) -> str:
+        """Compare names with underscores."""
+        del ctx
+        return str(choice).replace("-", "_")
 
 
 @dataclass(frozen=True)
@@ -24,15 +37,7 @@ class RecipeFlag:
     kind: Any
     help: str
     default_text: str = ""
-
-
-class Name(click.Choice[str]):
-    """A choice among names in which dashes and underscores are interchangeable too, shown with underscores."""
-
-    def normalize_choice(self, choice: object, ctx: click.Context | None) -> str:
-        """Compare names with underscores."""
-        del ctx
-        return str(choice).replace("-", "_")
+    metavar: str | None = None
 
 
 def _exponent_default(name: str) -> str:
@@ -46,101 +51,146 @@ def _exponent(field: str, flag: str, text: str) -> RecipeFlag:
     return RecipeFlag(field, flag, float, text, _exponent_default(field))
 
 
-RECIPE_FLAGS = (
-    RecipeFlag("method", "--prune_method", Name(tuple(METHODS)), "How weights are scored."),
-    RecipeFlag("sparsity_type", "--sparsity_type", str, "unstructured, or N:M such as 2:4: N of every M go."),
-    RecipeFlag("sparsity_ratio", "--sparsity_ratio", float, "Share of weights to zero, 0 to 1.", "0.5, or N/M"),
-    RecipeFlag("pruning_last", "--pruning_last", int, "Prune the last N layers only.", "all layers"),
-    RecipeFlag("compare", "--compare", Name(COMPARE), "Weights that compete.", "the method's"),
-    RecipeFlag("tfidf_mode", "--nr-tfidf-mode", Name(MODES), "Groups for TF and IDF: documents, topics or tokens."),
-    RecipeFlag("tfidf_k", "--nr-tfidf-k", int, "Number of topics (topic mode)."),
-    RecipeFlag(
-        "q_active", "--nr-q-active", float, "Quantile from which a neuron counts as active; higher is stricter."
+BOS = ("window", "text")
+BOS_HELP = "Where a beginning-of-sequence token stands, for tokenizers that add one."
+
+#: Flags by section of the help.
+RECIPE_FLAGS = {
+    "What to prune": (
+        RecipeFlag(
+            "method", "--prune_method", Name(tuple(METHODS)), "How weights are scored: see below.", "", "METHOD"
+        ),
+        RecipeFlag("sparsity_type", "--sparsity_type", str, "unstructured, or N:M such as 2:4: N of every M go."),
+        RecipeFlag("sparsity_ratio", "--sparsity_ratio", float, "Share of weights to zero, 0 to 1.", "0.5, or N/M"),
+        RecipeFlag("pruning_last", "--pruning_last", int, "Prune the last N layers only.", "all layers"),
+        RecipeFlag("compare", "--compare", Name(COMPARE), "Within what weights compete.", "the method's"),
+        RecipeFlag(
+            "include_attention",
+            "--nr-include-attention/--nr-skip-attention",
+            bool,
+            "Prune q/k/v/o too, with Wanda's score.",
+            "skip",
+        ),
+        RecipeFlag("prune_lm_head", "--nr-prune-lm-head", bool, "Prune the head too, where it is not tied."),
     ),
-    RecipeFlag("signal", "--nr-signal", Name(SIGNALS), "What a neuron's strength is measured on."),
-    RecipeFlag("threshold", "--threshold", float, "A gate above it is open (token mode)."),
-    RecipeFlag("tokens_per_document", "--tokens-per-document", int, "Tokens sampled from each sequence."),
-    _exponent("weight_exp", "--weight-exp", "Exponent of the weight's magnitude."),
-    _exponent("input_exp", "--input-exp", "Exponent of the input's norm."),
-    _exponent("tf_exp", "--tf-exp", "Exponent of TF, how strongly the neuron fires."),
-    _exponent("idf_exp", "--idf-exp", "Exponent of IDF, how selectively it fires."),
-    _exponent("spikiness_exp", "--nr-spikiness-exp", "Exponent of peak / mean signal."),
-    RecipeFlag("magnitude_multi", "--magnitude-multi", float, "neuronrank_unstructured: constant part."),
-    RecipeFlag("variance_multi", "--variance-multi", float, "neuronrank_unstructured: factor of the variance."),
-    RecipeFlag("variance_exp", "--variance-exp", float, "neuronrank_unstructured: exponent of the variance."),
-    RecipeFlag("token_weight", "--token-weight", float, "neuronrank_unstructured: weight of the tokens' variance."),
-    RecipeFlag(
-        "propagate",
-        "--propagate",
-        Name(("pruned", "dense")),
-        "Which layer's output the next one calibrates on.",
+    "Exponents of the score": (
+        _exponent("weight_exp", "--weight-exp", "Of the weight's magnitude."),
+        _exponent("input_exp", "--input-exp", "Of the input's norm."),
+        _exponent("tf_exp", "--tf-exp", "Of TF, how strongly the neuron fires."),
+        _exponent("idf_exp", "--idf-exp", "Of IDF, how selectively it fires."),
+        _exponent("spikiness_exp", "--nr-spikiness-exp", "Of peak / mean signal."),
     ),
-    RecipeFlag("nsamples", "--nsamples", int, "Calibration sequences."),
-    RecipeFlag("seed", "--seed", int, "Seed of every random number."),
-)
+    "TF and IDF": (
+        RecipeFlag("tfidf_mode", "--nr-tfidf-mode", Name(MODES), "What IDF counts: documents, topics or tokens."),
+        RecipeFlag("tfidf_k", "--nr-tfidf-k", int, "Number of topics (topic mode)."),
+        RecipeFlag("q_active", "--nr-q-active", float, "Quantile from which a neuron is active; higher is stricter."),
+        RecipeFlag("signal", "--nr-signal", Name(SIGNALS), "What a neuron's strength is measured on."),
+        RecipeFlag("threshold", "--threshold", float, "A gate above it is open (token mode)."),
+        RecipeFlag("tokens_per_document", "--tokens-per-document", int, "Tokens sampled from each sequence."),
+    ),
+    "Factor of neuronrank_unstructured": (
+        RecipeFlag("magnitude_multi", "--magnitude-multi", float, "Constant part."),
+        RecipeFlag("variance_multi", "--variance-multi", float, "Factor of the variance."),
+        RecipeFlag("variance_exp", "--variance-exp", float, "Exponent of the variance."),
+        RecipeFlag("token_weight", "--token-weight", float, "Weight of the variance between tokens."),
+    ),
+    "Calibration": (
+        RecipeFlag("nsamples", "--nsamples", int, "Number of sequences."),
+        RecipeFlag("seqlen", "--seqlen", int, "Tokens in a sequence, and in a window of --eval."),
+        RecipeFlag("bos", "--bos", Name(BOS), BOS_HELP),
+        RecipeFlag(
+            "propagate",
+            "--propagate",
+            Name(("pruned", "dense")),
+            "Whose output the next layer calibrates on: the pruned layer's or the original's.",
+        ),
+        RecipeFlag("seed", "--seed", int, "Seed of every random number."),
+    ),
+}
+#: How the flag of a field of the recipe is written.
+SPELLING = {spec.field: spec.flag.split("/")[0] for section in RECIPE_FLAGS.values() for spec in section}
 
-seqlen_option = click.option("--seqlen", type=int, default=Recipe.seqlen, help="Tokens in a sequence or window.")
-bos_option = click.option(
-    "--bos",
-    type=Name(("window", "text")),
-    default=Recipe.bos,
-    help="Where a beginning-of-sequence token stands, for tokenizers that add one.",
-)
-batch_size_option = click.option(
-    "--batch-size", type=click.IntRange(min=1), help="Sequences in a micro-batch.  [default: automatic]"
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, alone.")
-
-Command = Callable[..., Any]
+MODEL = "Model"
 
 
-def recipe_options(command: Command) -> Command:
-    """Add every flag of a recipe."""
+def recipe_flags(section: str) -> Decorator:
+    """Add the flags of one section of :data:`RECIPE_FLAGS`."""
     defaults = {f.name: f.default for f in fields(Recipe)}
-    command = click.option("--nr-prune-lm-head", "prune_lm_head", is_flag=True, help="Prune the head too.")(command)
-    command = click.option(
-        "--nr-include-attention/--nr-skip-attention", "include_attention", help="Prune q/k/v/o too, with Wanda's score."
-    )(command)
-    command = seqlen_option(bos_option(command))
-    for spec in reversed(RECIPE_FLAGS):
-        command = click.option(
-            spec.flag,
-            spec.field,
-            type=spec.kind,
-            default=defaults[spec.field],
-            help=spec.help,
-            show_default=spec.default_text or True,
-        )(command)
-    return command
+
+    def add(command: Command) -> Command:
+        for spec in reversed(RECIPE_FLAGS[section]):
+            command = click.option(
+                spec.flag,
+                spec.field,
+                cls=Flag,
+                section=section,
+                is_flag=spec.kind is bool,
+                type=spec.kind,
+                default=defaults[spec.field],
+                help=spec.help,
+                default_text=spec.default_text,
+                metavar=spec.metavar,
+            )(command)
+        return command
+
+    return add
 
 
-def model_options(command: Command) -> Command:
+def model_flags(command: Command) -> Command:
     """Add --model, --device and --dtype."""
     for option in (
         click.option(
             "--dtype",
+            cls=Flag,
+            section=MODEL,
             type=Name(("auto", "float32", "bfloat16", "float16")),
             default="auto",
             help="Precision of the weights; auto is the checkpoint's own.",
         ),
-        click.option("--device", default="auto", help="cpu, cuda, cuda:N, mps; auto is CUDA where there is one."),
+        click.option(
+            "--device",
+            cls=Flag,
+            section=MODEL,
+            metavar="DEVICE",
+            default="auto",
+            help="cpu, cuda, cuda:N, mps; auto is CUDA where there is one.",
+        ),
         click.option(
             "--model",
+            cls=Flag,
+            section=MODEL,
+            metavar="MODEL",
             required=True,
             help="A Hugging Face folder or hub id, a .gguf file, or builtin:smollm2-135m.",
-            show_default=False,
         ),
     ):
         command = option(command)
     return command
 
 
+def text_flag(flag: str, section: str, what: str) -> Decorator:
+    """A flag that names a text."""
+    help_text = f"{what}: builtin, a .txt or .jsonl file, or a hub name[:config[:split]]."
+    return click.option(flag, cls=Flag, section=section, metavar="SOURCE", default="builtin", help=help_text)
+
+
+def windows_flag(flag: str, section: str) -> Decorator:
+    """A flag that says how much of a text to measure on."""
+    return count_flag(flag, section, "Windows to measure on.", default_text="all")
+
+
+def count_flag(flag: str, section: str, text: str, *, low: int = 1, **attributes: Any) -> Decorator:
+    """A flag that takes a whole number from ``low`` on."""
+    kind = click.IntRange(min=low)
+    return click.option(flag, cls=Flag, section=section, type=kind, metavar="INTEGER", help=text, **attributes)
+
+
+json_flag = click.option(
+    "--json", "as_json", cls=Flag, section=OUTPUT, is_flag=True, help="Print the result as JSON on stdout, alone."
+)
+
+
 def given(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
     """Those values that the user set, by a flag or in the environment."""
     unset = (ParameterSource.DEFAULT, None)
     return {name: value for name, value in values.items() if ctx.get_parameter_source(name) not in unset}
-
-
-def flag_of(field: str) -> str:
-    """The flag that sets a field of the recipe."""
-    return next((spec.flag for spec in RECIPE_FLAGS if spec.field == field), "--" + field.replace("_", "-"))

@@ -2,45 +2,100 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import click
 
+from neuronrank_cli.command import OUTPUT, Command, Flag
 from neuronrank_cli.console import Stages, print_json, print_report, warn
-from neuronrank_cli.options import batch_size_option, flag_of, given, json_option, model_options, recipe_options
+from neuronrank_cli.options import (
+    SPELLING,
+    count_flag,
+    given,
+    json_flag,
+    model_flags,
+    recipe_flags,
+    text_flag,
+    windows_flag,
+)
+from neuronrank_core.methods import METHODS
 from neuronrank_core.recipe import PRESETS, Recipe
 
+EXPONENTS, CALIBRATION, PERPLEXITY = "Exponents of the score", "Calibration", "Perplexity"
+EXAMPLE = """\b
+Example:
+  neuronrank prune --model builtin:smollm2-135m --nsamples 32 --eval --eval-windows 24 --save out/
+"""
+TABLES = {
+    "Methods (a, b, c, r: the exponents of weight, TF, IDF, spikiness)": [
+        (method.name, method.summary) for method in METHODS.values()
+    ],
+    "Presets": [
+        (name, " ".join(f"{SPELLING[field]} {value:g}" for field, value in values.items()))
+        for name, values in PRESETS.items()
+    ],
+}
 
-@click.command()
-@model_options
-@click.option("--save", type=click.Path(), help="Output folder: an ordinary Hugging Face model.")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
-@click.option("--dataset", default="builtin", help="Calibration text: builtin, a .txt or .jsonl file, or a hub name.")
-@click.option("--preset", type=click.Choice(tuple(PRESETS)), help="Exponents to start from; flags given beat them.")
-@recipe_options
-@batch_size_option
-@click.option("--eval", "evaluate", is_flag=True, help="Measure perplexity before and after.")
-@click.option("--eval-dataset", default="builtin", help="Text to measure on.")
-@click.option("--eval-windows", type=click.IntRange(min=1), help="How many windows.  [default: all]")
-@click.option("--dry-run", is_flag=True, help="Show what would be pruned, without doing it.")
-@json_option
+
+@click.command(cls=Command, tables=TABLES, epilog=EXAMPLE)
+@model_flags
+@recipe_flags("What to prune")
+@click.option(
+    "--preset",
+    cls=Flag,
+    section=EXPONENTS,
+    metavar="PRESET",
+    type=click.Choice(tuple(PRESETS)),
+    help="Where to start from, see below; flags given beat it.",
+)
+@recipe_flags(EXPONENTS)
+@recipe_flags("TF and IDF")
+@recipe_flags("Factor of neuronrank_unstructured")
+@text_flag("--dataset", CALIBRATION, "Text")
+@recipe_flags(CALIBRATION)
+@count_flag("--batch-size", CALIBRATION, "Sequences in a micro-batch.", default_text="2048 tokens' worth")
+@click.option(
+    "--eval", "evaluate", cls=Flag, section=PERPLEXITY, is_flag=True, help="Measure it before and after pruning."
+)
+@text_flag("--eval-dataset", PERPLEXITY, "Text")
+@windows_flag("--eval-windows", PERPLEXITY)
+@click.option(
+    "--save",
+    cls=Flag,
+    section=OUTPUT,
+    metavar="FOLDER",
+    help="Where to save: an ordinary Hugging Face model, with a report in neuronrank.json.",
+)
+@click.option("--force", cls=Flag, section=OUTPUT, is_flag=True, help="Replace a model that is saved there.")
+@click.option(
+    "--dry-run", cls=Flag, section=OUTPUT, is_flag=True, help="Check everything and show what would be pruned."
+)
+@json_flag
 @click.pass_context
 def prune(ctx: click.Context, /, **flags: Any) -> None:
-    r"""Prune a model and save it as an ordinary Hugging Face folder.
-
-    \b
-    Example:
-      neuronrank prune --model builtin:smollm2-135m --nsamples 32 --eval --eval-windows 24 --save out/
-    """
+    """Prune a model and save it as an ordinary Hugging Face folder."""
     names = {f.name for f in fields(Recipe)}
     chosen = given(ctx, {name: value for name, value in flags.items() if name in names})
     recipe = Recipe.from_preset(flags["preset"], **chosen)
-    for name in recipe.without_effect(chosen):
-        warn(f"{flag_of(name)} has no effect on {recipe.method} with these settings")
+    for note in without_effect(recipe, flags, set(given(ctx, flags))):
+        warn(note)
     if not (flags["save"] or flags["evaluate"] or flags["dry_run"]):
         raise click.UsageError("nothing to do with the result: give --save, --eval or --dry-run", ctx)
 
+    with Stages() as stages:
+        report = _run(recipe, flags, stages)
+    for note in report["notes"]:
+        warn(note)
+    if flags["as_json"]:
+        print_json(report)
+    else:
+        print_report(report)
+
+
+def _run(recipe: Recipe, flags: dict[str, Any], stages: Stages) -> dict[str, Any]:
+    """Do it, or plan it; torch is imported here, where a run needs it, and not for --help."""
     from neuronrank_torch.job import Evaluation, Job, run_prune
     from neuronrank_torch.plan import plan_prune
 
@@ -49,11 +104,35 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
         **{name: flags[name] for name in ("model", "dataset", "save", "force", "device", "dtype", "batch_size")},
         evaluation=evaluation if flags["evaluate"] else None,
     )
-    with Stages() as stages:
-        report = plan_prune(job, recipe) if flags["dry_run"] else run_prune(job, recipe, stages)
-    for note in report["notes"]:
-        warn(note)
-    if flags["as_json"]:
-        print_json(report)
-    else:
-        print_report(report)
+    return plan_prune(job, recipe) if flags["dry_run"] else run_prune(job, recipe, stages)
+
+
+def without_effect(recipe: Recipe, flags: dict[str, Any], chosen: set[str]) -> Iterator[str]:
+    """Say which flags that the user set cannot change what this run does, and why."""
+    for name in recipe.without_effect(chosen):
+        yield f"{SPELLING[name]} has no effect on {_blind(recipe, name)}"
+    preset = PRESETS.get(flags["preset"], {})
+    if preset and len(recipe.without_effect(preset)) == len(preset):
+        yield f"--preset has no effect on {recipe.method}"
+    idle: dict[str, str] = {}
+    if not recipe.requires:
+        unread = {"dataset", "nsamples", "propagate", "batch_size"} | (
+            set() if flags["evaluate"] else {"seqlen", "bos"}
+        )
+        idle |= dict.fromkeys(unread, f"on {recipe.method}, which needs no text")
+    if not flags["evaluate"]:
+        idle |= dict.fromkeys(("eval_dataset", "eval_windows"), "without --eval")
+    if not flags["save"]:
+        idle["force"] = "without --save"
+    for name in sorted(chosen & idle.keys()):
+        yield f"--{name.replace('_', '-')} has no effect {idle[name]}"
+
+
+def _blind(recipe: Recipe, name: str) -> str:
+    """What of a recipe does not see a field: its sparsity type, its method, or the method with its other settings."""
+    if name == "compare":
+        return recipe.sparsity_type
+    if name not in METHODS[recipe.method].reads:
+        return recipe.method
+    off = ", nor with --idf-exp 0" if recipe.exponents.idf_exp == 0 else ""
+    return f"{recipe.method} in {recipe.mode} mode{off}"

@@ -28,12 +28,9 @@ class Decoder:
     layers: list[nn.Module]
 
 
-def _holder(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    """The submodule of a layer that has linear layers of all these names."""
-    for module in layer.modules():
-        if all(isinstance(getattr(module, name, None), nn.Linear) for name in names):
-            return module
-    return None
+def _holders(layer: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
+    """The submodules of a layer that have linear layers of all these names."""
+    return [m for m in layer.modules() if all(isinstance(getattr(m, name, None), nn.Linear) for name in names)]
 
 
 def find_decoder(model: nn.Module) -> Decoder:
@@ -43,10 +40,12 @@ def find_decoder(model: nn.Module) -> Decoder:
     ------
     MissingStatisticsError
         If no list of layers with gated MLPs is there, or one of its layers has none.
+    InputError
+        If a layer has several.
     """
     for body in model.modules():
         layers = getattr(body, "layers", None)
-        if not isinstance(layers, nn.ModuleList) or not any(_holder(layer, MLP_PROJECTIONS) for layer in layers):
+        if not isinstance(layers, nn.ModuleList) or not any(_holders(layer, MLP_PROJECTIONS) for layer in layers):
             continue
         for index in range(len(layers)):
             gated_mlp(layers[index], index)
@@ -55,11 +54,16 @@ def find_decoder(model: nn.Module) -> Decoder:
 
 
 def gated_mlp(layer: nn.Module, index: int) -> nn.Module:
-    """The gated MLP of a layer; raises MissingStatisticsError where there is none."""
-    mlp = _holder(layer, MLP_PROJECTIONS)
-    if mlp is None:
+    """The gated MLP of a layer; raises MissingStatisticsError where there is none, InputError where there are more."""
+    mlps = _holders(layer, MLP_PROJECTIONS)
+    if not mlps:
         raise MissingStatisticsError(index, f"{type(layer).__name__} has no gated MLP")
-    return mlp
+    if len(mlps) > 1:
+        raise InputError(
+            f"layer {index} ({type(layer).__name__}) has {len(mlps)} gated MLPs",
+            hint="mixtures of experts cannot be pruned yet",
+        )
+    return mlps[0]
 
 
 def prunable_linears(layer: nn.Module, index: int, *, include_attention: bool = False) -> dict[str, nn.Linear]:
@@ -75,7 +79,7 @@ def prunable_linears(layer: nn.Module, index: int, *, include_attention: bool = 
     mlp = gated_mlp(layer, index)
     found = {name: getattr(mlp, name) for name in MLP_PROJECTIONS}
     if include_attention:
-        attention = _holder(layer, ATTENTION_PROJECTIONS)
+        attention = next(iter(_holders(layer, ATTENTION_PROJECTIONS)), None)
         if attention is None:
             raise InputError(
                 f"layer {index} ({type(layer).__name__}) has no q/k/v/o projections", hint="use --nr-skip-attention"

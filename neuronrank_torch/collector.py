@@ -75,7 +75,8 @@ class LayerCollector:
     def _gate_hook(self, module: nn.Module, args: tuple[Any, ...], gate: Tensor) -> None:
         del module, args
         if SIGNAL in self._requires:
-            self._batch["open_gate"] = (gate > self.recipe.threshold).sum(dim=1)
+            # In float32: torch would round the threshold to the precision of the gate.
+            self._batch["open_gate"] = (gate.float() > self.recipe.threshold).sum(dim=1)
         if self.recipe.signal != "product":
             self._signal(gate if self.recipe.signal == "gate" else self.activation(gate))
 
@@ -94,6 +95,13 @@ class LayerCollector:
             self._batch["signal_mean"] = a.mean(dim=1)
             self._batch["signal_max"] = a.amax(dim=1)
             self._batch["signal_mean_square"] = a.square_().mean(dim=1)
+        elif not activation.isfinite().all():  # The moments would tell; the sample holds some tokens alone.
+            raise self._non_finite("signal")
+
+    def _non_finite(self, name: str) -> NonFiniteError:
+        return NonFiniteError(
+            f"NaN or Inf in {name} of layer {self.index}", hint="check the model's weights, or try --dtype float32"
+        )
 
     def add_documents(self, first: int, tokens: int) -> None:
         """Turn what the hooks saw since the last call into rows.
@@ -114,10 +122,7 @@ class LayerCollector:
         self._batch = {}
         for name, column in columns.items():
             if not np.isfinite(column).all():
-                raise NonFiniteError(
-                    f"NaN or Inf in {name.split('.')[-1]} of layer {self.index}",
-                    hint="check the model's weights, or try --dtype float32",
-                )
+                raise self._non_finite(name.split(".")[-1])
         documents = len(next(iter(columns.values())))
         plain: dict[str, Any] = {
             "document": np.arange(first, first + documents),

@@ -83,14 +83,14 @@ def _redirect(handler: Handler, index: int, forward: Forward, *args: Any, **kwar
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two arguments of a layer are equal, as far as tensors in them go."""
+    """Whether two arguments of a layer are equal, as far as tensors and plain values in them go."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return type(a) is type(b)
+    return type(a) is type(b) and (not isinstance(a, (bool, int, float, str)) or a == b)
 
 
 def embed(decoder: Decoder, sequences: Tensor) -> Tensor:

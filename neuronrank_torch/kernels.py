@@ -65,6 +65,8 @@ class TorchKernels:
 
     def lowest_k(self, scores: Tensor, k: int) -> Tensor:
         """Mark the k lowest of every row, the lowest index first where scores tie."""
+        if k == 0:
+            return torch.zeros_like(scores, dtype=torch.bool)
         kth = scores.kthvalue(k, dim=1, keepdim=True).values
         mask = scores <= kth
         surplus = mask.sum(1) - k

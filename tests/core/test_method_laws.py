@@ -114,7 +114,7 @@ def test_stronger_neurons_keep_more_weights(seed: int, ratio: float) -> None:
 @given(seeds, ratios)
 def test_without_its_factors_every_seed_formula_is_magnitude(seed: int, ratio: float) -> None:
     layer = random_layer(seed)
-    off = {"sparsity_ratio": ratio, "tf_exp": 0.0, "idf_exp": 0.0, "variance_multi": 0.0}
+    off = {"sparsity_ratio": ratio, "tf_exp": 0.0, "idf_exp": 0.0, "magnitude_multi": 1.0, "variance_multi": 0.0}
     for module in MODULES:
         expected = mask(layer, module, method="magnitude", sparsity_ratio=ratio)
         for method in ("neuronrank_tfidf", "neuronrank_old", "neuronrank_unstructured"):

@@ -54,7 +54,7 @@ def test_defaults_of_the_specification() -> None:
     recipe = Recipe()
     assert (recipe.q_active, recipe.threshold, recipe.signal, recipe.tfidf_mode) == (0.6, 0, "gate", "doc")
     assert (recipe.tokens_per_document, recipe.propagate, recipe.bos) == (64, "pruned", "window")
-    assert (recipe.magnitude_multi, recipe.variance_multi, recipe.variance_exp) == (1, 1, 1)
+    assert (recipe.magnitude_multi, recipe.variance_multi, recipe.variance_exp) == (0, 1, 1)
     assert (recipe.include_attention, recipe.prune_lm_head) == (False, False)
     main = Recipe(method="neuronrank_wanda").exponents
     assert (main.weight_exp, main.input_exp, main.tf_exp, main.idf_exp, main.spikiness_exp) == (1, 1, 0.5, 0, 0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from neuronrank_core import InvalidValueError, NeuronStatistics, Recipe, document_statistics, merge, tfidf
+from neuronrank_core.kernels import NumpyKernels
 
 
 def corpus(*documents: list[float], **fields: float) -> NeuronStatistics:
@@ -78,6 +79,22 @@ def test_topic_term_frequency_counts_rare_topics_as_much_as_common_ones() -> Non
     means = tfidf.group_means(sample, labels, 2)
     assert means.tolist() == [[1.0], [5.0]]
     assert tfidf.topic_term_frequency(means).tolist() == [3.0]  # the mean over tokens is 2
+
+
+def test_a_topic_without_tokens_is_no_group() -> None:
+    class Gap(NumpyKernels):
+        @staticmethod
+        def topics(sample: np.ndarray, k: int, seed: int) -> np.ndarray:
+            assert (sample.shape, k, seed) == ((4, 1), 3, 7)
+            return np.array([2, 0, 2, 2])
+
+    table = document_statistics(0, signal=[[1.0], [5.0], [2.0], [3.0]])
+    neurons = NeuronStatistics(table, Recipe(tfidf_mode="topic", tfidf_k=3, seed=7), Gap())
+    assert neurons.groups == 2
+    assert neurons.labels.tolist() == [1, 0, 1, 1]
+    assert neurons.tf.tolist() == [3.5]  # of the means 5 and 2
+    assert neurons.df.tolist() == [1]  # tau is 3, reached by 1 of 1 and 1 of 3 tokens, of which 1.2 are needed
+    assert neurons.idf == pytest.approx([np.log(3 / 2) + 1])
 
 
 def test_spikiness() -> None:

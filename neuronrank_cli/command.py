@@ -1,0 +1,110 @@
+"""What every command of ``neuronrank`` has in common: help in sections, environment variables, errors in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from neuronrank_cli.failures import explain
+
+#: Exit code of a run that Ctrl-C ended, as shells have it.
+INTERRUPTED = 130
+#: The section that --help stands in too.
+OUTPUT = "Output"
+
+
+class Flag(click.Option):
+    """An option in a section of the help, set in the environment by the name it has on the command line.
+
+    Parameters
+    ----------
+    section : str
+        Heading it stands under in the help.
+    default_text : str
+        The default in words, where the value does not say it.
+    """
+
+    def __init__(self, *names: Any, section: str = OUTPUT, default_text: str = "", **attributes: Any) -> None:
+        self.section, self.default_text = section, default_text
+        super().__init__(*names, **attributes)
+
+    @property
+    def spelling(self) -> str:
+        """The flag as the help shows it."""
+        return self.opts[0]
+
+    def environment_name(self, ctx: click.Context) -> str:
+        """Name of the environment variable that sets this flag."""
+        return f"{ctx.auto_envvar_prefix}_{self.spelling.lstrip('-').replace('-', '_').upper()}"
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """Look the flag up in the environment; empty is unset."""
+        return os.environ.get(self.environment_name(ctx)) or None
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Name the environment variable where that is what holds the wrong value."""
+        hint = super().get_error_hint(ctx)
+        if ctx and self.name and ctx.get_parameter_source(self.name) is ParameterSource.ENVIRONMENT:
+            return f"{hint} (from {self.environment_name(ctx)})"
+        return hint
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """Show the default in words without parentheses."""
+        extra = super().get_help_extra(ctx)
+        if self.default_text:
+            extra["default"] = self.default_text
+        return extra
+
+
+class Command(click.Command):
+    """A command whose help has sections, and that never shows a traceback unless asked.
+
+    Parameters
+    ----------
+    tables : mapping
+        Sections of the help after the flags: heading to (term, explanation).
+    """
+
+    def __init__(
+        self, *args: Any, tables: Mapping[str, Sequence[tuple[str, str]]] | None = None, **attributes: Any
+    ) -> None:
+        self.tables = tables or {}
+        super().__init__(*args, **attributes)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the flags by section, in the order in which they are declared, then the tables."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(parameter, "section", OUTPUT), []).append(record)
+        for heading, rows in [*sections.items(), *self.tables.items()]:
+            with formatter.section(heading):
+                # Padded, so that the explanations of all sections begin in one column.
+                formatter.write_dl([(term.ljust(30), text) for term, text in rows])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; exit 1 for a run that failed, 2 for wrong input, 130 for Ctrl-C, with one line and a hint."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            click.echo("Interrupted; nothing half-done is left behind", err=True)
+            ctx.exit(INTERRUPTED)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # Whoever read stdout has left: click ends quietly then.
+            if os.environ.get("NEURONRANK_DEBUG"):
+                click.echo(traceback.format_exc(), err=True)
+            failure = explain(error, {p.name: p.spelling for p in self.params if isinstance(p, Flag) and p.name})
+            click.echo(f"Error: {failure.message}", err=True)
+            if failure.hint:
+                click.echo(f"Hint: {failure.hint}", err=True)
+            ctx.exit(failure.exit_code)

@@ -1,0 +1,266 @@
+"""Every flag does something, and what its name says; every field of a recipe has one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from typing import Any
+
+import click
+import pytest
+
+import neuronrank_torch.job
+import neuronrank_torch.plan
+from neuronrank_cli.evaluate import evaluate
+from neuronrank_cli.options import SPELLING
+from neuronrank_cli.prune import prune
+from neuronrank_core import METHODS, Recipe
+from neuronrank_torch.job import Evaluation, Job
+from neuronrank_torch.perplexity import Perplexity
+
+from .conftest import Run
+
+REPORT = {
+    "job": {"model": "m", "save": None, "dataset": "d"},
+    "recipe": {"method": "wanda", "sparsity_ratio": 0.5, "sparsity_type": "unstructured"},
+    "layers": [],
+    "total": {"parameters": 1, "prunable": 1, "zeros": 1},
+    "calibration": {},
+    "seconds": 0.0,
+    "notes": [],
+}
+BASE = ("--model", "m", "--save", "s", "--eval")
+JOB = Job("m", save="s", evaluation=Evaluation())
+#: A value other than the default for every flag that sets a field of the recipe.
+RECIPE = {
+    "method": "neuronrank_old",
+    "sparsity_type": "2:4",
+    "sparsity_ratio": 0.3,
+    "pruning_last": 3,
+    "compare": "row",
+    "include_attention": True,
+    "prune_lm_head": True,
+    "tfidf_mode": "topic",
+    "tfidf_k": 7,
+    "q_active": 0.7,
+    "signal": "product",
+    "threshold": 0.1,
+    "tokens_per_document": 9,
+    "weight_exp": 1.5,
+    "input_exp": 0.25,
+    "tf_exp": 2.0,
+    "idf_exp": -1.5,
+    "spikiness_exp": 0.75,
+    "magnitude_multi": 0.2,
+    "variance_multi": 0.3,
+    "variance_exp": 0.4,
+    "token_weight": 0.6,
+    "propagate": "dense",
+    "nsamples": 5,
+    "seqlen": 33,
+    "bos": "text",
+    "seed": 11,
+}
+#: The same for the others: the value, and the job that comes of it.
+JOBS: dict[str, tuple[Any, Job]] = {
+    "model": ("other", replace(JOB, model="other")),
+    "device": ("cuda:1", replace(JOB, device="cuda:1")),
+    "dtype": ("bfloat16", replace(JOB, dtype="bfloat16")),
+    "dataset": ("d.txt", replace(JOB, dataset="d.txt")),
+    "batch_size": (6, replace(JOB, batch_size=6)),
+    "eval_dataset": ("e.txt", replace(JOB, evaluation=Evaluation("e.txt"))),
+    "eval_windows": (8, replace(JOB, evaluation=Evaluation(windows=8))),
+    "save": ("t", replace(JOB, save="t")),
+    "force": (True, replace(JOB, force=True)),
+}
+#: Those that this file tests by what they print or call.
+ACTIONS = {"evaluate", "dry_run", "as_json", "preset"}
+PARAMETERS = {p.name: p for p in prune.params if isinstance(p, click.Option)}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the commands asked for, instead of doing it."""
+    seen: dict[str, Any] = {}
+
+    def run_prune(job: Job, recipe: Recipe, on_stage: Any) -> dict[str, Any]:
+        assert callable(on_stage)
+        seen.update(job=job, recipe=recipe, planned=False)
+        return REPORT
+
+    def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
+        seen.update(job=job, recipe=recipe, planned=True)
+        return {**REPORT, "job": {**REPORT["job"], "dry_run": True}}
+
+    def run_eval(model: str, evaluation: Evaluation, **others: Any) -> Perplexity:
+        others.pop("on_stage")
+        seen.update(model=model, evaluation=evaluation, **others)
+        return Perplexity(2.0, 0.6, 31, 1, 32, None)
+
+    monkeypatch.setattr(neuronrank_torch.job, "run_prune", run_prune)
+    monkeypatch.setattr(neuronrank_torch.job, "run_eval", run_eval)
+    monkeypatch.setattr(neuronrank_torch.plan, "plan_prune", plan_prune)
+    return seen
+
+
+def spelled(name: str, value: Any) -> list[Any]:
+    flag = PARAMETERS[name].opts[0]
+    return [flag] if value is True else [flag, value]
+
+
+def test_every_field_has_a_flag_and_every_flag_is_under_test() -> None:
+    assert set(RECIPE) == set(SPELLING) == {f.name for f in fields(Recipe)}
+    assert set(PARAMETERS) == {*RECIPE, *JOBS, *ACTIONS}
+    assert {f.name for f in fields(Job)} == (JOBS.keys() - {"eval_dataset", "eval_windows"}) | {"evaluation"}
+
+
+def test_without_flags_the_defaults_hold(run: Run, asked: dict[str, Any]) -> None:
+    run("prune", *BASE)
+    assert asked == {"job": JOB, "recipe": Recipe(), "planned": False}
+
+
+@pytest.mark.parametrize("name", RECIPE)
+def test_a_flag_of_the_recipe_sets_its_field(run: Run, asked: dict[str, Any], name: str) -> None:
+    run("prune", *BASE, *spelled(name, RECIPE[name]))
+    assert RECIPE[name] != getattr(Recipe(), name)
+    assert asked["recipe"] == Recipe(**{name: RECIPE[name]})
+    shared = {key: RECIPE[key] for key in {name} & {"seqlen", "bos"}}
+    assert asked["job"] == replace(JOB, evaluation=Evaluation(**shared))
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_flag_of_the_job_sets_its_field(run: Run, asked: dict[str, Any], name: str) -> None:
+    value, job = JOBS[name]
+    run("prune", *BASE, *spelled(name, value))
+    assert asked["job"] == job != JOB
+    assert asked["recipe"] == Recipe()
+
+
+def test_actions(run: Run, asked: dict[str, Any]) -> None:
+    assert json.loads(run("prune", *BASE, "--json").stdout) == REPORT
+    run("prune", "--model", "m", "--save", "s")
+    assert asked["job"].evaluation is None
+    run("prune", "--model", "m", "--dry-run")
+    assert asked["planned"]
+    run("prune", *BASE, "--nr-include-attention", "--nr-skip-attention")
+    assert asked["recipe"] == Recipe()
+
+
+@pytest.mark.parametrize("name", [*RECIPE, *JOBS])
+@pytest.mark.parametrize(("old", "new"), ["-_", "_-"])
+def test_dashes_and_underscores_are_interchangeable(
+    run: Run, asked: dict[str, Any], name: str, old: str, new: str
+) -> None:
+    value = RECIPE[name] if name in RECIPE else JOBS[name][0]
+    flag, *rest = spelled(name, value)
+    run("prune", *BASE, "--" + flag[2:].replace(old, new), *rest)
+    assert asked["job"] != JOB or asked["recipe"] != Recipe()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_so_they_are_in_the_names_of_methods(run: Run, asked: dict[str, Any], name: str) -> None:
+    run("prune", *BASE, "--prune-method", name.replace("_", "-"))
+    assert asked["recipe"].method == name
+
+
+@pytest.mark.parametrize("name", [*RECIPE, *JOBS])
+def test_the_environment_sets_every_flag_by_its_own_name(run: Run, asked: dict[str, Any], name: str) -> None:
+    value, job = JOBS.get(name, (None, None))
+    value = RECIPE.get(name, value)
+    variable = "NEURONRANK_PRUNE_" + PARAMETERS[name].opts[0].strip("-").replace("-", "_").upper()
+    drop = {"model": "--model", "save": "--save"}.get(name)
+    base = [a for a in BASE if a != drop and not (drop and a == BASE[BASE.index(drop) + 1])]
+    run("prune", *base, env={variable: str(value)})
+    if job is None:
+        assert getattr(asked["recipe"], name) == value
+    else:
+        assert asked["job"] == job
+
+
+def test_a_wrong_value_in_the_environment_is_found_there(run: Run) -> None:
+    result = run("prune", *BASE, env={"NEURONRANK_PRUNE_NR_TFIDF_K": "many"}, code=2)
+    assert "'--nr-tfidf-k' (from NEURONRANK_PRUNE_NR_TFIDF_K): 'many' is not a valid integer" in result.stderr
+    assert "from NEURONRANK" not in run("prune", *BASE, "--nr-tfidf-k", "many", code=2).stderr
+
+
+def test_what_beats_what(run: Run, asked: dict[str, Any]) -> None:
+    env = {"NEURONRANK_PRUNE_PRESET": "aggressive", "NEURONRANK_PRUNE_IDF_EXP": "3"}
+    run("prune", *BASE, "--preset", "aggressive")
+    assert asked["recipe"] == Recipe(idf_exp=2.5, tf_exp=1.0, weight_exp=0.5)
+    run("prune", *BASE, env=env)
+    assert asked["recipe"] == Recipe(idf_exp=3.0, tf_exp=1.0, weight_exp=0.5)
+    run("prune", *BASE, "--idf_exp", 4, "--weight-exp", 1.0, env=env)
+    assert asked["recipe"] == Recipe(idf_exp=4.0, tf_exp=1.0, weight_exp=1.0)
+    run("prune", *BASE, "--preset", "conservative", env=env)
+    assert asked["recipe"] == Recipe(idf_exp=3.0, tf_exp=1.5, weight_exp=1.0)
+    run("prune", *BASE, env={"NEURONRANK_PRUNE_IDF_EXP": ""})
+    assert asked["recipe"] == Recipe()
+
+
+def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:
+    base = {"model": "m", "device": "auto", "dtype": "auto", "batch_size": 1}
+    run("eval", "--model", "m")
+    assert asked == {**base, "evaluation": Evaluation()}
+    cases = {
+        "model": ("o", {"model": "o"}),
+        "device": ("cuda", {"device": "cuda"}),
+        "dtype": ("float16", {"dtype": "float16"}),
+        "batch_size": (3, {"batch_size": 3}),
+        "dataset": ("d", {"evaluation": Evaluation("d")}),
+        "windows": (5, {"evaluation": Evaluation(windows=5)}),
+        "seqlen": (40, {"evaluation": Evaluation(seqlen=40)}),
+        "bos": ("text", {"evaluation": Evaluation(bos="text")}),
+    }
+    assert {*cases, "as_json"} == {p.name for p in evaluate.params}
+    for name, (value, changed) in cases.items():
+        expected = {**base, "evaluation": Evaluation(), **changed}
+        run("eval", "--model", "m", "--" + name.replace("_", "-"), value)
+        assert asked == expected
+        run("eval", *(() if name == "model" else ("--model", "m")), env={f"NEURONRANK_EVAL_{name.upper()}": str(value)})
+        assert asked == expected
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(
+    ("arguments", "warnings"),
+    [
+        ("--prune_method neuronrank_tfidf --idf-exp 2 --nr-q-active 0.5 --preset balanced", []),
+        ("--prune_method neuronrank_tfidf --nr-tfidf-mode topic --nr-tfidf-k 5 --seed 1", []),
+        ("--prune_method wanda --idf-exp 2", ["--idf-exp has no effect on wanda"]),
+        ("--prune_method wanda --preset balanced", ["--preset has no effect on wanda"]),
+        (
+            "--prune_method neuronrank_tfidf --nr-tfidf-k 5",
+            ["--nr-tfidf-k has no effect on neuronrank_tfidf in doc mode"],
+        ),
+        ("--nr-tfidf-mode topic", ["on neuronrank_wanda in topic mode, nor with --idf-exp 0"]),
+        ("--sparsity_type 2:4 --compare row", ["--compare has no effect on 2:4"]),
+        (
+            "--prune_method magnitude --dataset x --bos text",
+            [
+                "--bos has no effect on magnitude, which needs no text",
+                "--dataset has no effect on magnitude, which needs no text",
+            ],
+        ),
+        ("--prune_method magnitude --seqlen 64 --eval", []),
+        ("--eval-windows 3", ["--eval-windows has no effect without --eval"]),
+        ("--eval-windows 3 --eval", []),
+        ("--dry-run --force --save s", []),
+    ],
+)
+def test_flags_without_effect_are_named(run: Run, arguments: str, warnings: list[str]) -> None:
+    lines = run("prune", "--model", "m", "--save", "s", *arguments.split()).stderr.splitlines()
+    assert len(lines) == len(warnings)
+    for line, expected in zip(lines, warnings, strict=True):
+        assert line.startswith("Warning: --")
+        assert line.endswith(expected)
+
+
+@pytest.mark.usefixtures("asked")
+def test_force_without_save_has_no_effect(run: Run) -> None:
+    assert "Warning: --force has no effect without --save" in run("prune", "--model", "m", "--eval", "--force").stderr
+
+
+@pytest.mark.usefixtures("asked")
+def test_warnings_hear_the_environment_too(run: Run) -> None:
+    result = run("prune", *BASE, "--prune_method", "wanda", env={"NEURONRANK_PRUNE_TF_EXP": "2"})
+    assert result.stderr == "Warning: --tf-exp has no effect on wanda\n"

@@ -1,0 +1,147 @@
+"""What is printed where: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import neuronrank_torch.job
+from neuronrank_cli.console import Stages
+from neuronrank_torch import corpus
+from neuronrank_torch.perplexity import evaluate
+
+from .conftest import LAYERS, Run
+
+
+def test_the_table(run: Run, small: list[object], measured: list[object]) -> None:
+    result = run("prune", *small, *measured, "--pruning_last", 2, "--prune_method", "wanda")
+    shown = result.stdout
+    assert shown.splitlines()[0].endswith(": wanda, 0.5 unstructured")
+    rows = re.findall(r"│\s+(\w+) │\s+([\d,]+) │\s+([\d,]+) │ ([\d.]+)% │\s+([\d.]+) │", shown)
+    assert [row[:4] for row in rows] == [
+        ("2", "6,144", "3,072", "50.0000"),
+        ("3", "6,144", "3,072", "50.0000"),
+        ("total", "12,288", "6,144", "50.0000"),
+    ]
+    assert re.search(r"^parameters zeroed: 6,144 of [\d,]+ in the whole model$", shown, re.MULTILINE)
+    perplexities = re.findall(r"^perplexity (before|after): +([\d.]+)$", shown, re.MULTILINE)
+    assert [name for name, _ in perplexities] == ["before", "after"]
+    assert perplexities[0][1] != perplexities[1][1]
+    assert re.search(r"^measured on: \S+text.txt, 2 windows of 32 tokens, BOS at every window$", shown, re.MULTILINE)
+    assert "saved to" not in shown
+
+
+def test_eval_without_save_leaves_nothing(
+    run: Run, small: list[object], measured: list[object], tmp_path: Path
+) -> None:
+    run("prune", *small, *measured)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_one_plain_line_a_stage(run: Run, small: list[object], measured: list[object]) -> None:
+    stderr = run("prune", *small, "--batch-size", 1, *measured, "--save", "out").stderr
+    assert [re.sub(r" \(\d+/\d+\)$", "", line) for line in stderr.splitlines()] == [
+        f"loading {small[1]}",
+        "perplexity before",
+        *(f"pruning layer {layer}" for layer in range(LAYERS)),
+        "perplexity after",
+        "saving out",
+    ]
+
+
+def test_json_stands_alone_on_stdout(
+    run: Run, small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = neuronrank_torch.job.load_model
+
+    def chatty(*arguments: Any, **options: Any) -> Any:
+        print("a library has something to say")
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(neuronrank_torch.job, "load_model", chatty)
+    result = run("prune", *small, "--pruning_last", 9, "--tf-exp", 0, "--save", "out", "--json")
+    assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "neuronrank.json").read_text("utf-8"))
+    assert "a library has something to say" in result.stderr
+    assert "Warning: --pruning_last is 9 but the model has 4 layers: all are pruned" in result.stderr
+    measured = run("eval", "--model", "out", "--dataset", small[3], "--seqlen", 32, "--windows", 2, "--json")
+    assert json.loads(measured.stdout)["windows"] == 2
+
+
+def test_more_layers_than_there_are_means_all(run: Run, small: list[object]) -> None:
+    result = run("prune", *small, "--prune_method", "magnitude", "--pruning_last", 30, "--save", "out", "--json")
+    assert [layer["layer"] for layer in json.loads(result.stdout)["layers"]] == list(range(LAYERS))
+    assert "--pruning_last is 30" in result.stderr
+    result = run("prune", *small, "--prune_method", "magnitude", "--pruning_last", LAYERS, "--save", "out2")
+    assert "--pruning_last" not in result.stderr
+
+
+def test_a_dry_run_plans_what_a_run_does(
+    run: Run, small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*small, "--save", "out", "--pruning-last", 3, "--sparsity-ratio", 0.37, "--nr-include-attention"]
+    with monkeypatch.context() as patch:
+        patch.setattr(neuronrank_torch.job, "load_model", lambda *_, **__: pytest.fail("loaded"))
+        shown = run("prune", *arguments, "--dry-run")
+        planned = json.loads(run("prune", *arguments, "--dry-run", "--json").stdout)
+    assert list(tmp_path.iterdir()) == []
+    assert "dry run: nothing was calibrated, pruned or saved" in shown.stdout
+    assert "calibration: 4 sequences of 32 tokens" in shown.stdout
+    assert "seconds" not in shown.stdout
+    assert "saved to" not in shown.stdout
+    done = json.loads(run("prune", *arguments, "--json").stdout)
+    for report in (planned, done):
+        for layer in report["layers"]:
+            del layer["seconds"]
+    assert planned["layers"] == done["layers"]
+    assert planned["total"] == done["total"]
+    assert planned["recipe"] == done["recipe"]
+
+
+@pytest.mark.parametrize("bos", ["window", "text"])
+def test_eval_prints_perplexity_with_its_protocol(run: Run, model: Path, text: Path, bos: str) -> None:
+    arguments = ["--model", model, "--dataset", text, "--seqlen", 48, "--windows", 3, "--bos", bos, "--batch-size", 2]
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    words = corpus.load_text(str(text), "evaluation")
+    expected = evaluate(loaded, tokenizer, words, seqlen=48, windows=3, bos_mode=bos, batch_size=2)
+    lines = run("eval", *arguments).stdout.splitlines()
+    where = {"window": "BOS at every window", "text": "BOS at the start of the text"}[bos]
+    assert lines == [
+        f"perplexity: {expected.perplexity:.4f}",
+        f"measured on: {text}, 3 windows of 48 tokens, {where}",
+    ]
+    measured = json.loads(run("eval", *arguments, "--json").stdout)
+    assert measured == {"model": str(model), "dataset": str(text), **expected.to_dict()}
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with Stages() as stages:
+        stages("loading [red]models[/red]", 0, 1)
+        stages.bar.refresh()
+        stages("pruning layer 3", 5, 9)
+        stages.bar.refresh()
+        print("chatter")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "chatter" in shown.err
+    assert "loading [red]models[/red]" in shown.err
+    assert "pruning layer 3" in shown.err
+    assert "5/9" in shown.err
+    assert "\x1b[" in shown.err
+    assert "pruning layer 3 (5/9)" not in shown.err
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    with Stages() as stages:
+        stages("loading [red]", 0, 1)
+        stages("pruning layer 3", 5, 9)
+        stages("pruning layer 3", 6, 9)
+    assert capsys.readouterr().err == "loading [red]\npruning layer 3 (5/9)\n"

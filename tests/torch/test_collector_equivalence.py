@@ -1,0 +1,72 @@
+"""The collector's table is the one that the core makes of the same activations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gated import EVERYTHING, GatedMLP, collect, collector, documents
+
+from neuronrank_core import LayerStatistics, Recipe, merge
+from neuronrank_core.statistics import SIGNALS
+
+#: Some shorter than the tokens sampled of each, some as long, some longer.
+RAGGED = (1, 5, 8, 13, 21)
+
+
+def assert_agrees(ours: LayerStatistics, reference: LayerStatistics) -> None:
+    a, b = ours.columns(), reference.columns()
+    assert a.keys() == b.keys()
+    for name, column in b.items():
+        assert (a[name].dtype, a[name].shape) == (column.dtype, column.shape), name
+        if column.dtype == np.int64:
+            assert np.array_equal(a[name], column), name
+        else:
+            np.testing.assert_allclose(a[name], column, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("threshold", [0.0, 0.3, -0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_signal(signal: str, threshold: float, dtype: torch.dtype) -> None:
+    mlp = GatedMLP().to(dtype)
+    recipe = Recipe(**EVERYTHING, signal=signal, threshold=threshold, tokens_per_document=8)
+    ours, rows = collect(mlp, [x.to(dtype) for x in documents(RAGGED)], recipe, reference=True)
+    assert_agrees(ours, merge(rows))
+
+
+@pytest.mark.parametrize("kept", [1, 2, 7, 64])
+def test_sampled_tokens_are_those_of_the_core(kept: int) -> None:
+    recipe = Recipe(**EVERYTHING, tokens_per_document=kept)
+    ours, rows = collect(GatedMLP(), documents(RAGGED), recipe, reference=True)
+    assert np.array_equal(ours.sample, merge(rows).sample)
+    assert ours.sample_tokens.tolist() == [min(n, kept) for n in RAGGED]
+    assert ours.tokens.tolist() == list(RAGGED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_statistics_are_float32_whatever_the_model(dtype: torch.dtype) -> None:
+    # 3000 tokens of about 1: a sum in half precision would stop growing at a few hundred.
+    recipe = Recipe(**EVERYTHING)
+    ours, rows = collect(GatedMLP().to(dtype), [x.to(dtype) for x in documents([3000])], recipe, reference=True)
+    assert_agrees(ours, merge(rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_threshold_is_not_rounded_to_the_gate_s_precision(dtype: torch.dtype) -> None:
+    mlp = GatedMLP(features=2, neurons=2).to(dtype)
+    mlp.gate_proj.weight.data = torch.eye(2, dtype=dtype)
+    # 0.1 is no bfloat16: the nearest one above it is an open gate.
+    x = torch.tensor([[0.10009765625, 0.099]] * 4, dtype=dtype)
+    ours, rows = collect(mlp, [x], Recipe(**EVERYTHING, threshold=0.1), reference=True)
+    assert ours.open_gate.tolist() == merge(rows).open_gate.tolist() == [[4, 0]]
+
+
+def test_activations_are_left_alone() -> None:
+    mlp, x = GatedMLP(), torch.stack(documents([9, 9]))
+    with torch.no_grad():
+        expected = mlp(x)
+        for signal in SIGNALS:
+            with collector(mlp, Recipe(**EVERYTHING, signal=signal)) as c:
+                assert torch.equal(mlp(x), expected)
+                c.add_documents(0, 9)
