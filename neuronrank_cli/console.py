@@ -73,8 +73,12 @@ def print_report(report: dict[str, Any]) -> None:
     goal = f"{recipe['sparsity_ratio']:.4g} {recipe['sparsity_type']}"
     click.echo(f"{job['model']}: {recipe['method']}, {goal}{', planned' if planned else ''}")
     Console().print(_table(report, times=not planned))
-    verb = "to zero" if planned else "zeroed"
-    click.echo(f"parameters {verb}: {total['zeros']:,} of {total['parameters']:,} in the whole model")
+    if total["removed"]:
+        verb = "to remove" if planned else "removed"
+        click.echo(f"parameters {verb}: {total['removed']:,}; the whole model has {total['parameters']:,}")
+    else:
+        verb = "to zero" if planned else "zeroed"
+        click.echo(f"parameters {verb}: {total['zeros']:,} of {total['parameters']:,} in the whole model")
     if "perplexity" in report:
         before, after = report["perplexity"]["before"], report["perplexity"]["after"]
         click.echo(f"perplexity before: {before['perplexity']:.4f}")
@@ -91,7 +95,8 @@ def print_report(report: dict[str, Any]) -> None:
 def _table(report: dict[str, Any], *, times: bool) -> Table:
     """Sparsity per layer and in all, with the seconds that each took where there are any."""
     table = Table()
-    for heading in ("layer", "weights", "zeros", "sparsity", *(["seconds"] if times else [])):
+    gone = "removed" if report["total"]["removed"] else "zeros"
+    for heading in ("layer", "weights", gone, "sparsity", *(["seconds"] if times else [])):
         table.add_column(heading, justify="right")
 
     def cells(name: str, size: int, zeros: int, seconds: float) -> list[str]:
@@ -100,11 +105,11 @@ def _table(report: dict[str, Any], *, times: bool) -> Table:
 
     for layer in report["layers"]:
         modules = layer["modules"].values()
-        size, zeros = sum(module["size"] for module in modules), sum(module["zeros"] for module in modules)
-        table.add_row(*cells(str(layer["layer"]), size, zeros, layer["seconds"]))
+        size, lost = sum(module["size"] for module in modules), sum(module[gone] for module in modules)
+        table.add_row(*cells(str(layer["layer"]), size, lost, layer["seconds"]))
     table.add_section()
     total = report["total"]
-    table.add_row(*cells("total", total["prunable"], total["zeros"], report["seconds"]), style="bold")
+    table.add_row(*cells("total", total["prunable"], total[gone], report["seconds"]), style="bold")
     return table
 
 

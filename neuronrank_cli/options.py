@@ -99,6 +99,12 @@ RECIPE_FLAGS = {
         RecipeFlag("seqlen", "--seqlen", int, "Tokens in a sequence, and in a window of --eval."),
         RecipeFlag("bos", "--bos", Name(BOS), BOS_HELP),
         RecipeFlag(
+            "update",
+            "--update",
+            Name(("none", "least-squares")),
+            "Re-fit the weights that stay to the dense layer's outputs.",
+        ),
+        RecipeFlag(
             "propagate",
             "--propagate",
             Name(("pruned", "dense")),

@@ -115,7 +115,7 @@ def without_effect(recipe: Recipe, flags: dict[str, Any], chosen: set[str]) -> I
     if preset and len(recipe.without_effect(preset)) == len(preset):
         yield f"--preset has no effect on {recipe.method}"
     idle: dict[str, str] = {}
-    if not recipe.requires:
+    if not recipe.needs_text:
         unread = {"dataset", "nsamples", "propagate", "batch_size"} | (
             set() if flags["evaluate"] else {"seqlen", "bos"}
         )

@@ -72,6 +72,7 @@ class Recipe:
     variance_exp: float = number(1.0, 0, 10)
     token_weight: float = number(1.0, 0)
 
+    update: str = one_of("none", ("none", "least-squares"))
     propagate: str = one_of("pruned", ("pruned", "dense"))
     nsamples: int = number(128, 1, integer=True)
     seqlen: int = number(512, 2, integer=True)
@@ -86,6 +87,21 @@ class Recipe:
                 "sparsity_ratio", self.sparsity_ratio, f"{pattern[0] / pattern[1]:g}, which {self.sparsity_type} fixes"
             )
 
+        if self.whole_neurons:
+            self._check_neurons()
+        tokens = self.nsamples * min(self.seqlen, self.tokens_per_document)
+        if self.mode == "topic" and "sample" in self.requires and self.tfidf_k > tokens:
+            raise InvalidValueError("tfidf_k", self.tfidf_k, f"[1, {tokens}], the number of sampled tokens")
+
+    def _check_neurons(self) -> None:
+        """A saved model has one ``intermediate_size``, and only the MLP has neurons."""
+        if not methods.METHODS[self.method].ranks_neurons:
+            able = ", ".join(name for name, method in methods.METHODS.items() if method.ranks_neurons)
+            raise InvalidValueError("method", self.method, f"with sparsity_type neurons, one of {able}")
+        for name in ("pruning_last", "include_attention", "prune_lm_head", "compare"):
+            if getattr(self, name):
+                raise InvalidValueError(name, getattr(self, name), "not with sparsity_type neurons")
+
     @classmethod
     def from_preset(cls, preset: str | None = None, **values: Any) -> Recipe:
         """A recipe from a preset; values given explicitly beat it."""
@@ -99,8 +115,13 @@ class Recipe:
         return parse_pattern(self.sparsity_type)
 
     @property
+    def whole_neurons(self) -> bool:
+        """Whether neurons are removed for good instead of weights being zeroed."""
+        return self.sparsity_type == "neurons"
+
+    @property
     def ratio(self) -> float:
-        """Share of weights to zero."""
+        """Share of weights to zero, or of neurons to remove."""
         if self.pattern:
             return self.pattern[0] / self.pattern[1]
         return 0.5 if self.sparsity_ratio is None else self.sparsity_ratio
@@ -116,6 +137,11 @@ class Recipe:
         method = methods.METHODS[self.method]
         beyond = self.include_attention or self.prune_lm_head
         return method.requires(self) | (methods.METHODS[method.beyond_mlp].requires(self) if beyond else frozenset())
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether a run looks at calibration text."""
+        return bool(self.requires) or self.update != "none"
 
     def without_effect(self, names: Iterable[str]) -> list[str]:
         """Those of the named fields that cannot change the outcome of this recipe."""

@@ -35,18 +35,19 @@ def lowest_k(scores: ArrayLike, k: int) -> NDArray[np.bool_]:
 
 
 def parse_pattern(sparsity_type: str) -> tuple[int, int] | None:
-    """``"2:4"`` as (2, 4), ``"unstructured"`` as None.
+    """``"2:4"`` as (2, 4), ``"unstructured"`` and ``"neurons"`` as None.
 
     Raises
     ------
     InvalidValueError
         If it is neither, or N is not below M.
     """
-    if sparsity_type == "unstructured":
+    if sparsity_type in ("unstructured", "neurons"):
         return None
     match = re.fullmatch(r"(\d+):(\d+)", sparsity_type) if isinstance(sparsity_type, str) else None
     if not match or not 0 < int(match[1]) < int(match[2]):
-        raise InvalidValueError("sparsity_type", sparsity_type, "unstructured, or N:M with 0 < N < M (2:4, 4:8, ...)")
+        allowed = "unstructured, neurons, or N:M with 0 < N < M (2:4, 4:8, ...)"
+        raise InvalidValueError("sparsity_type", sparsity_type, allowed)
     return int(match[1]), int(match[2])
 
 

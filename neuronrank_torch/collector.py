@@ -118,6 +118,8 @@ class LayerCollector:
         NonFiniteError
             If a statistic is NaN or Inf.
         """
+        if not self._requires:
+            return
         columns = {name: np.asarray(column.cpu()) for name, column in self._batch.items()}
         self._batch = {}
         for name, column in columns.items():

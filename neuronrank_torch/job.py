@@ -104,7 +104,7 @@ def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, 
     if job.save is not None:
         check_output(job.save, None, job.force)
     # Texts first: a missing file should not cost the time to load a model.
-    text = corpus.load_text(job.dataset, "calibration") if recipe.requires else ""
+    text = corpus.load_text(job.dataset, "calibration") if recipe.needs_text else ""
     eval_text = corpus.load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
     device = choose_device(job.device)
     on_stage(f"loading {job.model}", 0, 1)
@@ -141,6 +141,7 @@ def _measure(stage: str, job: Job, model: Any, tokenizer: Any, text: str, on_sta
         seqlen=e.seqlen,
         windows=e.windows,
         bos_mode=e.bos,
+        batch_size=job.batch_size or 1,
         on_progress=partial(on_stage, stage),
     )
 

@@ -78,6 +78,12 @@ class TorchKernels:
         return mask
 
 
+def inverse(matrix: Tensor) -> Tensor:
+    """Inverse of a symmetric positive definite matrix, worked out in double precision."""
+    inverted: Tensor = torch.linalg.inv(matrix.double())
+    return inverted.to(matrix.dtype)
+
+
 def unit_rows(rows: Tensor) -> Tensor:
     """Rows scaled to Euclidean length 1; zero rows stay zero."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)

@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuronrank_core import MissingStatisticsError, NeuronRankError, Recipe, ScoringContext, prune_mask
+from neuronrank_core import InputError, NonFiniteError, Recipe
 from neuronrank_core.statistics import LayerStatistics
 from neuronrank_torch import corpus
 from neuronrank_torch.architecture import Decoder, find_decoder, gated_mlp, prunable_linears, untied_head
-from neuronrank_torch.collector import LayerCollector
 from neuronrank_torch.executor import LayerRun, run_layers
 from neuronrank_torch.kernels import TorchKernels
-from neuronrank_torch.report import LayerReport, ModuleReport, Report
+from neuronrank_torch.layer_pruner import LayerPruner, module_reports
+from neuronrank_torch.report import LayerReport, Report
 
 #: Called with (layer, steps done, steps in all); a step is one micro-batch through one layer.
 Progress = Callable[[int, int, int], None]
@@ -65,8 +66,8 @@ def prune(
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            if recipe.requires:
+        with torch.no_grad():
+            if recipe.needs_text:
                 text = texts if isinstance(texts, str) else "\n\n".join(texts)
                 sequences = calibration_sequences(tokenizer, recipe, text)
                 calibration = {"text_sha256": corpus.text_fingerprint(text), "tokens": sequences.numel()}
@@ -114,31 +115,30 @@ class _PruneRun:
         self.decoder: Decoder = find_decoder(model)
         self.head = untied_head(model) if recipe.prune_lm_head else None
         self.device = next(model.parameters()).device
-        self.kernels = TorchKernels(self.device)
         self.reports: list[LayerReport] = []
         self.first, self.notes = first_pruned(recipe, len(self.decoder.layers))
+        self.pruner = LayerPruner(recipe, TorchKernels(self.device), self._step)
         self.steps = 0
 
     def uncalibrated(self) -> None:
         """Prune by the weights alone."""
         layers = self.decoder.layers
         for index in range(self.first, len(layers)):
-            self._prune(index, self._linears(index), None, time.perf_counter())
+            linears = prunable_linears(layers[index], index, include_attention=self.recipe.include_attention)
+            self._mask(index, linears, None)
             self.on_progress(index, index + 1, len(layers))
         if self.head is not None:
-            self._prune("lm_head", {"lm_head": self.head}, None, time.perf_counter())
+            self._mask("lm_head", {"lm_head": self.head}, None)
 
     def calibrated(self, sequences: Tensor, batch_size: int) -> None:
         """Collect, prune and propagate layer by layer."""
-        self.batch_size, self.samples = batch_size, len(sequences)
-        batches = -(-len(sequences) // batch_size)
-        self.total = batches * sum(self._passes(index) for index in range(len(self.decoder.layers)))
+        passes = (self._passes(index) for index in range(len(self.decoder.layers)))
+        self.total = -(-len(sequences) // batch_size) * sum(passes)
         hidden = run_layers(self.decoder, sequences.to(self.device), self._visit, batch_size=batch_size)
+        if self.recipe.whole_neurons:
+            self._shrink_config()
         if self.head is not None:
-            self._prune_head(hidden)
-
-    def _linears(self, index: int) -> dict[str, nn.Linear]:
-        return prunable_linears(self.decoder.layers[index], index, include_attention=self.recipe.include_attention)
+            self._mask("lm_head", {"lm_head": self.head}, self._head_statistics(hidden))
 
     def _outputs_needed(self, index: int) -> bool:
         return index + 1 < len(self.decoder.layers) or self.head is not None
@@ -147,63 +147,37 @@ class _PruneRun:
         """How often layer ``index`` runs over the calibration text."""
         if index < self.first:
             return 1
-        return 2 if self.recipe.propagate == "pruned" and self._outputs_needed(index) else 1
+        return self.pruner.passes(outputs_needed=self._outputs_needed(index))
 
     def _visit(self, run: LayerRun) -> None:
-        started = time.perf_counter()
         if run.index < self.first:
-            run.feed(keep=True, after=lambda first: self._step(run.index))
-            return
-        linears = self._linears(run.index)
-        activation = gated_mlp(run.layer, run.index).act_fn
-        twice = self._passes(run.index) == 2
-        with LayerCollector(run.index, linears, activation, self.recipe) as collector:  # type: ignore[arg-type]
-
-            def after(first: int) -> None:
-                collector.add_documents(first, run.hidden.shape[1])
-                self._step(run.index)
-
-            run.feed(keep=not twice, after=after)
-        self._prune(run.index, linears, collector.statistics(), started)
-        if twice:
-            run.feed(keep=True, after=lambda first: self._step(run.index))
-            self.reports[-1] = LayerReport(run.index, self.reports[-1].modules, time.perf_counter() - started)
+            run.feed(keep=True, after=lambda start: self._step(run.index))
+        else:
+            self.reports.append(self.pruner.visit(run, outputs_needed=self._outputs_needed(run.index)))
 
     def _step(self, layer: int) -> None:
         self.steps += 1
         self.on_progress(layer, self.steps, self.total)
 
-    def _prune(
-        self,
-        layer: int | str,
-        linears: dict[str, nn.Linear],
-        statistics: LayerStatistics | None,
-        started: float,
-    ) -> None:
-        """Mask the modules of a layer by scores of its dense weights, and report."""
-        weights = {name: linear.weight.float() for name, linear in linears.items()}
-        context = ScoringContext(layer, self.recipe, weights, statistics, self.kernels)
-        masks = {name: prune_mask(name, context) for name in linears}
-        modules = []
-        for name, linear in linears.items():
-            linear.weight.masked_fill_(masks[name], 0)
-            modules.append(ModuleReport(name, linear.weight.numel(), int((linear.weight == 0).sum())))
-        self.reports.append(LayerReport(layer, tuple(modules), time.perf_counter() - started))
-
-    def _prune_head(self, hidden: Tensor) -> None:
-        """Prune the head by the normalised hidden states that enter it."""
+    def _mask(self, layer: int | str, linears: dict[str, nn.Linear], statistics: LayerStatistics | None) -> None:
         started = time.perf_counter()
+        self.pruner.mask(layer, linears, statistics)
+        self.reports.append(LayerReport(layer, module_reports(linears), time.perf_counter() - started))
+
+    def _shrink_config(self) -> None:
+        """State the number of neurons that is left, which is the same in every layer."""
+        neurons = gated_mlp(self.decoder.layers[0], 0).down_proj.in_features  # type: ignore[union-attr]
+        config = self.decoder.body.config
+        config.intermediate_size = neurons  # type: ignore[union-attr]
+
+    def _head_statistics(self, hidden: Tensor) -> LayerStatistics:
+        """Statistics of what enters the head: the hidden states after the decoder's final norm."""
         norm = getattr(self.decoder.body, "norm", None)
-        if self.head is None or not isinstance(norm, nn.Module):
-            raise NeuronRankError("the decoder has no final norm", hint="leave out --nr-prune-lm-head")
+        if not isinstance(norm, nn.Module):
+            raise InputError("the decoder has no final norm", hint="leave out --nr-prune-lm-head")
         columns = torch.stack([norm(sequence).float().square().mean(0) for sequence in hidden])
         if not columns.isfinite().all():
-            raise MissingStatisticsError("lm_head", "NaN or Inf in its input")
-        table = LayerStatistics.from_columns(
-            {
-                "document": torch.arange(len(hidden)).numpy(),
-                "tokens": torch.full((len(hidden),), hidden.shape[1]).numpy(),
-                "input_mean_square.lm_head": columns.cpu().numpy(),
-            }
+            raise NonFiniteError("NaN or Inf in the input of the lm_head", hint="try --dtype float32")
+        return LayerStatistics(
+            np.arange(len(hidden)), np.full(len(hidden), hidden.shape[1]), {"lm_head": columns.cpu().numpy()}
         )
-        self._prune("lm_head", {"lm_head": self.head}, table, started)

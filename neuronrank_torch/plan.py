@@ -33,7 +33,7 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     """
     if job.save is not None:
         check_output(job.save, None, job.force)
-    if recipe.requires:
+    if recipe.needs_text:
         corpus.load_text(job.dataset, "calibration")
     if job.evaluation:
         corpus.load_text(job.evaluation.dataset, "evaluation")
@@ -47,15 +47,19 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     if recipe.prune_lm_head:
         layers.append(_planned("lm_head", {"lm_head": untied_head(model)}, recipe))
     parameters = sum(p.numel() for p in model.parameters())
-    calibration = {"tokens": recipe.nsamples * recipe.seqlen} if recipe.requires else {}
+    calibration = {"tokens": recipe.nsamples * recipe.seqlen} if recipe.needs_text else {}
     report = Report(recipe, tuple(layers), parameters, calibration, 0.0, tuple(notes)).to_dict()
     report["job"] = {**asdict(replace(job, device=choose_device(job.device))), "dry_run": True}
     return report
 
 
 def _planned(layer: int | str, linears: dict[str, nn.Linear], recipe: Recipe) -> LayerReport:
-    modules = [
-        ModuleReport(name, linear.weight.numel(), target_zeros(name, (linear.out_features, linear.in_features), recipe))
-        for name, linear in linears.items()
-    ]
+    modules = []
+    for name, linear in linears.items():
+        rows, columns = linear.out_features, linear.in_features
+        if recipe.whole_neurons:
+            neurons, others = (columns, rows) if name == "down_proj" else (rows, columns)
+            modules.append(ModuleReport(name, rows * columns, 0, int(recipe.ratio * neurons) * others))
+        else:
+            modules.append(ModuleReport(name, rows * columns, target_zeros(name, (rows, columns), recipe)))
     return LayerReport(layer, tuple(modules), 0.0)

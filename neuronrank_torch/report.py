@@ -15,16 +15,17 @@ from neuronrank_core import Recipe, __version__
 
 @dataclass(frozen=True)
 class ModuleReport:
-    """One weight matrix after pruning."""
+    """One weight matrix after pruning: weights it had, zeros it has, weights removed with their neurons."""
 
     name: str
     size: int
     zeros: int
+    removed: int = 0
 
     @property
     def sparsity(self) -> float:
-        """Share of zero weights."""
-        return self.zeros / self.size
+        """Share of weights that are zero or gone."""
+        return (self.zeros + self.removed) / self.size
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Report:
     layers : tuple of LayerReport
         Those that were pruned.
     parameters : int
-        Parameters of the whole model.
+        Parameters of the whole model as it is now.
     calibration : dict
         Text fingerprint, tokens and sequences used; empty where no text was needed.
     seconds : float
@@ -83,6 +84,11 @@ class Report:
         """Zero weights in all pruned modules."""
         return sum(layer.zeros for layer in self.layers)
 
+    @property
+    def removed(self) -> int:
+        """Weights removed with their neurons."""
+        return sum(module.removed for layer in self.layers for module in layer.modules)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types."""
         return {
@@ -92,12 +98,18 @@ class Report:
                     "layer": layer.layer,
                     "seconds": round(layer.seconds, 3),
                     "modules": {
-                        m.name: {"size": m.size, "zeros": m.zeros, "sparsity": m.sparsity} for m in layer.modules
+                        m.name: {"size": m.size, "zeros": m.zeros, "removed": m.removed, "sparsity": m.sparsity}
+                        for m in layer.modules
                     },
                 }
                 for layer in self.layers
             ],
-            "total": {"parameters": self.parameters, "prunable": self.size, "zeros": self.zeros},
+            "total": {
+                "parameters": self.parameters,
+                "prunable": self.size,
+                "zeros": self.zeros,
+                "removed": self.removed,
+            },
             "calibration": self.calibration,
             "seconds": round(self.seconds, 3),
             "notes": list(self.notes),

@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+from neuronrank_core.errors import InputError
+
 if TYPE_CHECKING:
     from neuronrank_core.context import ScoringContext
     from neuronrank_core.kernels import Array
     from neuronrank_core.recipe import Recipe
+    from neuronrank_core.tfidf import Vector
 
 #: Kinds of statistics: mean squares of linear inputs; moments of the signal; sampled tokens.
 INPUTS, SIGNAL, SAMPLE = "inputs", "signal", "sample"
@@ -38,6 +41,22 @@ class Method(ABC):
     @abstractmethod
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """Kinds of statistics that the recipe needs: of INPUTS, SIGNAL, SAMPLE; none means no calibration."""
+
+    def neuron_score(self, context: ScoringContext) -> Vector:
+        """Score every neuron as a whole, shape (neurons,).
+
+        Raises
+        ------
+        InputError
+            If the method does not tell neurons apart.
+        """
+        del context
+        raise InputError(f"{self.name} has no score for whole neurons", hint="use --prune_method neuronrank_wanda")
+
+    @property
+    def ranks_neurons(self) -> bool:
+        """Whether :meth:`neuron_score` is there."""
+        return type(self).neuron_score is not Method.neuron_score
 
     def compare(self, module: str) -> str:
         """Comparison group by default: ``module`` or ``row``."""

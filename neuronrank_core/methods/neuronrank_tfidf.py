@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from neuronrank_core.context import ScoringContext
     from neuronrank_core.kernels import Array
     from neuronrank_core.recipe import Recipe
+    from neuronrank_core.tfidf import Vector
 
 
 class NeuronRankTfidf(Method):
@@ -29,6 +30,10 @@ class NeuronRankTfidf(Method):
         norm = context.input_norm(module) if e.input_exp else None
         merit = weight_merit(weight, norm, weight_exp=e.weight_exp, input_exp=e.input_exp)
         return times_neuron(merit, context.kernels.asarray(context.importance(), weight), NEURON_AXIS[module])
+
+    def neuron_score(self, context: ScoringContext) -> Vector:
+        """The seed formula's neuron factor."""
+        return context.importance()
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """What the exponents ask for."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from neuronrank_core.context import ScoringContext
     from neuronrank_core.kernels import Array
     from neuronrank_core.recipe import Recipe
+    from neuronrank_core.tfidf import Vector
 
 
 class NeuronRankUnstructured(Method):
@@ -26,10 +27,15 @@ class NeuronRankUnstructured(Method):
 
     def score(self, module: str, context: ScoringContext) -> Array:
         """Score every weight of gate, up or down."""
-        r, weight = context.recipe, context.weights[module]
-        importance = r.magnitude_multi + r.variance_multi * context.neurons.variance**r.variance_exp
+        weight = context.weights[module]
+        importance = self.neuron_score(context)
         merit = weight_merit(weight, None, weight_exp=context.exponents.weight_exp)
         return times_neuron(merit, context.kernels.asarray(importance, weight), NEURON_AXIS[module])
+
+    def neuron_score(self, context: ScoringContext) -> Vector:
+        """Score every neuron by how much its signal varies."""
+        r = context.recipe
+        return r.magnitude_multi + r.variance_multi * context.neurons.variance**r.variance_exp
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """Moments of the signal."""

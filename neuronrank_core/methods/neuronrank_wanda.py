@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from neuronrank_core.context import ScoringContext
     from neuronrank_core.kernels import Array
     from neuronrank_core.recipe import Recipe
+    from neuronrank_core.tfidf import Vector
 
 
 class NeuronRankWanda(Method):
@@ -37,10 +38,13 @@ class NeuronRankWanda(Method):
         merit = weight_merit(weight, norm, weight_exp=e.weight_exp, input_exp=e.input_exp)
         if module == "down_proj":
             return merit
-        # How much of the block's output passes through the neuron.
-        strength = context.input_rms("down_proj") * context.kernels.column_norm(context.weights["down_proj"])
-        importance = context.kernels.asarray(context.importance(strength), weight)
+        importance = context.kernels.asarray(self.neuron_score(context), weight)
         return times_neuron(normalise(merit), importance, axis=0)
+
+    def neuron_score(self, context: ScoringContext) -> Vector:
+        """Score every neuron by how much of the block's output passes through it, and how selectively."""
+        strength = context.input_rms("down_proj") * context.kernels.column_norm(context.weights["down_proj"])
+        return context.importance(strength)
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """Mean squares of the inputs, and what IDF and spikiness ask for."""

@@ -16,7 +16,7 @@ from .layers import Layer
 
 Rows = list[list[float]]
 #: weight, input, tf, idf and spikiness exponent where the recipe leaves them open.
-EXPONENTS = {"neuronrank_wanda": (1.0, 1.0, 0.5, 0.0, 0.0)}
+EXPONENTS = {"neuronrank_wanda": (1.0, 1.0, 0.5, 0.0, 0.0), "ria": (1.0, 0.5, 1.0, 1.0, 0.0)}
 NAMES = ("weight_exp", "input_exp", "tf_exp", "idf_exp", "spikiness_exp")
 
 
@@ -100,6 +100,12 @@ def score(layer: Layer, recipe: Recipe, module: str) -> Rows:
         input_exp = 0.0
     inputs = range(len(weight[0]))
     norm = [input_norm(layer, module, k) ** input_exp for k in inputs]
+    if method == "ria":
+        rows, columns = ([sum(map(abs, vector)) for vector in matrix] for matrix in (weight, zip(*weight, strict=True)))
+        return [
+            [(abs(row[k]) / rows[i] + abs(row[k]) / columns[k]) * norm[k] for k in inputs]
+            for i, row in enumerate(weight)
+        ]
     merit = [[abs(row[k]) ** weight_exp * norm[k] for k in inputs] for row in weight]
     if method in ("magnitude", "wanda") or (method == "neuronrank_wanda" and down):
         return merit

@@ -88,6 +88,7 @@ def test_variance_weighted_magnitude(seed: int, fields: dict) -> None:
         ("neuronrank_old", "module", "module"),
         ("neuronrank_unstructured", "module", "module"),
         ("neuronrank_wanda", "module", "row"),
+        ("ria", "row", "row"),
     ],
 )
 def test_comparison_groups(method: str, gate: str, down: str) -> None:

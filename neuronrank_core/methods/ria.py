@@ -1,0 +1,47 @@
+"""RIA: Zhang et al. 2024, "Plug-and-play: an efficient post-training pruning method for large language models" (ICLR).
+
+As published: relative importance of a weight among its row and its column, times the square root of the input's norm,
+compared within each output row. The paper's channel permutation for N:M is not part of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from neuronrank_core.methods.base import INPUTS, Method
+from neuronrank_core.scoring import power
+
+if TYPE_CHECKING:
+    from neuronrank_core.context import ScoringContext
+    from neuronrank_core.kernels import Array
+    from neuronrank_core.recipe import Recipe
+
+
+class Ria(Method):
+    """``(|W| / row sum + |W| / column sum) * input_norm^input_exp``."""
+
+    name = "ria"
+    summary = "(|W| / row sum + |W| / column sum) * input_norm^0.5 within each output row"
+    defaults = {"input_exp": 0.5}
+    reads = frozenset({"input_exp"})
+
+    def score(self, module: str, context: ScoringContext) -> Array:
+        """Score every weight by its share of its row and of its column."""
+        magnitude = abs(context.weights[module])
+        rows, columns = magnitude.sum(axis=1, keepdims=True), magnitude.sum(axis=0, keepdims=True)
+        # An all-zero row or column has no shares to give; its weights are zero and score zero.
+        relative = magnitude / (rows + (rows == 0)) + magnitude / (columns + (columns == 0))
+        return relative * power(context.input_norm(module), context.exponents.input_exp)
+
+    def requires(self, recipe: Recipe) -> frozenset[str]:
+        """Mean squares of the inputs."""
+        del recipe
+        return frozenset({INPUTS})
+
+    def compare(self, module: str) -> str:
+        """Each output row by itself."""
+        del module
+        return "row"
+
+
+METHOD = Ria()

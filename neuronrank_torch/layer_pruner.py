@@ -1,0 +1,161 @@
+"""Prunes one decoder layer: calibrate, score, mask, re-fit, propagate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from neuronrank_core import Recipe, ScoringContext, prune_mask
+from neuronrank_core.least_squares import least_squares_update
+from neuronrank_core.neuron_removal import absorb, kept_neurons
+from neuronrank_core.statistics import SHARED_INPUT, LayerStatistics
+from neuronrank_torch.architecture import gated_mlp, prunable_linears
+from neuronrank_torch.collector import LayerCollector
+from neuronrank_torch.executor import LayerRun
+from neuronrank_torch.gram import GramCollector, gated_product
+from neuronrank_torch.kernels import TorchKernels, inverse
+from neuronrank_torch.report import LayerReport, ModuleReport
+from neuronrank_torch.surgery import remove_neurons
+
+Activation = Callable[[Tensor], Tensor]
+Weights = dict[str, Tensor]
+
+
+class LayerPruner:
+    """What the visits of a run's layers share.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    kernels : TorchKernels
+    on_batch : callable
+        Called with the layer's number after each micro-batch.
+    """
+
+    def __init__(self, recipe: Recipe, kernels: TorchKernels, on_batch: Callable[[int], None]) -> None:
+        self.recipe, self.kernels, self.on_batch = recipe, kernels, on_batch
+
+    @property
+    def _stages(self) -> list[tuple[str, ...]]:
+        """Groups of inputs in the order in which their Gram matrices are taken, one pass each.
+
+        With pruned propagation a group sees what the groups before it, already pruned, hand on.
+        """
+        if self.recipe.whole_neurons:
+            return [("down_proj",)]
+        attention = ("q_proj", "o_proj") if self.recipe.include_attention else ()
+        inputs = (*attention, "gate_proj", "down_proj")
+        return [(name,) for name in inputs] if self.recipe.propagate == "pruned" else [inputs]
+
+    def passes(self, *, outputs_needed: bool) -> int:
+        """How often a pruned layer runs over the calibration text."""
+        calibrate = len(self._stages) if self.recipe.update != "none" else 1
+        return calibrate + (outputs_needed and self.recipe.propagate == "pruned")
+
+    def visit(self, run: LayerRun, *, outputs_needed: bool) -> LayerReport:
+        """Calibrate, prune and propagate one layer."""
+        started = time.perf_counter()
+        linears = prunable_linears(run.layer, run.index, include_attention=self.recipe.include_attention)
+        activation: Activation = gated_mlp(run.layer, run.index).act_fn  # type: ignore[assignment]
+        keep, updating = self.recipe.propagate == "dense", self.recipe.update != "none"
+        collector = LayerCollector(run.index, linears, activation, self.recipe)
+        first = GramCollector(run.index, linears, self._stages[0] if updating else ())
+        with collector, first:
+            self._feed(run, keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
+        statistics = collector.statistics() if self.recipe.requires else None
+        if self.recipe.whole_neurons:
+            modules = self._remove_neurons(run, linears, statistics, first)
+        else:
+            dense = {name: linear.weight.clone() for name, linear in linears.items()} if updating else {}
+            masks = self.mask(run.index, linears, statistics)
+            if updating:
+                refit(linears, dense, masks, first)
+                self._later_stages(run, linears, dense, masks, activation)
+            modules = module_reports(linears)
+        if outputs_needed and not keep:
+            self._feed(run, keep=True)
+        return LayerReport(run.index, modules, time.perf_counter() - started)
+
+    def mask(
+        self, layer: int | str, linears: dict[str, nn.Linear], statistics: LayerStatistics | None
+    ) -> dict[str, Tensor]:
+        """Zero the lowest scores of each module, by scores of its dense weights; return the masks."""
+        context = self._context(layer, linears, statistics)
+        masks = {name: prune_mask(name, context) for name in linears}
+        for name, linear in linears.items():
+            linear.weight.masked_fill_(masks[name], 0)
+        return masks
+
+    def _context(
+        self, layer: int | str, linears: dict[str, nn.Linear], statistics: LayerStatistics | None
+    ) -> ScoringContext:
+        weights = {name: linear.weight.float() for name, linear in linears.items()}
+        return ScoringContext(layer, self.recipe, weights, statistics, self.kernels)
+
+    def _later_stages(
+        self,
+        run: LayerRun,
+        linears: dict[str, nn.Linear],
+        dense: Weights,
+        masks: dict[str, Tensor],
+        activation: Activation,
+    ) -> None:
+        """Re-fit what comes after the first stage to the inputs that the pruned stages before it hand on."""
+        product = partial(gated_product, dense["gate_proj"], dense["up_proj"], activation)
+        for names in self._stages[1:]:
+            # down_proj also makes up for what gate and up lost: its target is the dense product, not the pruned one.
+            gram = GramCollector(run.index, linears, names, product if "down_proj" in names else None)
+            with gram:
+                self._feed(run, keep=False)
+            refit(linears, dense, masks, gram)
+
+    def _remove_neurons(
+        self,
+        run: LayerRun,
+        linears: dict[str, nn.Linear],
+        statistics: LayerStatistics | None,
+        gram: GramCollector,
+    ) -> tuple[ModuleReport, ...]:
+        sizes = {name: linear.weight.numel() for name, linear in linears.items()}
+        kept = torch.as_tensor(kept_neurons(self._context(run.index, linears, statistics)), device=run.hidden.device)
+        down = linears["down_proj"].weight
+        absorbed = absorb(down.float(), kept, gram.gram["down_proj"], inverse) if gram.gram else down[:, kept]
+        remove_neurons(gated_mlp(run.layer, run.index), linears, kept, absorbed)
+        return tuple(
+            ModuleReport(name, sizes[name], zeros(linear), sizes[name] - linear.weight.numel())
+            for name, linear in linears.items()
+        )
+
+    def _feed(self, run: LayerRun, *, keep: bool, after: Callable[[int], None] = lambda start: None) -> None:
+        def batch_done(start: int) -> None:
+            after(start)
+            self.on_batch(run.index)
+
+        run.feed(keep=keep, after=batch_done)
+
+
+def refit(linears: dict[str, nn.Linear], dense: Weights, masks: dict[str, Tensor], gram: GramCollector) -> None:
+    """Least-squares update of the modules whose inputs a Gram matrix was taken of."""
+    for name, linear in linears.items():
+        inputs = gram.gram.get(SHARED_INPUT.get(name, name))
+        if inputs is None:
+            continue
+        weight = dense[name].float()
+        target = weight @ gram.cross if name == "down_proj" and gram.cross is not None else None
+        # Zeros of the dense weights stay zero too: they count toward the target.
+        fitted = least_squares_update(weight, masks[name] | (weight == 0), inputs, inverse, target=target)
+        linear.weight.copy_(fitted)
+
+
+def zeros(linear: nn.Linear) -> int:
+    """Number of zero weights."""
+    return int((linear.weight == 0).sum())
+
+
+def module_reports(linears: dict[str, nn.Linear]) -> tuple[ModuleReport, ...]:
+    """Sparsity reached in each module."""
+    return tuple(ModuleReport(name, linear.weight.numel(), zeros(linear)) for name, linear in linears.items())

@@ -1,0 +1,89 @@
+"""The weight update: never worse, exactly sparse, and close to the optimum that lstsq finds row by row."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuronrank_core.least_squares import least_squares_update, row_errors
+from neuronrank_core.neuron_removal import absorb
+
+
+def layer(seed: int, tokens: int = 200, rows: int = 6, columns: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Correlated inputs X, a dense weight and a half-full mask."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(tokens, columns)) @ rng.normal(size=(columns, columns)) * rng.uniform(0.1, 10, columns)
+    return X, rng.normal(size=(rows, columns)), rng.random((rows, columns)) < 0.5
+
+
+def squared_errors(X: np.ndarray, weight: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return ((X @ weight.T - target) ** 2).sum(axis=0)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([3, 12, 200]), st.integers(0, 30))
+def test_no_row_gets_worse_and_masked_weights_are_exactly_zero(seed: int, tokens: int, iterations: int) -> None:
+    X, W, mask = layer(seed, tokens)
+    X[:, 0] = 0  # a feature that never fires
+    V = least_squares_update(W, mask, X.T @ X, np.linalg.inv, iterations=iterations)
+    assert (V[mask] == 0).all()
+    before, after = squared_errors(X, W * ~mask, X @ W.T), squared_errors(X, V, X @ W.T)
+    assert (after <= before * (1 + 1e-9)).all()
+
+
+def test_reaches_the_optimum_of_every_row() -> None:
+    X, W, mask = layer(0)
+    V = least_squares_update(W, mask, X.T @ X, np.linalg.inv, damping=1e-9, iterations=3000)
+    best = []
+    for row, gone in zip(W, mask, strict=True):
+        fit = np.linalg.lstsq(X[:, ~gone], X @ row, rcond=None)[0]
+        best.append(((X[:, ~gone] @ fit - X @ row) ** 2).sum())
+    np.testing.assert_allclose(squared_errors(X, V, X @ W.T), best, rtol=1e-2)
+
+
+def test_a_few_iterations_already_win_most_of_it() -> None:
+    X, W, mask = layer(1)
+    V = least_squares_update(W, mask, X.T @ X, np.linalg.inv)
+    assert squared_errors(X, V, X @ W.T).sum() < 0.5 * squared_errors(X, W * ~mask, X @ W.T).sum()
+
+
+def test_without_a_mask_nothing_changes() -> None:
+    X, W, _ = layer(2)
+    V = least_squares_update(W, np.zeros(W.shape, bool), X.T @ X, np.linalg.inv)
+    np.testing.assert_allclose(V, W, rtol=1e-9)
+
+
+def test_other_targets_than_the_layers_own_outputs() -> None:
+    # Inputs lost a feature that the target still knows: the others make up for what they can.
+    X, W, mask = layer(3)
+    seen = X * (np.arange(X.shape[1]) > 2)
+    target = X @ W.T
+    V = least_squares_update(W, mask, seen.T @ seen, np.linalg.inv, target=target.T @ seen)
+    assert squared_errors(seen, V, target).sum() < squared_errors(seen, W * ~mask, target).sum()
+
+
+def test_row_errors_are_those_of_the_outputs() -> None:
+    X, W, mask = layer(4)
+    target = X @ W.T
+    errors = row_errors(W * ~mask, X.T @ X, target.T @ X) + (target**2).sum(axis=0)
+    np.testing.assert_allclose(errors, squared_errors(X, W * ~mask, target), rtol=1e-9)
+
+
+def test_scale_of_the_gram_matrix_does_not_matter() -> None:
+    X, W, mask = layer(5)
+    one, many = (least_squares_update(W, mask, factor * X.T @ X, np.linalg.inv) for factor in (1.0, 1e4))
+    np.testing.assert_allclose(one, many, rtol=1e-6, atol=1e-9)
+
+
+def test_absorb_is_the_least_squares_fit_on_the_kept_inputs() -> None:
+    X, W, _ = layer(6)
+    kept = np.array([0, 2, 3, 7, 8, 11])
+    fit = np.linalg.lstsq(X[:, kept], X @ W.T, rcond=None)[0].T
+    np.testing.assert_allclose(absorb(W, kept, X.T @ X, np.linalg.inv, damping=0.0), fit, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("damping", [0.01, 1e6])
+def test_damping_holds_the_weights_to_their_dense_values(damping: float) -> None:
+    X, W, _ = layer(7)
+    kept = np.arange(0, 12, 2)
+    drift = np.abs(absorb(W, kept, X.T @ X, np.linalg.inv, damping=damping) - W[:, kept]).max()
+    assert drift < 1e-3 if damping > 1 else drift > 1e-3
