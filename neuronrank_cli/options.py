@@ -52,6 +52,7 @@ def _exponent(field: str, flag: str, text: str) -> RecipeFlag:
 
 
 BOS = ("window", "text")
+SPARSITY_HELP = "unstructured; N:M such as 2:4: N of every M go; or neurons: whole ones are removed for good."
 BOS_HELP = "Where a beginning-of-sequence token stands, for tokenizers that add one."
 
 #: Flags by section of the help.
@@ -60,8 +61,14 @@ RECIPE_FLAGS = {
         RecipeFlag(
             "method", "--prune_method", Name(tuple(METHODS)), "How weights are scored: see below.", "", "METHOD"
         ),
-        RecipeFlag("sparsity_type", "--sparsity_type", str, "unstructured, or N:M such as 2:4: N of every M go."),
-        RecipeFlag("sparsity_ratio", "--sparsity_ratio", float, "Share of weights to zero, 0 to 1.", "0.5, or N/M"),
+        RecipeFlag("sparsity_type", "--sparsity_type", str, SPARSITY_HELP),
+        RecipeFlag(
+            "sparsity_ratio",
+            "--sparsity_ratio",
+            float,
+            "Share of weights to zero, or of neurons to remove.",
+            "0.5, or N/M",
+        ),
         RecipeFlag("pruning_last", "--pruning_last", int, "Prune the last N layers only.", "all layers"),
         RecipeFlag("compare", "--compare", Name(COMPARE), "Within what weights compete.", "the method's"),
         RecipeFlag(

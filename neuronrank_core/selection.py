@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from neuronrank_core.errors import AllZeroMetricError, InvalidValueError, NonFiniteError
 
 #: Sets of weights that compete with each other.
-COMPARE = ("module", "row")
+COMPARE = ("module", "row", "column")
 
 
 def lowest_k(scores: ArrayLike, k: int) -> NDArray[np.bool_]:
@@ -71,8 +71,8 @@ def select(
         Weights that are already zero count toward the target: they go first.
     ratio : float in [0, 1]
         ``int(ratio * size)`` weights of each comparison group go. Not used with ``pattern``.
-    compare : {"module", "row"}
-        Comparison group: the whole matrix, or each output row.
+    compare : {"module", "row", "column"}
+        Comparison group: the whole matrix, each output row, or each input column.
     pattern : (N, M), optional
         In each run of M consecutive inputs of a row the N lowest go.
     lowest_k : callable
@@ -102,6 +102,8 @@ def select(
     if not bool((score != 0).any()):
         raise AllZeroMetricError(where)
     score[weight == 0] = -math.inf
+    if compare == "column" and pattern is None:
+        return lowest_k(score.T.reshape(-1, size), k).T
     return lowest_k(score.reshape(-1, size), k).reshape(shape)
 
 
@@ -116,7 +118,7 @@ def comparison_group(
     """Size of a comparison group, and how many of its weights go; see :func:`select`."""
     rows, columns = shape
     if pattern is None:
-        size = columns if compare == "row" else rows * columns
+        size = {"module": rows * columns, "row": columns, "column": rows}[compare]
         return size, int(ratio * size)
     n, m = pattern
     if columns % m:

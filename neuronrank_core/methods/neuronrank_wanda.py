@@ -2,8 +2,7 @@
 
 Under Wanda's per-row comparison a factor of the output neuron cancels. Rows normalised to mean 1 and compared over the
 whole module let it allocate: strong neurons keep more weights. ``tf_exp = 0`` gives every neuron the same weight.
-The closest prior art is DaSS (arXiv 2405.01943), which weights gate/up by the norm of the neuron's output but
-compares within rows of the input.
+``dass.py`` holds the closest prior art and says how it differs.
 """
 
 from __future__ import annotations

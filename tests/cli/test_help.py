@@ -54,7 +54,7 @@ def test_every_flag_stands_once_under_a_heading(run: Run, command: str) -> None:
         ("--nr-tfidf-k", "64"),
         ("--nr-q-active", "0.6"),
         ("--weight-exp", "1"),
-        ("--tf-exp", "1; 0.5 for neuronrank_wanda"),
+        ("--tf-exp", "1; 0.5 for dass; 0.5 for neuronrank_wanda"),
         ("--idf-exp", "1; 0 for neuronrank_wanda"),
         ("--nr-spikiness-exp", "0"),
         ("--nsamples", "128"),

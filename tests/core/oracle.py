@@ -16,7 +16,11 @@ from .layers import Layer
 
 Rows = list[list[float]]
 #: weight, input, tf, idf and spikiness exponent where the recipe leaves them open.
-EXPONENTS = {"neuronrank_wanda": (1.0, 1.0, 0.5, 0.0, 0.0), "ria": (1.0, 0.5, 1.0, 1.0, 0.0)}
+EXPONENTS = {
+    "neuronrank_wanda": (1.0, 1.0, 0.5, 0.0, 0.0),
+    "ria": (1.0, 0.5, 1.0, 1.0, 0.0),
+    "dass": (1.0, 0.0, 0.5, 1.0, 0.0),
+}
 NAMES = ("weight_exp", "input_exp", "tf_exp", "idf_exp", "spikiness_exp")
 
 
@@ -106,6 +110,11 @@ def score(layer: Layer, recipe: Recipe, module: str) -> Rows:
             [(abs(row[k]) / rows[i] + abs(row[k]) / columns[k]) * norm[k] for k in inputs]
             for i, row in enumerate(weight)
         ]
+    if method == "dass":
+        tf_exp = exponents(recipe)[2]
+        if down:
+            return [[abs(row[k]) * input_norm(layer, module, k) for k in inputs] for row in weight]
+        return [[abs(w) * input_norm(layer, "down_proj", j) ** tf_exp for w in row] for j, row in enumerate(weight)]
     merit = [[abs(row[k]) ** weight_exp * norm[k] for k in inputs] for row in weight]
     if method in ("magnitude", "wanda") or (method == "neuronrank_wanda" and down):
         return merit

@@ -89,6 +89,7 @@ def test_variance_weighted_magnitude(seed: int, fields: dict) -> None:
         ("neuronrank_unstructured", "module", "module"),
         ("neuronrank_wanda", "module", "row"),
         ("ria", "row", "row"),
+        ("dass", "column", "row"),
     ],
 )
 def test_comparison_groups(method: str, gate: str, down: str) -> None:

@@ -51,13 +51,13 @@ def test_exactly_k_of_every_row(s: np.ndarray, ratio: float, data: st.DataObject
         assert set(np.flatnonzero(marked)) == lowest_by_hand(row, int(ratio * s.shape[1]))
 
 
-@given(scores, st.sampled_from(["module", "row"]))
+@given(scores, st.sampled_from(["module", "row", "column"]))
 def test_ratio_0_takes_nothing_and_ratio_1_everything(s: np.ndarray, compare: str) -> None:
     assert not select(s.copy(), np.ones_like(s), ratio=0.0, compare=compare).any()
     assert select(s.copy(), np.ones_like(s), ratio=1.0, compare=compare).all()
 
 
-@given(scores, st.floats(0, 1), st.floats(0, 1), st.sampled_from(["module", "row"]))
+@given(scores, st.floats(0, 1), st.floats(0, 1), st.sampled_from(["module", "row", "column"]))
 def test_a_higher_ratio_takes_more_of_the_same(s: np.ndarray, one: float, other: float, compare: str) -> None:
     few, many = (select(s.copy(), np.ones_like(s), ratio=r, compare=compare) for r in sorted((one, other)))
     assert not (few & ~many).any()
@@ -89,3 +89,10 @@ def test_an_all_zero_metric_is_an_error_that_says_what_to_try(compare: str) -> N
 def test_a_non_finite_score_is_an_error(value: float, ratio: float) -> None:
     with pytest.raises(NonFiniteError, match="layer 3 up_proj"):
         select(np.array([[1.0, value]]), np.ones((1, 2)), ratio=ratio, compare="row", where="layer 3 up_proj")
+
+
+@given(scores, st.floats(0, 1))
+def test_a_column_is_a_row_of_the_transpose(s: np.ndarray, ratio: float) -> None:
+    weight = np.ones(s.shape)
+    columns = select(s.copy(), weight, ratio=ratio, compare="column")
+    assert np.array_equal(columns.T, select(s.T.copy(), weight.T, ratio=ratio, compare="row"))
