@@ -101,6 +101,8 @@ def disagreements(mask: np.ndarray, score: np.ndarray, module: str, chosen: Reci
     """Weights that a mask treats otherwise than the score asks for, near-ties with the threshold left out."""
     compare = chosen.compare or method_for(module, chosen).compare(module)
     size, k = comparison_group(score.shape, ratio=chosen.ratio, compare=compare, pattern=chosen.pattern)
+    if compare == "column" and not chosen.pattern:
+        score, mask = score.T, mask.T
     rows, marked = score.reshape(-1, size), mask.reshape(-1, size)
     assert (marked.sum(axis=1) == k).all()
     threshold = np.sort(rows, axis=1)[:, k - 1 : k + 1]

@@ -25,8 +25,9 @@ def check(model: nn.Module, chosen: Recipe, modules: tuple[str, ...] = MLP) -> N
             weight = linears(model, layer)[name].weight
             rows, columns = weight.shape
             compare = METHODS[chosen.method if name in MLP else METHODS[chosen.method].beyond_mlp].compare(name)
-            whole = compare == "module" and not chosen.pattern
-            count = int(chosen.ratio * rows * columns) if whole else rows * int(chosen.ratio * columns)
+            by_row = rows * int(chosen.ratio * columns)
+            by_compare = {"module": int(chosen.ratio * rows * columns), "column": columns * int(chosen.ratio * rows)}
+            count = by_row if chosen.pattern else by_compare.get(compare, by_row)
             assert int((weight == 0).sum()) == count, (layer, name)
             if compare == "row":
                 assert set((weight == 0).sum(dim=1).tolist()) == {int(chosen.ratio * columns)}
