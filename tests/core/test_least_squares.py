@@ -30,6 +30,26 @@ def test_no_row_gets_worse_and_masked_weights_are_exactly_zero(seed: int, tokens
     assert (after <= before * (1 + 1e-9)).all()
 
 
+@given(st.integers(0, 10_000), st.floats(0.2, 0.9))
+def test_a_fit_that_would_be_worse_is_not_taken(seed: int, ratio: float) -> None:
+    # One iteration on nearly collinear inputs, towards outputs that the masked weights already give.
+    X, W, _ = layer(seed)
+    mask = np.random.default_rng(seed).random(W.shape) < ratio
+    X = X[:, :1] + 0.05 * X
+    target = X @ (W * ~mask).T
+    V = least_squares_update(W, mask, X.T @ X, np.linalg.inv, target=target.T @ X, iterations=1)
+    assert squared_errors(X, V, target) == pytest.approx(0.0, abs=1e-12 * (X**2).sum())
+
+
+def test_damping_pulls_towards_the_dense_weight_and_not_towards_zero() -> None:
+    # Two inputs of correlation 1/2, both weights 1, the second goes: the best first weight is 1.5, the dense one 1,
+    # and damping 1 counts both alike.
+    gram = np.array([[1.0, 0.5], [0.5, 1.0]])
+    mask = np.array([[False, True]])
+    V = least_squares_update(np.ones((1, 2)), mask, gram, np.linalg.inv, damping=1.0, iterations=500)
+    np.testing.assert_allclose(V, [[1.25, 0.0]])
+
+
 def test_reaches_the_optimum_of_every_row() -> None:
     X, W, mask = layer(0)
     V = least_squares_update(W, mask, X.T @ X, np.linalg.inv, damping=1e-9, iterations=3000)

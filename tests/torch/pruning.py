@@ -77,9 +77,9 @@ def core_statistics(model: nn.Module, layer: int, chosen: Recipe) -> LayerStatis
         rows.append(
             document_statistics(
                 document,
-                signal=signal.abs().numpy(),
-                gate=gate.numpy(),
-                inputs={name: seen[name].numpy() for name in ("gate_proj", "down_proj", "q_proj", "o_proj")},
+                signal=signal.abs().float().numpy(),
+                gate=gate.float().numpy(),
+                inputs={name: seen[name].float().numpy() for name in ("gate_proj", "down_proj", "q_proj", "o_proj")},
                 threshold=chosen.threshold,
                 tokens_per_document=chosen.tokens_per_document,
             )

@@ -62,6 +62,15 @@ def test_the_threshold_is_not_rounded_to_the_gate_s_precision(dtype: torch.dtype
     assert ours.open_gate.tolist() == merge(rows).open_gate.tolist() == [[4, 0]]
 
 
+@pytest.mark.parametrize(("threshold", "opened"), [(0.0, 2), (0.5, 1), (-0.5, 5)])
+def test_a_gate_at_the_threshold_is_closed(threshold: float, opened: int) -> None:
+    mlp = GatedMLP(features=1, neurons=1)
+    mlp.gate_proj.weight.data = torch.ones(1, 1)
+    x = torch.tensor([[-0.5], [0.0], [-0.25], [0.0], [0.5], [1.0]])
+    ours, rows = collect(mlp, [x], Recipe(**EVERYTHING, threshold=threshold), reference=True)
+    assert ours.open_gate.tolist() == merge(rows).open_gate.tolist() == [[opened]]
+
+
 def test_activations_are_left_alone() -> None:
     mlp, x = GatedMLP(), torch.stack(documents([9, 9]))
     with torch.no_grad():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pruning import linears, pruned, recipe, small
+from pruning import TEXT, linears, pruned, recipe, small
 from tiny import tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -67,8 +67,6 @@ def test_update_changes_down_alone_and_brings_the_first_layer_closer() -> None:
     pruned(updated, recipe(**NEURONS, nsamples=32, update="least-squares"))
     assert torch.equal(linears(plain, 0)["gate_proj"].weight, linears(updated, 0)["gate_proj"].weight)
     assert not torch.equal(linears(plain, 0)["down_proj"].weight, linears(updated, 0)["down_proj"].weight)
-    from pruning import TEXT
-
     tokens = torch.tensor([tiny_tokenizer()(TEXT[:512]).input_ids[:256]]).view(8, 32)
     with torch.no_grad():
         reference, a, b = (model.model(tokens).last_hidden_state for model in (dense, plain, updated))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 from backends import MARGIN, margins
 from pruning import (
     ATTENTION,
@@ -45,6 +46,18 @@ def test_dense_propagation_is_the_core_on_the_dense_model(family: Family, chosen
         scores = core_scores(dense, layer, asked)
         for name, mask in zeros(model, layer, modules).items():
             assert disagreements(mask, scores[name], name, asked) == 0, (layer, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["magnitude", "neuronrank_wanda", "neuronrank_old"])
+def test_half_precision_is_scored_in_full(method: str, dtype: torch.dtype) -> None:
+    model, asked = small().to(dtype), recipe(method=method, propagate="dense")
+    dense = copy.deepcopy(model)
+    pruned(model, asked, batch_size=1)
+    scores = core_scores(dense, 1, asked)
+    for name, mask in zeros(model, 1).items():
+        # No margin where rounded scores would tie and the reference's do not.
+        assert disagreements(mask, scores[name], name, asked, margin=1e-5) == 0, name
 
 
 @pytest.mark.parametrize("method", ["neuronrank_tfidf", "neuronrank_wanda"])

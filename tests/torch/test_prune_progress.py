@@ -1,0 +1,56 @@
+"""Each layer runs as often as it has to and no more, and progress adds up."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from pruning import TEXT, pruned, recipe, small
+
+
+@pytest.mark.parametrize(
+    ("chosen", "passes"),
+    [
+        ({}, [2, 2, 1]),
+        ({"propagate": "dense"}, [1, 1, 1]),
+        ({"pruning_last": 1}, [1, 1, 1]),
+        ({"pruning_last": 2}, [1, 2, 1]),
+        ({"prune_lm_head": True}, [2, 2, 2]),
+        ({"prune_lm_head": True, "propagate": "dense"}, [1, 1, 1]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("batch_size", "batches"), [(1, 6), (4, 2), (6, 1), (100, 1)])
+def test_passes_and_progress(chosen: dict, passes: list[int], batch_size: int, batches: int) -> None:
+    model = small(layers=3, tied=False)
+    runs, heard = [0, 0, 0], []
+    for i, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, i=i: runs.__setitem__(i, runs[i] + 1))
+    asked = recipe(method="wanda", **chosen)
+    pruned(model, asked, batch_size=batch_size, on_progress=lambda *step: heard.append(step))
+    assert runs == [n * batches for n in passes]
+    total = sum(runs)
+    assert [done for _, done, _ in heard] == list(range(1, total + 1))
+    assert {of for *_, of in heard} == {total}
+    assert [layer for layer, *_ in heard] == [i for i, n in enumerate(runs) for _ in range(n)]
+
+
+def test_without_calibration_a_layer_is_a_step() -> None:
+    heard: list = []
+    pruned(small(layers=3), recipe(method="magnitude"), on_progress=lambda *step: heard.append(step))
+    assert heard == [(0, 1, 3), (1, 2, 3), (2, 3, 3)]
+
+
+def test_the_report_says_what_was_done() -> None:
+    model, asked = small(), recipe(method="neuronrank_wanda")
+    report = pruned(model, asked)
+    assert report.recipe == asked
+    assert report.parameters == sum(p.numel() for p in model.parameters())
+    assert report.calibration == {"text_sha256": hashlib.sha256(TEXT.encode()).hexdigest(), "tokens": 6 * 32}
+    assert [layer.layer for layer in report.layers] == [0, 1]
+    plain = report.to_dict()
+    assert plain["total"]["prunable"] == 2 * 3 * 64 * 32 == 2 * plain["total"]["zeros"]
+    assert plain["layers"][0]["modules"]["up_proj"]["sparsity"] == 0.5
+    assert plain["recipe"]["sparsity_ratio"] == 0.5
+    assert plain["recipe"]["tf_exp"] == 0.5
+    assert 0 < plain["layers"][0]["seconds"] <= plain["seconds"] + 0.001
