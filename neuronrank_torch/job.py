@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from neuronrank_core import InvalidValueError, Recipe
+from neuronrank_core import Recipe
 from neuronrank_torch import corpus
 from neuronrank_torch.checkpoint import check_output, save_model
 from neuronrank_torch.models import Dtype, load_model
@@ -99,8 +99,6 @@ def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, 
     NeuronRankError
         Of every kind; nothing is left under the output's name then.
     """
-    if job.batch_size is not None and job.batch_size < 1:
-        raise InvalidValueError("batch_size", job.batch_size, "a whole number >= 1")
     if job.save is not None:
         check_output(job.save, None, job.force)
     # Texts first: a missing file should not cost the time to load a model.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuronrank_core import InputError, NonFiniteError, Recipe
+from neuronrank_core import InputError, InvalidValueError, NonFiniteError, Recipe
 from neuronrank_core.statistics import LayerStatistics
 from neuronrank_torch import corpus
 from neuronrank_torch.architecture import Decoder, find_decoder, gated_mlp, prunable_linears, untied_head
@@ -53,6 +53,8 @@ def prune(
 
     Raises
     ------
+    InvalidValueError
+        If ``batch_size`` is below 1.
     InputError
         If the text is too short, or the recipe asks for modules that the model does not have.
     MissingStatisticsError
@@ -63,7 +65,9 @@ def prune(
     started = time.perf_counter()
     run = _PruneRun(model, recipe, on_progress)
     calibration: dict[str, Any] = {}
-    training = model.training
+    if batch_size is not None and batch_size < 1:
+        raise InvalidValueError("batch_size", batch_size, "a whole number >= 1")
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
@@ -75,7 +79,8 @@ def prune(
             else:
                 run.uncalibrated()
     finally:
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode
     return Report(
         recipe,
         tuple(run.reports),

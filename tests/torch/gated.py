@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -96,3 +97,15 @@ def core_row(mlp: GatedMLP, document: int, x: Tensor, gate: Tensor, hidden: Tens
         threshold=recipe.threshold,
         tokens_per_document=recipe.tokens_per_document,
     )
+
+
+def assert_agrees(ours: LayerStatistics, reference: LayerStatistics) -> None:
+    """The same columns: counts equal, real values to 1e-5."""
+    a, b = ours.columns(), reference.columns()
+    assert a.keys() == b.keys()
+    for name, column in b.items():
+        assert (a[name].dtype, a[name].shape) == (column.dtype, column.shape), name
+        if column.dtype == np.int64:
+            assert np.array_equal(a[name], column), name
+        else:
+            np.testing.assert_allclose(a[name], column, rtol=1e-5, err_msg=name)

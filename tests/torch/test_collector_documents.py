@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gated import EVERYTHING, GatedMLP, collect, collector, documents
+from gated import EVERYTHING, GatedMLP, assert_agrees, collect, collector, documents
 from torch import nn
 
-from neuronrank_core import Recipe
+from neuronrank_core import Recipe, merge
 
 MOMENTS = {"signal_mean", "signal_mean_square", "signal_max", "open_gate"}
 SAMPLED = {"sample", "sample_tokens"}
@@ -22,13 +22,7 @@ def test_micro_batches_change_nothing(batch_size: int) -> None:
     ours, _ = collect(GatedMLP(), texts, recipe, batch_size)
     assert ours.document.tolist() == list(range(7))
     assert ours.tokens.tolist() == [11] * 7
-    for row in rows:
-        i = int(row.document[0])
-        assert np.array_equal(ours.open_gate[i], row.open_gate[0])
-        np.testing.assert_allclose(ours.signal_mean[i], row.signal_mean[0], rtol=1e-5)
-        np.testing.assert_allclose(ours.sample[4 * i : 4 * i + 4], row.sample, rtol=1e-5)
-        for name, column in row.input_mean_square.items():
-            np.testing.assert_allclose(ours.input_mean_square[name][i], column[0], rtol=1e-5)
+    assert_agrees(ours, merge(rows))
 
 
 def test_a_document_that_passes_twice_is_counted_once() -> None:

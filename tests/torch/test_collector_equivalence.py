@@ -5,24 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gated import EVERYTHING, GatedMLP, collect, collector, documents
+from gated import EVERYTHING, GatedMLP, assert_agrees, collect, collector, documents
 
-from neuronrank_core import LayerStatistics, Recipe, merge
+from neuronrank_core import Recipe, merge
 from neuronrank_core.statistics import SIGNALS
 
 #: Some shorter than the tokens sampled of each, some as long, some longer.
 RAGGED = (1, 5, 8, 13, 21)
-
-
-def assert_agrees(ours: LayerStatistics, reference: LayerStatistics) -> None:
-    a, b = ours.columns(), reference.columns()
-    assert a.keys() == b.keys()
-    for name, column in b.items():
-        assert (a[name].dtype, a[name].shape) == (column.dtype, column.shape), name
-        if column.dtype == np.int64:
-            assert np.array_equal(a[name], column), name
-        else:
-            np.testing.assert_allclose(a[name], column, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("signal", SIGNALS)

@@ -11,7 +11,7 @@ from pruning import ATTENTION, TEXT, disagreements, pruned, recipe, same_state, 
 from tiny import tiny_tokenizer
 from torch import nn
 
-from neuronrank_core import METHODS, InputError
+from neuronrank_core import METHODS, InputError, InvalidValueError
 from neuronrank_torch.pipeline import calibration_sequences
 
 
@@ -112,3 +112,17 @@ def test_pruning_twice_is_pruning_once(method: str) -> None:
     once = state(model)
     pruned(model, asked)
     assert same_state(once, state(model))
+
+
+def test_a_submodule_frozen_in_eval_mode_stays_there() -> None:
+    model = small().train()
+    model.model.layers[0].eval()
+    pruned(model, recipe())
+    assert model.training
+    assert not any(module.training for module in model.model.layers[0].modules())
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_one_is_refused(batch_size: int) -> None:
+    with pytest.raises(InvalidValueError, match="batch_size"):
+        pruned(small(), recipe(), batch_size=batch_size)
