@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from neuronrank_core.errors import InputError, MissingStatisticsError
 
@@ -64,6 +65,15 @@ def gated_mlp(layer: nn.Module, index: int) -> nn.Module:
             hint="mixtures of experts cannot be pruned yet",
         )
     return mlps[0]
+
+
+def activation_of(layer: nn.Module, index: int) -> Callable[[Tensor], Tensor]:
+    """Activation function of a layer's gated MLP; raises InputError where transformers' usual name is not there."""
+    mlp = gated_mlp(layer, index)
+    activation = getattr(mlp, "act_fn", None)
+    if not callable(activation):
+        raise InputError(f"layer {index}: {type(mlp).__name__} has no activation function under the name `act_fn`")
+    return activation
 
 
 def prunable_linears(layer: nn.Module, index: int, *, include_attention: bool = False) -> dict[str, nn.Linear]:

@@ -13,7 +13,7 @@ from neuronrank_core import Recipe, ScoringContext, prune_mask
 from neuronrank_core.least_squares import least_squares_update
 from neuronrank_core.neuron_removal import absorb, kept_neurons
 from neuronrank_core.statistics import SHARED_INPUT, LayerStatistics
-from neuronrank_torch.architecture import gated_mlp, prunable_linears
+from neuronrank_torch.architecture import activation_of, gated_mlp, prunable_linears
 from neuronrank_torch.collector import LayerCollector
 from neuronrank_torch.executor import LayerRun
 from neuronrank_torch.gram import GramCollector, gated_product
@@ -60,7 +60,7 @@ class LayerPruner:
         """Calibrate, prune and propagate one layer."""
         started = time.perf_counter()
         linears = prunable_linears(run.layer, run.index, include_attention=self.recipe.include_attention)
-        activation: Activation = gated_mlp(run.layer, run.index).act_fn  # type: ignore[assignment]
+        activation = activation_of(run.layer, run.index)
         keep, updating = self.recipe.propagate == "dense", self.recipe.update != "none"
         collector = LayerCollector(run.index, linears, activation, self.recipe)
         first = GramCollector(run.index, linears, self._stages[0] if updating else ())

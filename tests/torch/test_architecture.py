@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from neuronrank_core import InputError, MissingStatisticsError
-from neuronrank_torch.architecture import find_decoder, gated_mlp, prunable_linears, untied_head
+from neuronrank_torch.architecture import activation_of, find_decoder, gated_mlp, prunable_linears, untied_head
 
 
 def renamed(module: nn.Module, name: str) -> None:
@@ -122,3 +122,10 @@ def test_a_plain_module_has_no_decoder() -> None:
     with pytest.raises(MissingStatisticsError, match="No TF-IDF statistics for layer 0"):
         find_decoder(nn.Sequential(nn.Linear(2, 2)))
     assert torch.is_grad_enabled()
+
+
+def test_an_activation_under_another_name_is_a_clear_error() -> None:
+    model = small()
+    del model.model.layers[1].mlp.act_fn
+    with pytest.raises(InputError, match="layer 1.*act_fn"):
+        activation_of(model.model.layers[1], 1)
