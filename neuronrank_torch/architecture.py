@@ -70,8 +70,8 @@ def gated_mlp(layer: nn.Module, index: int) -> nn.Module:
 def activation_of(layer: nn.Module, index: int) -> Callable[[Tensor], Tensor]:
     """Activation function of a layer's gated MLP; raises InputError where transformers' usual name is not there."""
     mlp = gated_mlp(layer, index)
-    activation = getattr(mlp, "act_fn", None)
-    if not callable(activation):
+    activation: Callable[[Tensor], Tensor] | None = getattr(mlp, "act_fn", None)
+    if activation is None:
         raise InputError(f"layer {index}: {type(mlp).__name__} has no activation function under the name `act_fn`")
     return activation
 

@@ -127,5 +127,5 @@ def test_a_plain_module_has_no_decoder() -> None:
 def test_an_activation_under_another_name_is_a_clear_error() -> None:
     model = small()
     del model.model.layers[1].mlp.act_fn
-    with pytest.raises(InputError, match="layer 1.*act_fn"):
+    with pytest.raises(InputError, match=r"layer 1.*act_fn"):
         activation_of(model.model.layers[1], 1)
