@@ -16,9 +16,9 @@ Array = Any
 
 #: ADMM iterations; the error has levelled off by then.
 ITERATIONS = 20
-#: Added to the diagonal of the Gram matrix scaled to a unit diagonal: keeps the solve well-posed and, with few
-#: calibration tokens, the update from fitting noise.
-DAMPING = 0.01
+#: Added to the diagonal of the Gram matrix scaled to a unit diagonal, and holding the weights to their dense values:
+#: keeps the solve well-posed and, with few calibration tokens, the update from fitting noise (docs/log.md).
+DAMPING = 0.3
 
 
 def row_errors(weight: Array, gram: Array, target: Array) -> Array:

@@ -37,7 +37,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException, cause: BaseExcep
             "--nr-tfidf-k is 500, allowed: [1, 128], the number of sampled tokens",
         ),
         ("--idf-exp nan", "--idf-exp is nan, allowed: a number in [-10, 10]"),
-        ("--prune_method nope", "'nope' is not one of 'magnitude', 'neuronrank_old'"),
+        ("--prune_method nope", "'nope' is not one of 'dass', 'magnitude'"),
         ("--idf-expp 1", "No such option '--idf-expp'"),
         ("--dataset gone.txt", "file not found: gone.txt"),
         ("--model ./gone", "model not found: ./gone"),
