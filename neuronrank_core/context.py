@@ -35,6 +35,8 @@ class ScoringContext:
         None for methods that look at the weights alone.
     kernels : Kernels
         Backend of the work over tokens and weights.
+    ratio : float, optional
+        Share of the MLP's weights to zero in this layer; the recipe's by default.
     """
 
     layer: int | str
@@ -42,6 +44,7 @@ class ScoringContext:
     weights: Mapping[str, Array]
     statistics: LayerStatistics | None = None
     kernels: Kernels = field(default_factory=NumpyKernels)
+    ratio: float | None = None
 
     @cached_property
     def exponents(self) -> Exponents:

@@ -24,6 +24,10 @@ class Kernels(Protocol):
         """Bring a finalised vector to the library, device and precision of the scores of ``like``, a weight."""
         ...
 
+    def to_numpy(self, array: Array) -> NDArray[np.generic]:
+        """The inverse of :meth:`asarray`, in the array's own precision."""
+        ...
+
     def quantile_threshold(self, sample: NDArray[np.float32], q: float) -> NDArray[np.float32]:
         """See :func:`neuronrank_core.tfidf.quantile_threshold`."""
         ...
@@ -59,6 +63,7 @@ class NumpyKernels:
     group_means = staticmethod(tfidf.group_means)
     topics = staticmethod(kmeans.topics)
     lowest_k = staticmethod(selection.lowest_k)
+    to_numpy = staticmethod(np.asarray)
 
     def column_norm(self, weight: Array) -> Vector:
         """Euclidean norm of each column."""

@@ -33,7 +33,7 @@ def prune_mask(module: str, context: ScoringContext) -> Array:
     return select(
         method.score(module, context),
         context.weights[module],
-        ratio=recipe.ratio,
+        ratio=context.ratio if context.ratio is not None and module in NEURON_AXIS else recipe.ratio,
         compare=recipe.compare or method.compare(module),
         pattern=recipe.pattern,
         lowest_k=context.kernels.lowest_k,
@@ -47,8 +47,9 @@ def method_for(module: str, recipe: Recipe) -> Method:
     return method if module in NEURON_AXIS else METHODS[method.beyond_mlp]
 
 
-def target_zeros(module: str, shape: tuple[int, int], recipe: Recipe) -> int:
-    """How many weights of a module :func:`prune_mask` marks."""
+def target_zeros(module: str, shape: tuple[int, int], recipe: Recipe, ratio: float | None = None) -> int:
+    """How many weights of a module :func:`prune_mask` marks, at the recipe's ratio by default."""
     compare = recipe.compare or method_for(module, recipe).compare(module)
-    size, k = comparison_group(shape, ratio=recipe.ratio, compare=compare, pattern=recipe.pattern, where=module)
+    ratio = recipe.ratio if ratio is None else ratio
+    size, k = comparison_group(shape, ratio=ratio, compare=compare, pattern=recipe.pattern, where=module)
     return k * (shape[0] * shape[1] // size)

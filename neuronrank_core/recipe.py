@@ -53,6 +53,7 @@ class Recipe:
     compare: str | None = one_of(None, COMPARE)
     include_attention: bool = flag(False)
     prune_lm_head: bool = flag(False)
+    allocate: str = one_of("uniform", ("uniform", "neuronrank"))
 
     tfidf_mode: str = one_of("doc", MODES)
     tfidf_k: int = number(64, 1, integer=True)
@@ -87,6 +88,8 @@ class Recipe:
                 "sparsity_ratio", self.sparsity_ratio, f"{pattern[0] / pattern[1]:g}, which {self.sparsity_type} fixes"
             )
 
+        if self.allocate != "uniform" and self.sparsity_type != "unstructured":
+            raise InvalidValueError("allocate", self.allocate, f"uniform, which {self.sparsity_type} fixes")
         if self.whole_neurons:
             self._check_neurons()
         tokens = self.nsamples * min(self.seqlen, self.tokens_per_document)
@@ -136,12 +139,13 @@ class Recipe:
         """Kinds of statistics to collect; none means no calibration text is needed."""
         method = methods.METHODS[self.method]
         beyond = self.include_attention or self.prune_lm_head
-        return method.requires(self) | (methods.METHODS[method.beyond_mlp].requires(self) if beyond else frozenset())
+        others = methods.METHODS[method.beyond_mlp].requires(self) if beyond else frozenset()
+        return method.requires(self) | others
 
     @property
     def needs_text(self) -> bool:
         """Whether a run looks at calibration text."""
-        return bool(self.requires) or self.update != "none"
+        return bool(self.requires) or self.update != "none" or self.allocate != "uniform"
 
     def without_effect(self, names: Iterable[str]) -> list[str]:
         """Those of the named fields that cannot change the outcome of this recipe."""

@@ -42,8 +42,7 @@ class NeuronRankWanda(Method):
 
     def neuron_score(self, context: ScoringContext) -> Vector:
         """Score every neuron by how much of the block's output passes through it, and how selectively."""
-        strength = context.input_rms("down_proj") * context.kernels.column_norm(context.weights["down_proj"])
-        return context.importance(strength)
+        return context.importance(neuron_strength(context))
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """Mean squares of the inputs, and what IDF and spikiness ask for."""
@@ -52,6 +51,11 @@ class NeuronRankWanda(Method):
     def compare(self, module: str) -> str:
         """Over the module for gate and up, where neurons compete; within each row for down."""
         return "row" if module == "down_proj" else "module"
+
+
+def neuron_strength(context: ScoringContext) -> Vector:
+    """RMS of what each neuron hands to ``down_proj`` x norm of its column there: its part in the block's output."""
+    return context.input_rms("down_proj") * context.kernels.column_norm(context.weights["down_proj"])
 
 
 METHOD = NeuronRankWanda()
