@@ -13,7 +13,7 @@ from neuronrank_torch import corpus
 from neuronrank_torch.architecture import find_decoder, prunable_linears, untied_head
 from neuronrank_torch.checkpoint import check_output
 from neuronrank_torch.job import Job, choose_device
-from neuronrank_torch.models import load_skeleton
+from neuronrank_torch.models import open_model
 from neuronrank_torch.pipeline import first_pruned
 from neuronrank_torch.report import LayerReport, ModuleReport, Report
 
@@ -37,7 +37,7 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
         corpus.load_text(job.dataset, "calibration")
     if job.evaluation:
         corpus.load_text(job.evaluation.dataset, "evaluation")
-    model = load_skeleton(job.model)
+    model = open_model(job.model)[0].model
     decoder = find_decoder(model)
     first, notes = first_pruned(recipe, len(decoder.layers))
     layers: list[LayerReport] = []
