@@ -7,6 +7,7 @@ for later, so rotary tables, masks and caches stay the model's business, whateve
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
@@ -110,12 +111,13 @@ def embed(decoder: Decoder, sequences: Tensor, allocate: Allocate = in_memory) -
     """
     seen: list[tuple[Any, ...]] = []
     hidden: list[Tensor] = []
+    position = itertools.count()
 
     def first_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         del index, forward
         if not hidden:
             hidden.append(allocate((len(sequences), *args[0].shape[1:]), args[0]))
-        hidden[0][number].copy_(args[0][0])
+        hidden[0][next(position)].copy_(args[0][0])
         seen.append((*args[1:], kwargs))
         if not _same(seen[0], seen[-1]):
             raise InputError(f"{type(decoder.body).__name__} gives its layers arguments that depend on the text")
@@ -123,7 +125,7 @@ def embed(decoder: Decoder, sequences: Tensor, allocate: Allocate = in_memory) -
         raise _Stop
 
     with _replaced(decoder.layers, first_layer):
-        for number, sequence in enumerate(sequences):
+        for sequence in sequences:
             with suppress(_Stop):
                 decoder.body(input_ids=sequence[None], use_cache=False)
     return hidden[0]

@@ -166,7 +166,7 @@ def _skeleton(kind: str, path: Path, dtype: Dtype) -> Any:
     """A model in eval mode with its parameters on the meta device and its buffers in memory."""
     if kind == "gguf":
         config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        chosen = _DTYPES.get(dtype, torch.float32)
+        chosen: torch.dtype | None = _DTYPES.get(dtype, torch.float32)
     else:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         chosen = _DTYPES.get(dtype) or config.dtype or SafetensorsWeights(shards(path)).first_dtype()

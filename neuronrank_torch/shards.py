@@ -22,7 +22,8 @@ def write_shard(tensors: dict[str, Tensor], file: Path) -> None:
 
 def write_index(shards: list[Path], folder: Path) -> None:
     """Write the index by which transformers finds the tensors of a folder's shards."""
-    where, total = {}, 0
+    where: dict[str, str] = {}
+    total = 0
     for shard in shards:
         tensors = _header(shard)[0]
         where |= dict.fromkeys(tensors, shard.name)

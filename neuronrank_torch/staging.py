@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -133,7 +132,7 @@ class Staging(LayerStore):
             layers = len(self.model.decoder.layers)
             note = f"{min(done, layers)} of {layers} layers are done and kept: the same command goes on from there"
             # PEP 678 by hand: Python 3.10 has no BaseException.add_note.
-            error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
+            error.__notes__ = [*getattr(error, "__notes__", []), note]
         self._lock.close()
 
     def shard(self, unit: Unit) -> Path:
