@@ -148,12 +148,13 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on: an unfinished run goes on only if all of it is as it was."""
-        places = {"save", "force", "hidden_states"}
         return {
             **recipe_values(self.recipe),
-            **{name: value for name, value in asdict(self.job).items() if name not in places},
+            **{name: getattr(self.job, name) for name in ("device", "dtype", "batch_size")},
+            "model": str(self.source.path),
             "file": self.source.fingerprint(),
             "calibration text": corpus.text_fingerprint(self.text),
+            "evaluation": self.job.evaluation and asdict(self.job.evaluation),
             "evaluation text": corpus.text_fingerprint(self.eval_text),
             "version of": {**versions(), "journal": JOURNAL_FORMAT},
         }

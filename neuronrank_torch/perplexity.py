@@ -17,7 +17,7 @@ from neuronrank_torch.executor import LayerRun, layers_done, run_layers
 from neuronrank_torch.streamed_model import HEAD, Resident
 
 #: Tokens that go through a streamed model together: their hidden states are in memory, and its weights are read once.
-_STREAMED_TOKENS = 1 << 16
+STREAMED_TOKENS = 1 << 16
 #: Positions whose float32 log-probabilities are in memory at a time: 256 x 128k tokens are 128 MiB.
 _POSITIONS = 256
 
@@ -141,7 +141,7 @@ def perplexity(
     _check(model, windows, batch_size)
     count, seqlen = windows.shape
     decoder = None if resident is None else find_decoder(model)
-    block = count if decoder is None else -(-_STREAMED_TOKENS // seqlen)
+    block = count if decoder is None else -(-STREAMED_TOKENS // seqlen)
     progress = _Progress(on_progress, count * (1 if decoder is None else 1 + len(decoder.layers)))
     total = 0.0
     with _evaluating(model):

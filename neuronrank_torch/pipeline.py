@@ -124,7 +124,8 @@ class _PruneRun:
         self.model, self.recipe, self.on_progress, self.store = model, recipe, on_progress, store
         self.decoder: Decoder = find_decoder(model)
         self.head = untied_head(model) if recipe.prune_lm_head else None
-        self.device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+        # Where a streamed model works; its layers are elsewhere now.
+        self.device = next(p.device for p in model.parameters() if not p.is_meta)
         self.reports: list[LayerReport] = []
         self.first, self.notes = first_pruned(recipe, len(self.decoder.layers))
         self.pruner = LayerPruner(recipe, TorchKernels(self.device), self._step)

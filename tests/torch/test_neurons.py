@@ -12,7 +12,6 @@ from tiny import tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-
 NEURONS = {"sparsity_type": "neurons", "sparsity_ratio": 0.25}
 TOKENS = torch.arange(2, 66).view(2, 32)
 
