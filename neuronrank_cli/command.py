@@ -95,9 +95,13 @@ class Command(click.Command):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except KeyboardInterrupt:
-            click.echo("Interrupted; nothing half-done is left behind", err=True)
+        except KeyboardInterrupt as stop:
+            click.echo(f"Interrupted; {'; '.join(_notes(stop)) or 'nothing half-done is left behind'}", err=True)
             ctx.exit(INTERRUPTED)
+        except SystemExit as stop:
+            for note in _notes(stop):
+                click.echo(f"Ended; {note}", err=True)
+            raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # Whoever read stdout has left: click ends quietly then.
@@ -107,4 +111,12 @@ class Command(click.Command):
             click.echo(f"Error: {failure.message}", err=True)
             if failure.hint:
                 click.echo(f"Hint: {failure.hint}", err=True)
+            for note in _notes(error):
+                click.echo(f"Note: {note}", err=True)
             ctx.exit(failure.exit_code)
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to an exception on its way (PEP 678): here, that finished work is kept."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return notes

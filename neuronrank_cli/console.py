@@ -87,9 +87,28 @@ def print_report(report: dict[str, Any]) -> None:
     if planned:
         if report["calibration"]:
             click.echo(f"calibration: {recipe['nsamples']} sequences of {recipe['seqlen']} tokens of {job['dataset']}")
+        for line in _estimates(report["plan"]):
+            click.echo(line)
         click.echo("dry run: nothing was calibrated, pruned or saved")
     elif job["save"]:
         click.echo(f"saved to: {job['save']}")
+
+
+def _estimates(plan: dict[str, Any]) -> list[str]:
+    """What a planned run will cost, in lines."""
+    parts = {name: size for name, size in plan["memory"].items() if size}
+    listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+    minutes = plan["seconds"] / 60
+    duration = f"{minutes:.0f} min" if minutes >= 2 else f"{plan['seconds']:.0f} s"
+    return [
+        f"a layer: {_size(plan['layer_bytes'])}",
+        f"peak memory: about {_size(sum(parts.values()))}: {listed}",
+        f"time: about {duration}, by what the first layer took here",
+    ]
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def _table(report: dict[str, Any], *, times: bool) -> Table:

@@ -12,6 +12,7 @@ from neuronrank_cli.command import OUTPUT, Command, Flag
 from neuronrank_cli.console import Stages, print_json, print_report, warn
 from neuronrank_cli.options import (
     SPELLING,
+    Name,
     count_flag,
     given,
     json_flag,
@@ -24,6 +25,8 @@ from neuronrank_core.methods import METHODS
 from neuronrank_core.recipe import PRESETS, Recipe
 
 EXPONENTS, CALIBRATION, PERPLEXITY = "Exponents of the score", "Calibration", "Perplexity"
+#: Flags that are fields of the job by the same name.
+_JOB = ("model", "dataset", "save", "force", "hidden_states", "device", "dtype", "batch_size")
 EXAMPLE = """\b
 Example:
   neuronrank prune --model builtin:smollm2-135m --nsamples 32 --eval --eval-windows 24 --save out/
@@ -68,14 +71,32 @@ TABLES = {
     metavar="FOLDER",
     help="Where to save: an ordinary Hugging Face model, with a report in neuronrank.json.",
 )
-@click.option("--force", cls=Flag, section=OUTPUT, is_flag=True, help="Replace a model that is saved there.")
+@click.option(
+    "--force",
+    cls=Flag,
+    section=OUTPUT,
+    is_flag=True,
+    help="Replace a model that is saved there; discard an unfinished run of another command.",
+)
+@click.option(
+    "--hidden-states",
+    cls=Flag,
+    section=OUTPUT,
+    type=Name(("memory", "disk")),
+    default="memory",
+    help="Where the text's hidden states are between layers; disk is a file beside the output.",
+)
 @click.option(
     "--dry-run", cls=Flag, section=OUTPUT, is_flag=True, help="Check everything and show what would be pruned."
 )
 @json_flag
 @click.pass_context
 def prune(ctx: click.Context, /, **flags: Any) -> None:
-    """Prune a model and save it as an ordinary Hugging Face folder."""
+    """Prune a model and save it as an ordinary Hugging Face folder.
+
+    Saved layer by layer: the same command goes on where it was interrupted or killed, and one layer at a time is in
+    memory.
+    """
     names = {f.name for f in fields(Recipe)}
     chosen = given(ctx, {name: value for name, value in flags.items() if name in names})
     recipe = Recipe.from_preset(flags["preset"], **chosen)
@@ -101,7 +122,7 @@ def _run(recipe: Recipe, flags: dict[str, Any], stages: Stages) -> dict[str, Any
 
     evaluation = Evaluation(flags["eval_dataset"], recipe.seqlen, flags["eval_windows"], recipe.bos)
     job = Job(
-        **{name: flags[name] for name in ("model", "dataset", "save", "force", "device", "dtype", "batch_size")},
+        **{name: flags[name] for name in _JOB},
         evaluation=evaluation if flags["evaluate"] else None,
     )
     return plan_prune(job, recipe) if flags["dry_run"] else run_prune(job, recipe, stages)
@@ -123,7 +144,7 @@ def without_effect(recipe: Recipe, flags: dict[str, Any], chosen: set[str]) -> I
     if not flags["evaluate"]:
         idle |= dict.fromkeys(("eval_dataset", "eval_windows"), "without --eval")
     if not flags["save"]:
-        idle["force"] = "without --save"
+        idle |= dict.fromkeys(("force", "hidden_states"), "without --save")
     for name in sorted(chosen & idle.keys()):
         yield f"--{name.replace('_', '-')} has no effect {idle[name]}"
 

@@ -1,20 +1,14 @@
-"""Saving a model as an ordinary Hugging Face folder: all of it or nothing."""
+"""The output folder: what may be written over, and how a finished one takes its name: all of it or nothing."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
-
-from neuronrank_core.errors import InputError, NeuronRankError
-from neuronrank_torch.models import ModelSource, quiet_transformers
-
-REPORT_NAME = "neuronrank.json"
+from neuronrank_core.errors import InputError
+from neuronrank_torch.models import ModelSource
 
 
 def check_output(path: str | Path, source: ModelSource | None = None, force: bool = False) -> Path:
@@ -53,69 +47,6 @@ def check_output(path: str | Path, source: ModelSource | None = None, force: boo
     return target
 
 
-def save_model(
-    model: Any,
-    tokenizer: Any,
-    path: str | Path,
-    *,
-    report: dict[str, Any],
-    force: bool = False,
-    source: ModelSource | None = None,
-) -> Path:
-    """Save a model, its tokenizer and a report as one Hugging Face folder.
-
-    Everything is written under a temporary name beside the output and renamed at the end. On any failure the
-    temporary folder is removed, and what was under the output's name, if anything, is as it was.
-
-    Parameters
-    ----------
-    model, tokenizer : transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase
-        Saved as they are: dtype and tied weights are kept.
-    path : str or pathlib.Path
-        The output folder. Missing parents are created.
-    report : dict
-        What was done, for ``neuronrank.json``. Must be JSON: strings as keys, no NaN.
-    force : bool
-        Replace an existing model.
-    source : ModelSource, optional
-        Where the model came from: where that was sharded, shards of the same size are written.
-
-    Returns
-    -------
-    pathlib.Path
-        The output folder, absolute.
-
-    Raises
-    ------
-    InputError
-        As :func:`check_output`.
-    NeuronRankError
-        If writing fails.
-    """
-    target = check_output(path, source, force)
-    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    shard_bytes = sys.maxsize if source is None or source.shard_bytes is None else source.shard_bytes
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Process numbers come round again, in containers at every start: this can only be a killed run's.
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        with quiet_transformers():
-            model.save_pretrained(temporary, max_shard_size=shard_bytes)
-            tokenizer.save_pretrained(temporary)
-        (temporary / REPORT_NAME).write_text(text, encoding="utf-8")
-        _settle(temporary)
-        _move_in(temporary, target)
-    except (OSError, SafetensorError) as error:
-        raise NeuronRankError(
-            f"could not save to {target}: {error}", hint="check free space and permissions; nothing was changed there"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
-
-
 def _check_replaceable(target: Path, force: bool) -> None:
     if not target.is_dir():
         raise InputError(f"{target} is a file", hint="choose another output folder")
@@ -132,10 +63,26 @@ def _check_replaceable(target: Path, force: bool) -> None:
         )
 
 
-def _settle(folder: Path) -> None:
-    """Give every file the permissions of an ordinary new file, and have them all on disk before the rename."""
+def write_durably(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name and rename it when it is on disk: it is there as a whole or not at all.
+
+    Parameters
+    ----------
+    file : pathlib.Path
+    write : callable
+        Called with the path to write to.
+    """
+    temporary = file.with_name(file.name + ".tmp")
+    write(temporary)
+    _flush(temporary)
+    temporary.replace(file)
+    _flush(file.parent)
+
+
+def settle(folder: Path, plain: Path) -> None:
+    """Give every file in a folder the permissions of a plain one there, and have them all on disk."""
     # safetensors creates its files readable by their owner alone.
-    mode = (folder / REPORT_NAME).stat().st_mode
+    mode = plain.stat().st_mode
     for file in folder.iterdir():
         file.chmod(mode)
         _flush(file)
@@ -156,7 +103,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _move_in(temporary: Path, target: Path) -> None:
+def move_in(temporary: Path, target: Path) -> None:
     """Rename the finished folder to its final name; a folder it replaces is deleted last."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     replacing = target.exists()

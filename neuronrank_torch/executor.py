@@ -7,8 +7,9 @@ for later, so rotary tables, masks and caches stay the model's business, whateve
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,8 @@ from neuronrank_torch.architecture import Decoder
 
 Forward = Callable[..., Any]
 Handler = Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any]
+#: Makes room for hidden states: called with their shape and a tensor of their precision, where the model works.
+Allocate = Callable[[tuple[int, ...], Tensor], Tensor]
 
 
 class _Stop(Exception):  # noqa: N818 (no error: it ends a forward pass early)
@@ -93,7 +96,12 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and (not isinstance(a, (bool, int, float, str)) or a == b)
 
 
-def embed(decoder: Decoder, sequences: Tensor) -> Tensor:
+def in_memory(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Room for hidden states where the model works."""
+    return like.new_empty(shape)
+
+
+def embed(decoder: Decoder, sequences: Tensor, allocate: Allocate = in_memory) -> Tensor:
     """Hidden states before the first layer, by the model's own forward, shape (sequences, seqlen, hidden_size).
 
     Raises
@@ -103,10 +111,13 @@ def embed(decoder: Decoder, sequences: Tensor) -> Tensor:
     """
     seen: list[tuple[Any, ...]] = []
     hidden: list[Tensor] = []
+    position = itertools.count()
 
     def first_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         del index, forward
-        hidden.append(args[0])
+        if not hidden:
+            hidden.append(allocate((len(sequences), *args[0].shape[1:]), args[0]))
+        hidden[0][next(position)].copy_(args[0][0])
         seen.append((*args[1:], kwargs))
         if not _same(seen[0], seen[-1]):
             raise InputError(f"{type(decoder.body).__name__} gives its layers arguments that depend on the text")
@@ -115,15 +126,19 @@ def embed(decoder: Decoder, sequences: Tensor) -> Tensor:
 
     with _replaced(decoder.layers, first_layer):
         for sequence in sequences:
-            try:
+            with suppress(_Stop):
                 decoder.body(input_ids=sequence[None], use_cache=False)
-            except _Stop:
-                continue
-    return torch.cat(hidden)
+    return hidden[0]
 
 
 def run_layers(
-    decoder: Decoder, sequences: Tensor, visit: Callable[[LayerRun], None], *, batch_size: int = 1
+    decoder: Decoder,
+    sequences: Tensor,
+    visit: Callable[[LayerRun], None],
+    *,
+    batch_size: int = 1,
+    resident: Callable[[int], AbstractContextManager[None]] = lambda index: nullcontext(),
+    allocate: Allocate = in_memory,
 ) -> Tensor:
     """Visit the layers in order; each visit decides how often its layer runs and whether the output is kept.
 
@@ -136,18 +151,23 @@ def run_layers(
         Called once per layer with a :class:`LayerRun`.
     batch_size : int
         Sequences in a micro-batch.
+    resident : callable
+        Context around each visit in which the layer of that number has its weights; elsewhere it needs none.
+    allocate : callable
+        See :data:`Allocate`.
 
     Returns
     -------
     Tensor, shape (sequences, seqlen, hidden_size)
         Hidden states after the last layer (before it, where the last visit kept nothing).
     """
-    hidden = embed(decoder, sequences)
+    hidden = embed(decoder, sequences, allocate)
     last = len(decoder.layers) - 1
 
     def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        bound = partial(_call, forward, args[1:], kwargs)
-        visit(LayerRun(index, decoder.layers[index], hidden, bound, batch_size))
+        bound = partial(_call, forward, args[0].device, args[1:], kwargs)
+        with resident(index):
+            visit(LayerRun(index, decoder.layers[index], hidden, bound, batch_size))
         if index == last:
             raise _Stop
         # The model only carries this on to the next call, where the hidden states are taken from the buffer again.
@@ -158,5 +178,28 @@ def run_layers(
     return hidden
 
 
-def _call(forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Any:
-    return forward(hidden, *args, **kwargs)
+@contextmanager
+def layers_done(decoder: Decoder, hidden: Tensor) -> Iterator[None]:
+    """Have the model's forward go on from hidden states that have left the last layer, instead of running its layers.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    hidden : Tensor, shape (sequences, seqlen, hidden_size)
+        From :func:`run_layers`. The model is then called with the same sequences in the same order, some at a time.
+    """
+    batches = iter(hidden)
+    last = len(decoder.layers) - 1
+
+    def skip(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        del forward, kwargs
+        if index < last:
+            return args[0]
+        return torch.stack([next(batches) for _ in args[0]]).to(args[0].device)
+
+    with _replaced(decoder.layers, skip):
+        yield
+
+
+def _call(forward: Forward, device: torch.device, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Any:
+    return forward(hidden.to(device), *args, **kwargs)

@@ -8,8 +8,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from torch import Tensor
+
+from neuronrank_torch.weights import WeightSource
 
 
 def is_gguf(file: Path) -> bool:
@@ -41,8 +45,8 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]
         Whatever the readers raise on a bad file; they have no common class.
     """
     options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
-    with _each_read_once():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **options)
+    with readers_that_remember():
+        tokenizer = load_gguf_tokenizer(file)
         if hasattr(transformers, "GgufConfig"):
             # Where a matmul kernel is installed, newer versions would otherwise keep the weights packed.
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -52,8 +56,50 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]
     return model, tokenizer, info
 
 
+def load_gguf_tokenizer(file: Path) -> Any:
+    """Load the tokenizer that a GGUF file holds; raises as :func:`load_gguf`."""
+    return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+
+
+class GgufWeights(WeightSource):
+    """Tensors of a GGUF file, each dequantised when it is asked for, as transformers does it for a whole file.
+
+    What was read of the file stays mapped: pages of it may stay in memory for as long as the system has no other use
+    for them.
+
+    Parameters
+    ----------
+    file : pathlib.Path
+    model : transformers.PreTrainedModel
+        Its names are those that tensors are asked for by; may be on the meta device.
+    """
+
+    def __init__(self, file: Path, model: Any) -> None:
+        import gguf
+        from transformers import modeling_gguf_pytorch_utils as reader
+
+        content = gguf.GGUFReader(file)
+        architecture = reader.read_field(content, "general.architecture")[0]
+        processor = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)
+        self._processor = processor(config=model.config.to_dict())
+        names = reader.get_gguf_hf_weights_map(model, self._processor)
+        self._tensors = {names[tensor.name]: tensor for tensor in content.tensors if tensor.name in names}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See :class:`WeightSource`."""
+        return {name: tuple(map(int, reversed(tensor.shape))) for name, tensor in self._tensors.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """See :class:`WeightSource`."""
+        import gguf
+
+        found = self._tensors[name]
+        dense = gguf.dequantize(found.data, found.tensor_type)
+        return torch.from_numpy(np.array(self._processor.process(weights=dense, name=found.name).weights))
+
+
 @contextmanager
-def _each_read_once() -> Iterator[None]:
+def readers_that_remember() -> Iterator[None]:
     """Remember the parsed file and the table of tensor names while transformers loads a GGUF file.
 
     It parses the file for the configuration, the tokenizer and the weights, and builds the table anew for each of a

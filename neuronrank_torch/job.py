@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 
-from neuronrank_core import Recipe
+from neuronrank_core import MissingStatisticsError, Recipe
 from neuronrank_torch import corpus
-from neuronrank_torch.checkpoint import check_output, save_model
-from neuronrank_torch.models import Dtype, load_model
+from neuronrank_torch.checkpoint import check_output
+from neuronrank_torch.journal import JOURNAL_FORMAT
+from neuronrank_torch.layer_store import LayerStore
+from neuronrank_torch.models import Dtype, ModelSource, load_model, open_model
 from neuronrank_torch.perplexity import Perplexity, evaluate
 from neuronrank_torch.pipeline import prune
+from neuronrank_torch.report import recipe_values, versions
+from neuronrank_torch.staging import HiddenStates, Staging
+from neuronrank_torch.streamed_model import Resident, StreamedModel
 
 #: Called with (what is going on, steps done, steps in all).
 OnStage = Callable[[str, int, int], None]
@@ -53,7 +58,7 @@ class Job:
     save : str, optional
         Output folder; nothing is saved by default.
     force : bool
-        Replace an existing output.
+        Replace an existing output, and discard an unfinished run for it that is another one.
     device : str
         ``auto`` is CUDA where there is one, else the CPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}
@@ -62,6 +67,8 @@ class Job:
         Sequences in a micro-batch.
     evaluation : Evaluation, optional
         Perplexity before and after; not measured by default.
+    hidden_states : {"memory", "disk"}
+        Where the calibration text's hidden states are kept while a run that saves goes from layer to layer.
     """
 
     model: str
@@ -72,6 +79,7 @@ class Job:
     dtype: Dtype = "auto"
     batch_size: int | None = None
     evaluation: Evaluation | None = None
+    hidden_states: HiddenStates = "memory"
 
 
 def choose_device(device: str) -> str:
@@ -81,6 +89,9 @@ def choose_device(device: str) -> str:
 
 def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, total: None) -> dict[str, Any]:
     """Load, measure, prune, measure and save.
+
+    A run that saves reads, prunes and writes layer by layer, and goes on where the same run was cut off; one that
+    does not has the model in memory as a whole.
 
     Parameters
     ----------
@@ -104,44 +115,104 @@ def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, 
     # Texts first: a missing file should not cost the time to load a model.
     text = corpus.load_text(job.dataset, "calibration") if recipe.needs_text else ""
     eval_text = corpus.load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
-    device = choose_device(job.device)
+    job = replace(job, device=choose_device(job.device))
     on_stage(f"loading {job.model}", 0, 1)
-    model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=device)
-    if job.save is not None:
-        check_output(job.save, source, job.force)
-    before = _measure("perplexity before", job, model, tokenizer, eval_text, on_stage)
-    report = prune(
-        model,
-        tokenizer,
-        recipe,
-        text,
-        batch_size=job.batch_size,
-        on_progress=lambda layer, done, total: on_stage(f"pruning layer {layer}", done, total),
-    ).to_dict()
-    after = _measure("perplexity after", job, model, tokenizer, eval_text, on_stage)
-    report["job"] = {**asdict(job), "device": device, "model_type": source.model_type}
-    if before and after:
-        report["perplexity"] = {"before": before.to_dict(), "after": after.to_dict()}
-    if job.save is not None:
-        on_stage(f"saving {job.save}", 0, 1)
-        save_model(model, tokenizer, job.save, report=report, force=job.force, source=source)
-    return report
+    if job.save is None:
+        model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=job.device)
+        return _Run(job, recipe, text, eval_text, tokenizer, source, on_stage).in_memory(model)
+    streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
+    target = check_output(job.save, source, job.force)
+    run = _Run(job, recipe, text, eval_text, tokenizer, source, on_stage)
+    with Staging(
+        target,
+        streamed,
+        run.identity(),
+        force=job.force,
+        propagate_dense=recipe.propagate == "dense",
+        hidden_states=job.hidden_states,
+    ) as staging:
+        return run.streamed(streamed, staging)
 
 
-def _measure(stage: str, job: Job, model: Any, tokenizer: Any, text: str, on_stage: OnStage) -> Perplexity | None:
-    if job.evaluation is None:
-        return None
-    e = job.evaluation
-    return evaluate(
-        model,
-        tokenizer,
-        text,
-        seqlen=e.seqlen,
-        windows=e.windows,
-        bos_mode=e.bos,
-        batch_size=job.batch_size or 1,
-        on_progress=partial(on_stage, stage),
-    )
+@dataclass(frozen=True)
+class _Run:
+    """A job with everything at hand."""
+
+    job: Job
+    recipe: Recipe
+    text: str
+    eval_text: str
+    tokenizer: Any
+    source: ModelSource
+    on_stage: OnStage
+
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on: an unfinished run goes on only if all of it is as it was."""
+        return {
+            **recipe_values(self.recipe),
+            **{name: getattr(self.job, name) for name in ("device", "dtype", "batch_size")},
+            "model": str(self.source.path),
+            "file": self.source.fingerprint(),
+            "calibration text": corpus.text_fingerprint(self.text),
+            "evaluation": self.job.evaluation and asdict(self.job.evaluation),
+            "evaluation text": corpus.text_fingerprint(self.eval_text),
+            "version of": {**versions(), "journal": JOURNAL_FORMAT},
+        }
+
+    def in_memory(self, model: Any) -> dict[str, Any]:
+        """Prune a loaded model."""
+        before = self._measure("before", model)
+        report = self._prune(model)
+        return self._report(report, before, self._measure("after", model))
+
+    def streamed(self, model: StreamedModel, staging: Staging) -> dict[str, Any]:
+        """Prune a streamed model and save it."""
+        layers, done = len(model.decoder.layers), len(staging.units_done())
+        if done:
+            self.on_stage(f"going on after {min(done, layers)} of {layers} layers", 0, 1)
+        before = staging.journal.measured.get("before") or self._measure("before", model.model, model.resident)
+        if before is not None:
+            staging.journal.measure("before", before)
+        report = self._prune(model.model, staging)
+        report = self._report(report, before, self._measure("after", model.model, staging.pruned))
+        self.on_stage(f"saving {self.job.save}", 0, 1)
+        staging.finish(self.tokenizer, report)
+        return report
+
+    def _prune(self, model: Any, store: LayerStore | None = None) -> dict[str, Any]:
+        return prune(
+            model,
+            self.tokenizer,
+            self.recipe,
+            self.text,
+            batch_size=self.job.batch_size,
+            on_progress=lambda layer, done, total: self.on_stage(f"pruning layer {layer}", done, total),
+            store=store,
+        ).to_dict()
+
+    def _measure(self, when: str, model: Any, resident: Resident | None = None) -> dict[str, Any] | None:
+        if self.job.evaluation is None:
+            return None
+        e = self.job.evaluation
+        return evaluate(
+            model,
+            self.tokenizer,
+            self.eval_text,
+            seqlen=e.seqlen,
+            windows=e.windows,
+            bos_mode=e.bos,
+            batch_size=self.job.batch_size or 1,
+            on_progress=partial(self.on_stage, f"perplexity {when}"),
+            resident=resident,
+        ).to_dict()
+
+    def _report(
+        self, report: dict[str, Any], before: dict[str, Any] | None, after: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        report["job"] = {**asdict(self.job), "model_type": self.source.model_type}
+        if before and after:
+            report["perplexity"] = {"before": before, "after": after}
+        return report
 
 
 def run_eval(
@@ -162,7 +233,13 @@ def run_eval(
     """
     text = corpus.load_text(evaluation.dataset, "evaluation")
     on_stage(f"loading {model}", 0, 1)
-    loaded, tokenizer, _ = load_model(model, dtype=dtype, device=choose_device(device))
+    chosen: dict[str, Any] = {"dtype": dtype, "device": choose_device(device)}
+    resident: Resident | None = None
+    try:
+        streamed, tokenizer, _ = open_model(model, **chosen)
+        loaded, resident = streamed.model, streamed.resident
+    except MissingStatisticsError:  # Without layers that could be pruned it can still be measured.
+        loaded, tokenizer, _ = load_model(model, **chosen)
     return evaluate(
         loaded,
         tokenizer,
@@ -172,4 +249,5 @@ def run_eval(
         bos_mode=evaluation.bos,
         batch_size=batch_size,
         on_progress=partial(on_stage, "perplexity"),
+        resident=resident,
     )

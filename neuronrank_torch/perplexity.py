@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from neuronrank_core.errors import InputError, InvalidValueError, NonFiniteError
+from neuronrank_torch.architecture import Decoder, find_decoder
 from neuronrank_torch.corpus import BosMode, Tokens, bos_token, cut_windows, tokenize
+from neuronrank_torch.executor import LayerRun, layers_done, run_layers
+from neuronrank_torch.streamed_model import HEAD, Resident
 
+#: Tokens that go through a streamed model together: their hidden states are in memory, and its weights are read once.
+STREAMED_TOKENS = 1 << 16
 #: Positions whose float32 log-probabilities are in memory at a time: 256 x 128k tokens are 128 MiB.
 _POSITIONS = 256
+
+
+#: Called after each forward pass with (steps done, steps in all); a step is a window through the model, or through one
+#: layer of a streamed one.
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,8 @@ def evaluate(
     windows: int | None = None,
     bos_mode: BosMode = "window",
     batch_size: int = 1,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+    resident: Resident | None = None,
 ) -> Perplexity:
     """Tokenize a text, cut it in windows and measure a model's perplexity on them.
 
@@ -69,7 +80,7 @@ def evaluate(
     seqlen, windows, bos_mode
         As in :func:`neuronrank_torch.corpus.cut_windows`; ``bos_mode`` matters only where the tokenizer adds a
         beginning-of-sequence token.
-    batch_size, on_progress
+    batch_size, on_progress, resident
         As in :func:`perplexity`.
 
     Returns
@@ -86,7 +97,7 @@ def evaluate(
     bos = bos_token(tokenizer)
     cut = cut_windows(tokenize(tokenizer, text), seqlen=seqlen, windows=windows, bos=bos, bos_mode=bos_mode)
     used = None if bos is None else bos_mode
-    return perplexity(model, cut, batch_size=batch_size, bos=used, on_progress=on_progress)
+    return perplexity(model, cut, batch_size=batch_size, bos=used, on_progress=on_progress, resident=resident)
 
 
 def perplexity(
@@ -95,7 +106,8 @@ def perplexity(
     *,
     batch_size: int = 1,
     bos: BosMode | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+    resident: Resident | None = None,
 ) -> Perplexity:
     """Measure a model's perplexity on windows of tokens; the first token of each is given, not predicted.
 
@@ -109,8 +121,11 @@ def perplexity(
         Windows in a forward pass; the logits of all of them are in memory at once.
     bos : {"window", "text"} or None
         How the windows were made, for the record.
-    on_progress : callable, optional
-        Called as ``on_progress(windows_done, windows_total)`` after each forward pass.
+    on_progress : callable
+        See :data:`OnProgress`.
+    resident : callable, optional
+        Context in which a layer (by number) or the head of a model has its weights, if the model is streamed:
+        :meth:`neuronrank_torch.streamed_model.StreamedModel.resident`.
 
     Returns
     -------
@@ -125,24 +140,62 @@ def perplexity(
     """
     _check(model, windows, batch_size)
     count, seqlen = windows.shape
+    decoder = None if resident is None else find_decoder(model)
+    block = count if decoder is None else -(-STREAMED_TOKENS // seqlen)
+    progress = _Progress(on_progress, count * (1 if decoder is None else 1 + len(decoder.layers)))
     total = 0.0
     with _evaluating(model):
-        for start in range(0, count, batch_size):
-            batch = torch.from_numpy(windows[start : start + batch_size]).to(model.get_input_embeddings().weight.device)
-            logits = model(input_ids=batch, use_cache=False).logits
-            for offset, (scores, tokens) in enumerate(zip(logits, batch, strict=True)):
-                nll = _window_nll(scores[:-1], tokens[1:])
-                if not math.isfinite(nll):
-                    raise NonFiniteError(
-                        f"the model's likelihoods are not finite in window {start + offset}",
-                        hint="try --dtype float32, and check the model's weights",
-                    )
-                total += nll
-            if on_progress is not None:
-                on_progress(start + len(batch), count)
+        for first in range(0, count, block):
+            tokens = torch.from_numpy(windows[first : first + block]).to(model.get_input_embeddings().weight.device)
+            with ExitStack() as stack:
+                if decoder is not None and resident is not None:
+                    hidden = _through_layers(decoder, tokens, batch_size, progress, resident)
+                    stack.enter_context(layers_done(decoder, hidden))
+                    stack.enter_context(resident(HEAD))
+                total += _block_nll(model, tokens, batch_size, first, progress)
     predicted = count * (seqlen - 1)
     mean = total / predicted
     return Perplexity(_exp(mean), mean, predicted, count, seqlen, bos)
+
+
+class _Progress:
+    """Counts steps and passes them on."""
+
+    def __init__(self, report: OnProgress, total: int) -> None:
+        self.report, self.done, self.total = report, 0, total
+
+    def __call__(self, steps: int) -> None:
+        self.done += steps
+        self.report(self.done, self.total)
+
+
+def _through_layers(
+    decoder: Decoder, windows: torch.Tensor, batch_size: int, progress: _Progress, resident: Resident
+) -> torch.Tensor:
+    """Hidden states of windows that leave the last layer."""
+
+    def visit(run: LayerRun) -> None:
+        run.feed(keep=True, after=lambda start: progress(len(windows[start : start + batch_size])))
+
+    return run_layers(decoder, windows, visit, batch_size=batch_size, resident=resident)
+
+
+def _block_nll(model: Any, windows: torch.Tensor, batch_size: int, first: int, progress: _Progress) -> float:
+    """Sum of -log p(token) over windows, of which the first has the number ``first``."""
+    total = 0.0
+    for start in range(0, len(windows), batch_size):
+        batch = windows[start : start + batch_size]
+        logits = model(input_ids=batch, use_cache=False).logits
+        for offset, (scores, tokens) in enumerate(zip(logits, batch, strict=True)):
+            nll = _window_nll(scores[:-1], tokens[1:])
+            if not math.isfinite(nll):
+                raise NonFiniteError(
+                    f"the model's likelihoods are not finite in window {first + start + offset}",
+                    hint="try --dtype float32, and check the model's weights",
+                )
+            total += nll
+        progress(len(batch))
+    return total
 
 
 def _window_nll(logits: torch.Tensor, targets: torch.Tensor) -> float:

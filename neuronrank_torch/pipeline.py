@@ -17,7 +17,9 @@ from neuronrank_torch.architecture import Decoder, find_decoder, gated_mlp, prun
 from neuronrank_torch.executor import LayerRun, run_layers
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.layer_pruner import LayerPruner, module_reports
+from neuronrank_torch.layer_store import LayerStore
 from neuronrank_torch.report import LayerReport, Report
+from neuronrank_torch.streamed_model import HEAD, Unit
 
 #: Called with (layer, steps done, steps in all); a step is one micro-batch through one layer.
 Progress = Callable[[int, int, int], None]
@@ -31,6 +33,7 @@ def prune(
     *,
     batch_size: int | None = None,
     on_progress: Progress = lambda layer, done, total: None,
+    store: LayerStore | None = None,
 ) -> Report:
     """Prune a model in place.
 
@@ -46,6 +49,8 @@ def prune(
         Sequences in a micro-batch; by default about 2048 tokens' worth.
     on_progress : callable
         See :data:`Progress`.
+    store : LayerStore, optional
+        Where the layers' weights are while they are not at work; by default they stay in memory.
 
     Returns
     -------
@@ -63,7 +68,7 @@ def prune(
         If there is nothing to choose by, or a number is NaN or Inf.
     """
     started = time.perf_counter()
-    run = _PruneRun(model, recipe, on_progress)
+    run = _PruneRun(model, recipe, on_progress, store or LayerStore())
     calibration: dict[str, Any] = {}
     if batch_size is not None and batch_size < 1:
         raise InvalidValueError("batch_size", batch_size, "a whole number >= 1")
@@ -115,11 +120,12 @@ def first_pruned(recipe: Recipe, layers: int) -> tuple[int, list[str]]:
 class _PruneRun:
     """One run over one model: what the layers' visits share."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, on_progress: Progress) -> None:
-        self.model, self.recipe, self.on_progress = model, recipe, on_progress
+    def __init__(self, model: nn.Module, recipe: Recipe, on_progress: Progress, store: LayerStore) -> None:
+        self.model, self.recipe, self.on_progress, self.store = model, recipe, on_progress, store
         self.decoder: Decoder = find_decoder(model)
         self.head = untied_head(model) if recipe.prune_lm_head else None
-        self.device = next(model.parameters()).device
+        # Where a streamed model works; its layers are elsewhere now.
+        self.device = next(p.device for p in model.parameters() if not p.is_meta)
         self.reports: list[LayerReport] = []
         self.first, self.notes = first_pruned(recipe, len(self.decoder.layers))
         self.pruner = LayerPruner(recipe, TorchKernels(self.device), self._step)
@@ -128,50 +134,89 @@ class _PruneRun:
     def uncalibrated(self) -> None:
         """Prune by the weights alone."""
         layers = self.decoder.layers
-        for index in range(self.first, len(layers)):
-            linears = prunable_linears(layers[index], index, include_attention=self.recipe.include_attention)
-            self._mask(index, linears, None)
+        for index in range(len(layers)):
+            if self._recalled(index):
+                continue
+            with self.store.resident(index):
+                if index < self.first:
+                    self._record(index, None)
+                else:
+                    linears = prunable_linears(layers[index], index, include_attention=self.recipe.include_attention)
+                    self._mask(index, linears, None)
             self.on_progress(index, index + 1, len(layers))
-        if self.head is not None:
-            self._mask("lm_head", {"lm_head": self.head}, None)
+        if self.head is not None and not self._recalled(HEAD):
+            with self.store.resident(HEAD):
+                self._mask(HEAD, {HEAD: self.head}, None)
 
     def calibrated(self, sequences: Tensor, batch_size: int) -> None:
         """Collect, prune and propagate layer by layer."""
-        passes = (self._passes(index) for index in range(len(self.decoder.layers)))
-        self.total = -(-len(sequences) // batch_size) * sum(passes)
-        hidden = run_layers(self.decoder, sequences.to(self.device), self._visit, batch_size=batch_size)
+        layers = range(len(self.decoder.layers))
+        if all(map(self.store.done, layers)) and not self._head_left():
+            for unit in (*layers, *([] if self.head is None else [HEAD])):
+                self._recalled(unit)
+        else:
+            self.total = -(-len(sequences) // batch_size) * sum(map(self._passes, layers))
+            hidden = run_layers(
+                self.decoder,
+                sequences.to(self.device),
+                self._visit,
+                batch_size=batch_size,
+                resident=self.store.resident,
+                allocate=self.store.allocate,
+            )
+            if self.head is not None:
+                with self.store.resident(HEAD):
+                    self._mask(HEAD, {HEAD: self.head}, self._head_statistics(hidden))
         if self.recipe.whole_neurons:
             self._shrink_config()
-        if self.head is not None:
-            self._mask("lm_head", {"lm_head": self.head}, self._head_statistics(hidden))
+
+    def _recalled(self, unit: Unit) -> bool:
+        """Whether a unit was finished before; its report is taken over."""
+        if not self.store.done(unit):
+            return False
+        report = self.store.report(unit)
+        self.reports += [] if report is None else [report]
+        return True
+
+    def _record(self, unit: Unit, report: LayerReport | None) -> None:
+        self.reports += [] if report is None else [report]
+        self.store.keep(unit, report)
+
+    def _head_left(self) -> bool:
+        return self.head is not None and not self.store.done(HEAD)
 
     def _outputs_needed(self, index: int) -> bool:
-        return index + 1 < len(self.decoder.layers) or self.head is not None
+        return index + 1 < len(self.decoder.layers) or self._head_left()
 
     def _passes(self, index: int) -> int:
         """How often layer ``index`` runs over the calibration text."""
-        if index < self.first:
-            return 1
+        if index < self.first or self.store.done(index):
+            return int(self._outputs_needed(index))
         return self.pruner.passes(outputs_needed=self._outputs_needed(index))
 
     def _visit(self, run: LayerRun) -> None:
-        if run.index < self.first:
-            run.feed(keep=True, after=lambda start: self._step(run.index))
+        outputs_needed = self._outputs_needed(run.index)
+        finished = self._recalled(run.index)
+        if finished or run.index < self.first:
+            if outputs_needed:
+                run.feed(keep=True, after=lambda start: self._step(run.index))
+            if not finished:
+                self._record(run.index, None)
         else:
-            self.reports.append(self.pruner.visit(run, outputs_needed=self._outputs_needed(run.index)))
+            self._record(run.index, self.pruner.visit(run, outputs_needed=outputs_needed))
 
     def _step(self, layer: int) -> None:
         self.steps += 1
         self.on_progress(layer, self.steps, self.total)
 
-    def _mask(self, layer: int | str, linears: dict[str, nn.Linear], statistics: LayerStatistics | None) -> None:
+    def _mask(self, layer: Unit, linears: dict[str, nn.Linear], statistics: LayerStatistics | None) -> None:
         started = time.perf_counter()
         self.pruner.mask(layer, linears, statistics)
-        self.reports.append(LayerReport(layer, module_reports(linears), time.perf_counter() - started))
+        self._record(layer, LayerReport(layer, module_reports(linears), time.perf_counter() - started))
 
     def _shrink_config(self) -> None:
         """State the number of neurons that is left, which is the same in every layer."""
-        neurons = gated_mlp(self.decoder.layers[0], 0).down_proj.in_features  # type: ignore[union-attr]
+        neurons = gated_mlp(self.decoder.layers[0], 0).down_proj.weight.shape[1]  # type: ignore[union-attr, index]
         config = self.decoder.body.config
         config.intermediate_size = neurons  # type: ignore[union-attr]
 
@@ -180,9 +225,9 @@ class _PruneRun:
         norm = getattr(self.decoder.body, "norm", None)
         if not isinstance(norm, nn.Module):
             raise InputError("the decoder has no final norm", hint="leave out --nr-prune-lm-head")
-        columns = torch.stack([norm(sequence).float().square().mean(0) for sequence in hidden])
+        columns = torch.stack([norm(sequence.to(self.device)).float().square().mean(0) for sequence in hidden])
         if not columns.isfinite().all():
             raise NonFiniteError("NaN or Inf in the input of the lm_head", hint="try --dtype float32")
         return LayerStatistics(
-            np.arange(len(hidden)), np.full(len(hidden), hidden.shape[1]), {"lm_head": columns.cpu().numpy()}
+            np.arange(len(hidden)), np.full(len(hidden), hidden.shape[1]), {HEAD: columns.cpu().numpy()}
         )

@@ -1,4 +1,4 @@
-"""What a run would do, found out without loading a weight."""
+"""What a run would do and cost, found out with one layer in memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from neuronrank_core.masking import target_zeros
 from neuronrank_torch import corpus
 from neuronrank_torch.architecture import find_decoder, prunable_linears, untied_head
 from neuronrank_torch.checkpoint import check_output
-from neuronrank_torch.job import Job, choose_device
-from neuronrank_torch.models import load_skeleton
+from neuronrank_torch.cost import estimate_memory, estimate_seconds
+from neuronrank_torch.job import Evaluation, Job, choose_device
+from neuronrank_torch.models import open_model
 from neuronrank_torch.pipeline import first_pruned
 from neuronrank_torch.report import LayerReport, ModuleReport, Report
 
@@ -24,7 +25,7 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     Returns
     -------
     dict
-        Of the same form as the report of a run, with the zeros that would be chosen.
+        Of the same form as the report of a run, with the zeros that would be chosen, and under ``plan`` the estimates.
 
     Raises
     ------
@@ -35,9 +36,10 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
         check_output(job.save, None, job.force)
     if recipe.needs_text:
         corpus.load_text(job.dataset, "calibration")
-    if job.evaluation:
-        corpus.load_text(job.evaluation.dataset, "evaluation")
-    model = load_skeleton(job.model)
+    eval_text = corpus.load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
+    job = replace(job, device=choose_device(job.device))
+    streamed, tokenizer, _ = open_model(job.model, dtype=job.dtype, device=job.device)
+    model = streamed.model
     decoder = find_decoder(model)
     first, notes = first_pruned(recipe, len(decoder.layers))
     layers: list[LayerReport] = []
@@ -49,8 +51,32 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     parameters = sum(p.numel() for p in model.parameters())
     calibration = {"tokens": recipe.nsamples * recipe.seqlen} if recipe.needs_text else {}
     report = Report(recipe, tuple(layers), parameters, calibration, 0.0, tuple(notes)).to_dict()
-    report["job"] = {**asdict(replace(job, device=choose_device(job.device))), "dry_run": True}
+    report["job"] = {**asdict(job), "dry_run": True}
+    eval_tokens = _eval_tokens(job.evaluation, tokenizer, eval_text)
+    report["plan"] = {
+        "layer_bytes": streamed.bytes(0),
+        "memory": estimate_memory(
+            streamed,
+            recipe,
+            whole=job.save is None,
+            hidden_in_memory=job.hidden_states == "memory",
+            eval_tokens=eval_tokens,
+        ),
+        "seconds": estimate_seconds(
+            streamed,
+            recipe,
+            first=first,
+            batch_size=min(recipe.nsamples, job.batch_size or max(1, 2048 // recipe.seqlen)),
+            eval_tokens=eval_tokens,
+        ),
+    }
     return report
+
+
+def _eval_tokens(evaluation: Evaluation | None, tokenizer: Any, text: str) -> int:
+    if evaluation is None:
+        return 0
+    return evaluation.seqlen * (evaluation.windows or len(corpus.tokenize(tokenizer, text)) // evaluation.seqlen)
 
 
 def _planned(layer: int | str, linears: dict[str, nn.Linear], recipe: Recipe) -> LayerReport:

@@ -92,7 +92,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types."""
         return {
-            "recipe": {**asdict(self.recipe), "sparsity_ratio": self.recipe.ratio, **asdict(self.recipe.exponents)},
+            "recipe": recipe_values(self.recipe),
             "layers": [
                 {
                     "layer": layer.layer,
@@ -115,6 +115,11 @@ class Report:
             "notes": list(self.notes),
             "versions": versions(),
         }
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe, with what it leaves to its method filled in."""
+    return {**asdict(recipe), "sparsity_ratio": recipe.ratio, **asdict(recipe.exponents)}
 
 
 def versions() -> dict[str, str]:

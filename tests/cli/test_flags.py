@@ -73,6 +73,7 @@ JOBS: dict[str, tuple[Any, Job]] = {
     "eval_windows": (8, replace(JOB, evaluation=Evaluation(windows=8))),
     "save": ("t", replace(JOB, save="t")),
     "force": (True, replace(JOB, force=True)),
+    "hidden_states": ("disk", replace(JOB, hidden_states="disk")),
 }
 #: Those that this file tests by what they print or call.
 ACTIONS = {"evaluate", "dry_run", "as_json", "preset"}

@@ -12,8 +12,6 @@ from tiny import tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from neuronrank_torch.checkpoint import save_model
-
 NEURONS = {"sparsity_type": "neurons", "sparsity_ratio": 0.25}
 TOKENS = torch.arange(2, 66).view(2, 32)
 
@@ -52,8 +50,8 @@ def test_logits_equal_those_of_the_zero_masked_model(family: str) -> None:
 def test_saved_model_loads_as_a_plain_smaller_one(tmp_path: Path, update: str) -> None:
     model = small()
     before = sum(p.numel() for p in model.parameters())
-    report = pruned(model, recipe(**NEURONS, update=update))
-    save_model(model, tiny_tokenizer(), tmp_path / "out", report=report.to_dict())
+    pruned(model, recipe(**NEURONS, update=update))
+    model.save_pretrained(tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert loaded.config.intermediate_size == 48
     assert sum(p.numel() for p in loaded.parameters()) == before - 2 * 3 * 16 * 32

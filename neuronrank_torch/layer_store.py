@@ -1,0 +1,36 @@
+"""Where a run finds the weights of the unit at work, and what becomes of them afterwards."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import Tensor
+
+from neuronrank_torch import executor
+from neuronrank_torch.report import LayerReport
+from neuronrank_torch.streamed_model import Unit
+
+
+class LayerStore:
+    """All weights in memory, where they stay; :class:`neuronrank_torch.staging.Staging` has them on disk."""
+
+    def resident(self, unit: Unit) -> AbstractContextManager[None]:
+        """Context in which a unit has its weights."""
+        del unit
+        return nullcontext()
+
+    def done(self, unit: Unit) -> bool:
+        """Whether a unit was finished by an earlier process, so that text has only to be propagated through it."""
+        del unit
+        return False
+
+    def report(self, unit: Unit) -> LayerReport | None:
+        """What was done to a finished unit; None where it was left alone."""
+        raise KeyError(unit)
+
+    def keep(self, unit: Unit, report: LayerReport | None) -> None:
+        """Called inside :meth:`resident` when a unit is finished."""
+
+    def allocate(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Room for hidden states."""
+        return executor.in_memory(shape, like)

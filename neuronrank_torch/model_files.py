@@ -1,0 +1,81 @@
+"""The weight files of a model's folder: what is missing or broken, named before transformers does, in fewer words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from neuronrank_core.errors import InputError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth")
+
+
+def check_folder(folder: Path) -> None:
+    """Name what is missing or broken before transformers does, in fewer words."""
+    names = [file.name for file in folder.iterdir()]
+    if not names:
+        raise InputError(f"{folder} is empty", hint="name the folder of a model")
+    if "config.json" not in names:
+        gguf = [name for name in names if name.endswith(".gguf")]
+        hint = f"name the file: {folder / gguf[0]}" if gguf else "name the folder of a model"
+        raise InputError(f"{folder} has no config.json", hint=hint)
+    config = read_json(folder / "config.json")
+    if config.get("quantization_config"):
+        raise InputError(f"{folder} holds quantised weights", hint="prune the full-precision model, then quantise it")
+    files = shards(folder)
+    if not files:
+        if any(file for pattern in _PICKLES for file in folder.glob(pattern)):
+            raise InputError(
+                f"{folder} has its weights in pickle files, which can run code when they are read",
+                hint="convert them to safetensors: huggingface.co/docs/safetensors/convert-weights",
+            )
+        raise InputError(f"{folder} has no weights (*.safetensors)", hint="name the folder of a complete model")
+    for shard in files:
+        _check_shard(shard)
+
+
+def shards(folder: Path) -> list[Path]:
+    """The weight files transformers will read; raises InputError where the index points outside the folder."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        return []
+    names = read_json(folder / INDEX).get("weight_map", {}).values()
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(
+                f"{folder / INDEX} names a file outside its folder: {name}", hint="do not trust this model"
+            )
+    return [folder / name for name in sorted(set(names))]
+
+
+def _check_shard(shard: Path) -> None:
+    if not shard.is_file():
+        raise InputError(f"{shard} is missing, though the index names it", hint="download the model again")
+    try:
+        with safe_open(shard, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise InputError(f"{shard} is truncated or corrupt: {first_line(error)}", hint="download it again") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object; raises InputError where there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {file}: {first_line(error)}", hint="download the model again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"cannot read {file}: not a JSON object", hint="download the model again")
+    return content
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
