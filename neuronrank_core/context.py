@@ -35,6 +35,8 @@ class ScoringContext:
         None for methods that look at the weights alone.
     kernels : Kernels
         Backend of the work over tokens and weights.
+    known : NeuronStatistics, optional
+        TF, DF, IDF and spikiness where they are there already; by default worked out from the statistics.
     """
 
     layer: int | str
@@ -42,6 +44,7 @@ class ScoringContext:
     weights: Mapping[str, Array]
     statistics: LayerStatistics | None = None
     kernels: Kernels = field(default_factory=NumpyKernels)
+    known: NeuronStatistics | None = None
 
     @cached_property
     def exponents(self) -> Exponents:
@@ -58,7 +61,7 @@ class ScoringContext:
     @cached_property
     def neurons(self) -> NeuronStatistics:
         """TF, DF, IDF and spikiness in the recipe's mode."""
-        return NeuronStatistics(self.table, self.recipe, self.kernels, self.layer)
+        return self.known or NeuronStatistics(self.table, self.recipe, self.kernels, self.layer)
 
     def input_rms(self, module: str) -> Vector:
         """Root mean square of the module's input features, shape (in_features,)."""
