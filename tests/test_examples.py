@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -57,3 +58,12 @@ def test_the_table_says_mean_and_paired_difference(example: ModuleType, capsys: 
         # 0.1 and 0.5: mean 0.3, standard deviation 0.2828, over the root of 2.
         "other                             1.000  0.700   +0.300 ± 0.200",
     ]
+
+
+def test_the_page_s_python_runs() -> None:
+    page = (EXAMPLES.parent / "docs" / "beyond-llms.md").read_text("utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    seen: dict[str, np.ndarray] = {}
+    exec(code, seen)
+    assert (seen["weight"] == 0).sum() == seen["weight"].size // 2
+    assert (seen["outgoing"] == 0).sum() == seen["outgoing"].size // 2
