@@ -50,7 +50,8 @@ def print_result(result: dict[str, Any]) -> None:
     table = _table("quantity", "worst", "in layer", "near-ties", "margin", "verdict")
     for name in layers[0]["checks"]:
         rows = [(layer["checks"][name], layer["layer"]) for layer in layers]
-        worst, where = max(rows, key=lambda row: row[0]["worst"])
+        # Of equals the one that compared least: a layer whose topics could not be held to anything shows.
+        worst, where = max(rows, key=lambda row: (row[0]["worst"], -row[0]["size"]))
         margin = max(check["margin"] for check, _ in rows)
         near_ties = sum(check["near_ties"] for check, _ in rows)
         table.add_row(

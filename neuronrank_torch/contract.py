@@ -82,12 +82,15 @@ def topic_labels(
     margins : array, shape (tokens,)
         How clear the reference's choices were, see :func:`neuronrank_core.kmeans.topic_margins`.
     clear : bool
-        Whether no update rests on a near-tie. Where one does, no label can be held against a backend.
+        Whether no update rests on a near-tie. Where one does, no label can be held against a backend, and the check
+        is of size 0.
     """
     differ = ours != reference
     excused = differ & ((margins <= RTOL) | (not clear))
     worst = int(differ.sum() - excused.sum())
-    return Check(name, worst, 0, len(reference), int(excused.sum()), float(margins[differ].max(initial=0.0)))
+    return Check(
+        name, worst, 0, len(reference) if clear else 0, int(excused.sum()), float(margins[differ].max(initial=0.0))
+    )
 
 
 def masks(

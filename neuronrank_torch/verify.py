@@ -9,33 +9,33 @@ is not compared; what half precision changes in it is told apart, by a second ru
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from neuronrank_core import LayerStatistics, NeuronStatistics, Recipe, ScoringContext, document_statistics, merge
+from neuronrank_core import LayerStatistics, NeuronStatistics, Recipe, ScoringContext
 from neuronrank_core.kernels import Array, NumpyKernels
 from neuronrank_core.kmeans import topic_margins
 from neuronrank_core.masking import method_for, prune_mask
 from neuronrank_core.selection import comparison_group, select
+from neuronrank_core.statistics import sample_positions
 from neuronrank_torch import contract, corpus
-from neuronrank_torch.architecture import activation_of, find_decoder, prunable_linears
-from neuronrank_torch.collector import LayerCollector
+from neuronrank_torch.architecture import find_decoder
 from neuronrank_torch.contract import Check
-from neuronrank_torch.executor import LayerRun, run_layers
 from neuronrank_torch.job import OnStage, choose_device
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.models import Dtype, load_model
+from neuronrank_torch.observe import Observed, observe
 from neuronrank_torch.pipeline import calibration_sequences
 from neuronrank_torch.report import versions
 
 #: A score that every kernel of a backend and every kind of statistics enters.
 EVERYTHING = Recipe(method="neuronrank_wanda", tfidf_mode="topic", idf_exp=1.0, spikiness_exp=1.0)
+#: Sampled tokens to compare topics on, at most: with more, some choice is always a near-tie.
+CLUSTERED = 256
 #: Columns that say what a row of the table is about.
 _KEYS = ("document", "tokens", "sample_tokens")
 
@@ -43,105 +43,16 @@ _KEYS = ("document", "tokens", "sample_tokens")
 Outcome = tuple[LayerStatistics, dict[str, NDArray[np.uint8]]]
 
 
-@dataclass(frozen=True)
-class Observed:
-    """A layer after its run: its linear layers, the collector's table and the core's."""
-
-    index: int
-    linears: dict[str, nn.Linear]
-    table: LayerStatistics
-    reference: LayerStatistics
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """Weights in the precision that torch scores in."""
-        return {name: linear.weight.detach().float() for name, linear in self.linears.items()}
-
-    @property
-    def kernels(self) -> TorchKernels:
-        """Torch's, on the device of the weights."""
-        return TorchKernels(self.linears["gate_proj"].weight.device)
-
-
-@contextmanager
-def witness(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
-    """Keep what the modules of a gated MLP saw last: ``x``, ``gate`` and ``product``."""
-    seen: dict[str, Tensor] = {}
-
-    def gate(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        del module
-        seen.update(x=args[0], gate=output)
-
-    def product(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        del module
-        seen.update(product=args[0])
-
-    hooks = [
-        linears["gate_proj"].register_forward_hook(gate),
-        linears["down_proj"].register_forward_pre_hook(product),
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def core_rows(seen: dict[str, Tensor], first: int, recipe: Recipe, layer: int) -> Iterator[LayerStatistics]:
-    """The core's rows of the documents of a micro-batch, whose first has the number ``first``."""
-    arrays = {name: tensor.cpu().double().numpy() for name, tensor in seen.items()}
-    for i, gate in enumerate(arrays["gate"]):
-        yield document_statistics(
-            first + i,
-            signal=abs(gate),
-            gate=gate,
-            inputs={"gate_proj": arrays["x"][i], "down_proj": arrays["product"][i]},
-            threshold=recipe.threshold,
-            tokens_per_document=recipe.tokens_per_document,
-            layer=layer,
-        )
-
-
-def observe(
-    model: nn.Module, sequences: Tensor, recipe: Recipe, layers: int, batch_size: int, look: Callable[[Observed], None]
-) -> None:
-    """Run the first ``layers`` layers, dense, and look at each while its linear layers are there."""
-
-    def visit(run: LayerRun) -> None:
-        if run.index >= layers:
-            return
-        linears = prunable_linears(run.layer, run.index)
-        rows: list[LayerStatistics] = []
-
-        def batch_done(first: int) -> None:
-            collector.add_documents(first, run.hidden.shape[1])
-            rows.extend(core_rows(seen, first, recipe, run.index))
-
-        activation = activation_of(run.layer, run.index)
-        with LayerCollector(run.index, linears, activation, recipe) as collector, witness(linears) as seen:
-            run.feed(keep=True, after=batch_done)
-        look(Observed(run.index, linears, collector.statistics(), merge(rows)))
-
-    with torch.no_grad():
-        run_layers(find_decoder(model), sequences, visit, batch_size=batch_size)
-
-
 def check_layer(observed: Observed, recipe: Recipe) -> list[Check]:
     """Hold everything that follows from a layer's activations against the core's."""
-    ours, reference, kernels, k = observed.table, observed.reference, observed.kernels, recipe.tfidf_k
+    ours, reference, kernels = observed.table, observed.reference, observed.kernels
     theirs = reference.columns()
     checks = [
         (contract.counts if theirs[name].dtype == np.int64 else contract.real)(name, column, theirs[name])
         for name, column in ours.columns().items()
         if name not in _KEYS
     ]
-    sample = np.asarray(reference.sample)
-    clear = contract.clear_seed(sample, k, recipe.seed)
-    recipe = replace(recipe, seed=recipe.seed if clear is None else clear)
-    topics = kernels.topics(np.asarray(ours.sample), k, recipe.seed), NumpyKernels.topics(sample, k, recipe.seed)
-    margins = topic_margins(sample, k, recipe.seed)[1]
-    checks.append(contract.topic_labels("topics", *topics, margins, clear=clear is not None))
-
+    checks.append(check_topics(np.asarray(ours.sample), np.asarray(reference.sample), kernels, recipe))
     core = NeuronStatistics(reference, recipe, layer=observed.index)
     # By the reference's labels, so that a near-tie between topics is not found again in all that follows.
     torch_ = NeuronStatistics(ours, recipe, kernels, observed.index, core.labels)
@@ -156,6 +67,23 @@ def check_layer(observed: Observed, recipe: Recipe) -> list[Check]:
     for name in weights:
         checks += check_module(name, *contexts)
     return checks
+
+
+def check_topics(
+    ours: NDArray[np.float32], reference: NDArray[np.float32], kernels: TorchKernels, recipe: Recipe
+) -> Check:
+    """Hold topics against the core's, on few enough of the tokens for a clustering clear of near-ties to be found."""
+    kept, k = sample_positions(len(reference), CLUSTERED), recipe.tfidf_k
+    sample = reference[kept]
+    clear = contract.clear_seed(sample, k, recipe.seed)
+    seed = recipe.seed if clear is None else clear
+    return contract.topic_labels(
+        "topics",
+        kernels.topics(ours[kept], k, seed),
+        NumpyKernels.topics(sample, k, seed),
+        topic_margins(sample, k, seed)[1],
+        clear=clear is not None,
+    )
 
 
 def check_module(name: str, ours: ScoringContext, reference: ScoringContext) -> Iterator[Check]:
@@ -252,37 +180,38 @@ def run_verify(
     outcomes: list[Outcome] = []
     costs: list[dict[str, float]] = []
 
-    def run(precision: Dtype, stage: str, *looks: Callable[[Observed], None]) -> str:
+    def check(observed: Observed) -> None:
+        checked.append(check_layer(observed, recipe))
+        if observed.dtype != torch.float32:
+            outcomes.append(outcome(observed))
+
+    def compare(observed: Observed) -> None:
+        costs.append(cost(outcomes[observed.index], outcome(observed)))
+
+    def run(precision: Dtype, stage: str, look: Callable[[Observed], None]) -> str:
         on_stage(f"loading {model}", 0, 1)
         loaded, tokenizer, _ = load_model(model, dtype=precision, device=target)
         total = len(find_decoder(loaded).layers[:layers])
 
-        def look(observed: Observed) -> None:
+        def each(observed: Observed) -> None:
             on_stage(f"{stage} {observed.index}", observed.index, total)
-            for each in looks:
-                each(observed)
+            look(observed)
 
         sequences = calibration_sequences(tokenizer, recipe, text).to(target)
-        observe(loaded, sequences, recipe, total, batch_size, look)
+        observe(loaded, sequences, recipe, layers=total, batch_size=batch_size, look=each)
         return str(next(loaded.parameters()).dtype).removeprefix("torch.")
 
-    used = run(
-        dtype,
-        "verifying layer",
-        lambda observed: checked.append(check_layer(observed, recipe)),
-        lambda observed: outcomes.append(outcome(observed)),
-    )
-    if used != "float32":
-        run(
-            "float32",
-            "float32, layer",
-            lambda observed: costs.append(cost(outcomes[observed.index], outcome(observed))),
-        )
+    used = run(dtype, "verifying layer", check)
+    if outcomes:
+        run("float32", "float32, layer", compare)
     return {
         "model": model,
         "device": target,
         "dtype": used,
-        **{"dataset": dataset, "nsamples": nsamples, "seqlen": seqlen, "seed": seed},
+        "dataset": dataset,
+        "nsamples": nsamples,
+        "seqlen": seqlen,
+        "seed": seed,
         "holds": all(check.holds for checks in checked for check in checks),
         "layers": [
             {"layer": i, "checks": {check.name: {**asdict(check), "holds": check.holds} for check in checks}}
