@@ -9,6 +9,7 @@ import click
 
 from neuronrank_cli.evaluate import evaluate
 from neuronrank_cli.prune import prune
+from neuronrank_cli.verify import verify
 from neuronrank_core import __version__
 
 
@@ -40,6 +41,7 @@ def cli() -> None:
 
 cli.add_command(prune)
 cli.add_command(evaluate)
+cli.add_command(verify)
 
 
 def main() -> None:

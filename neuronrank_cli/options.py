@@ -69,6 +69,12 @@ RECIPE_FLAGS = {
             "Share of weights to zero, or of neurons to remove.",
             "0.5, or N/M",
         ),
+        RecipeFlag(
+            "allocate",
+            "--allocate",
+            Name(("uniform", "neuronrank")),
+            "Ratio of each layer: the same, or more where pruning costs least (one pass more).",
+        ),
         RecipeFlag("pruning_last", "--pruning_last", int, "Prune the last N layers only.", "all layers"),
         RecipeFlag("compare", "--compare", Name(COMPARE), "Within what weights compete.", "the method's"),
         RecipeFlag(

@@ -13,6 +13,7 @@ from neuronrank_core.errors import (
     NeuronRankError,
     NonFiniteError,
 )
+from neuronrank_core.estimator import NeuronRank
 from neuronrank_core.masking import prune_mask
 from neuronrank_core.methods import METHODS, Method
 from neuronrank_core.neurons import NeuronStatistics
@@ -31,6 +32,7 @@ __all__ = [
     "LayerStatistics",
     "Method",
     "MissingStatisticsError",
+    "NeuronRank",
     "NeuronRankError",
     "NeuronStatistics",
     "NonFiniteError",

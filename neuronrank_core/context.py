@@ -37,6 +37,8 @@ class ScoringContext:
         Backend of the work over tokens and weights.
     ratio : float, optional
         Share of the MLP's weights to zero in this layer; the recipe's by default.
+    known : NeuronStatistics, optional
+        TF, DF, IDF and spikiness where they are there already; by default worked out from the statistics.
     """
 
     layer: int | str
@@ -45,6 +47,7 @@ class ScoringContext:
     statistics: LayerStatistics | None = None
     kernels: Kernels = field(default_factory=NumpyKernels)
     ratio: float | None = None
+    known: NeuronStatistics | None = None
 
     @cached_property
     def exponents(self) -> Exponents:
@@ -61,7 +64,7 @@ class ScoringContext:
     @cached_property
     def neurons(self) -> NeuronStatistics:
         """TF, DF, IDF and spikiness in the recipe's mode."""
-        return NeuronStatistics(self.table, self.recipe, self.kernels, self.layer)
+        return self.known or NeuronStatistics(self.table, self.recipe, self.kernels, self.layer)
 
     def input_rms(self, module: str) -> Vector:
         """Root mean square of the module's input features, shape (in_features,)."""

@@ -103,3 +103,32 @@ def topics(sample: ArrayLike, k: int, seed: int) -> Labels:
     projection, initial = topic_draws(a.shape[0], a.shape[1], k, seed)
     rows = unit_rows(a.astype(np.float64) @ projection)
     return spherical_kmeans(rows, rows[initial])[0]
+
+
+def topic_margins(sample: ArrayLike, k: int, seed: int) -> tuple[float, Matrix]:
+    """How clear the choices of :func:`topics` were: (best - second best) / best similarity, 0 for a token at rest.
+
+    Backends may differ where a choice is nearly a tie: for the token itself, and, where it came before an update, for
+    all that follow from the centroid it moved.
+
+    Parameters
+    ----------
+    sample, k, seed
+        As for :func:`topics`; ``k`` is 2 or more.
+
+    Returns
+    -------
+    updates : float
+        The least margin of all choices that an update followed.
+    last : float64 array, shape (tokens,)
+        The margin of each token's topic.
+    """
+    a = np.asarray(sample)
+    projection, initial = topic_draws(a.shape[0], a.shape[1], k, seed)
+    rows = unit_rows(a.astype(np.float64) @ projection)
+    centroids, seen = rows[initial], []
+    for _ in range(ITERATIONS + 1):
+        second, best = np.sort(rows @ centroids.T, axis=1)[:, -2:].T
+        seen.append(np.divide(best - second, abs(best), out=np.zeros_like(best), where=best != 0))
+        centroids = update(rows, assign(rows, centroids), centroids)
+    return float(np.min(seen[:-1])), seen[-1]

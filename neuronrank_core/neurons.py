@@ -29,6 +29,9 @@ class NeuronStatistics:
         Backend of the work over sampled tokens.
     layer : int or str
         Named in errors.
+    labels : int64 array, shape (sampled tokens,), optional
+        Group of each sampled token, in [0, groups), none empty, where groups are known beforehand. By default its
+        document (doc mode), or its topic found by clustering (topic mode).
 
     Raises
     ------
@@ -37,9 +40,14 @@ class NeuronStatistics:
     """
 
     def __init__(
-        self, table: LayerStatistics, recipe: Recipe, kernels: Kernels | None = None, layer: int | str = "?"
+        self,
+        table: LayerStatistics,
+        recipe: Recipe,
+        kernels: Kernels | None = None,
+        layer: int | str = "?",
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
-        self.table, self.recipe, self.layer = table, recipe, layer
+        self.table, self.recipe, self.layer, self._labels = table, recipe, layer, labels
         self.kernels: Kernels = kernels or NumpyKernels()
 
     def _column(self, name: str) -> NDArray[np.generic]:
@@ -47,7 +55,9 @@ class NeuronStatistics:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """Group of each sampled token, shape (sampled tokens,): its document, or its topic; none is empty."""
+        """Group of each sampled token, shape (sampled tokens,); none is empty."""
+        if self._labels is not None:
+            return self._labels
         sample = self._column("sample")
         if self.recipe.mode == "doc":
             return self.table.sample_documents()
@@ -57,9 +67,7 @@ class NeuronStatistics:
     @cached_property
     def groups(self) -> int:
         """Number of groups: documents, topics that have tokens, or tokens."""
-        if self.recipe.mode == "token":
-            return int(self.table.tokens.sum())
-        return len(self.table.document) if self.recipe.mode == "doc" else int(self.labels.max()) + 1
+        return int(self.table.tokens.sum()) if self.recipe.mode == "token" else int(self.labels.max()) + 1
 
     @cached_property
     def mean(self) -> Vector:

@@ -35,6 +35,8 @@ class Journal:
         What was done to the tensors of a shard, by its name; None where they were left alone.
     measured : dict
         Perplexities by what was measured.
+    ratios : list of float or None
+        Sparsity ratio of each pruned layer, where they differ.
 
     Raises
     ------
@@ -48,6 +50,7 @@ class Journal:
         self.shards: dict[str, int] = {}
         self.reports: dict[str, LayerReport | None] = {}
         self.measured: dict[str, dict[str, Any]] = {}
+        self.ratios: list[float] | None = None
         if file.exists():
             self._take_over()
 
@@ -62,7 +65,7 @@ class Journal:
                 f"an unfinished run for this output differs from this one: {'; '.join(changes[:_SHOWN])}",
                 hint="repeat its command to go on with it, or discard it with --force",
             )
-        self.shards, self.measured = there["shards"], there["measured"]
+        self.shards, self.measured, self.ratios = there["shards"], there["measured"], there["ratios"]
         self.reports = {name: _to_report(report) for name, report in there["reports"].items()}
 
     def finish(self, shard: Path, report: LayerReport | None) -> None:
@@ -76,12 +79,18 @@ class Journal:
         self.measured[what] = perplexity
         self._write()
 
+    def allocated(self, ratios: list[float]) -> None:
+        """Note the sparsity ratios of the layers."""
+        self.ratios = ratios
+        self._write()
+
     def _write(self) -> None:
         content = {
             "identity": self.identity,
             "shards": self.shards,
             "reports": {name: report and asdict(report) for name, report in self.reports.items()},
             "measured": self.measured,
+            "ratios": self.ratios,
         }
         text = json.dumps(content, indent=2)
         write_durably(self.file, lambda path: path.write_text(text, encoding="utf-8"))

@@ -30,6 +30,10 @@ class TorchKernels:
         """Bring a finalised vector to the device and precision of a weight."""
         return torch.as_tensor(vector, dtype=like.dtype, device=like.device)
 
+    def to_numpy(self, array: Tensor) -> NDArray[Any]:
+        """Bring a tensor to NumPy."""
+        return np.asarray(array.cpu())
+
     def column_norm(self, weight: Tensor) -> Vector:
         """Euclidean norm of each column."""
         return np.asarray(torch.linalg.vector_norm(weight, dim=0, dtype=torch.float32).cpu(), dtype=np.float64)

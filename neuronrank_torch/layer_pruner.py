@@ -38,6 +38,8 @@ class LayerPruner:
 
     def __init__(self, recipe: Recipe, kernels: TorchKernels, on_batch: Callable[[int], None]) -> None:
         self.recipe, self.kernels, self.on_batch = recipe, kernels, on_batch
+        #: Sparsity ratios by layer, where they are not the recipe's.
+        self.ratios: dict[int | str, float] = {}
 
     @property
     def _stages(self) -> list[tuple[str, ...]]:
@@ -94,7 +96,7 @@ class LayerPruner:
         self, layer: int | str, linears: dict[str, nn.Linear], statistics: LayerStatistics | None
     ) -> ScoringContext:
         weights = {name: linear.weight.float() for name, linear in linears.items()}
-        return ScoringContext(layer, self.recipe, weights, statistics, self.kernels)
+        return ScoringContext(layer, self.recipe, weights, statistics, self.kernels, self.ratios.get(layer))
 
     def _later_stages(
         self,

@@ -31,6 +31,13 @@ class LayerStore:
     def keep(self, unit: Unit, report: LayerReport | None) -> None:
         """Called inside :meth:`resident` when a unit is finished."""
 
+    def ratios(self) -> list[float] | None:
+        """Sparsity ratios of the layers that an earlier process worked out."""
+        return None
+
+    def keep_ratios(self, ratios: list[float]) -> None:
+        """Called once they are worked out, before the first layer is pruned."""
+
     def allocate(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Room for hidden states."""
         return executor.in_memory(shape, like)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from neuronrank_core import InputError, InvalidValueError, NonFiniteError, Recipe
 from neuronrank_core.statistics import LayerStatistics
 from neuronrank_torch import corpus
+from neuronrank_torch.allocation import AllocationPass
 from neuronrank_torch.architecture import Decoder, find_decoder, gated_mlp, prunable_linears, untied_head
 from neuronrank_torch.executor import LayerRun, run_layers
 from neuronrank_torch.kernels import TorchKernels
@@ -155,7 +156,9 @@ class _PruneRun:
             for unit in (*layers, *([] if self.head is None else [HEAD])):
                 self._recalled(unit)
         else:
-            self.total = -(-len(sequences) // batch_size) * sum(map(self._passes, layers))
+            batches = -(-len(sequences) // batch_size)
+            self.total = batches * sum(map(self._passes, layers))
+            self._allocate(sequences, batch_size, batches)
             hidden = run_layers(
                 self.decoder,
                 sequences.to(self.device),
@@ -169,6 +172,26 @@ class _PruneRun:
                     self._mask(HEAD, {HEAD: self.head}, self._head_statistics(hidden))
         if self.recipe.whole_neurons:
             self._shrink_config()
+
+    def _allocate(self, sequences: Tensor, batch_size: int, batches: int) -> None:
+        """Give each layer its sparsity ratio, by a pass through the dense model where the recipe asks for it."""
+        if self.recipe.allocate == "uniform":
+            return
+        ratios = self.store.ratios()
+        if ratios is None:
+            self.total += batches * len(self.decoder.layers)
+            dense = AllocationPass(self.decoder, self.recipe, self.pruner.kernels, self.first, self._step)
+            run_layers(
+                self.decoder,
+                sequences.to(self.device),
+                dense.visit,
+                batch_size=batch_size,
+                resident=self.store.resident,
+                allocate=self.store.allocate,
+            )
+            ratios = dense.ratios()
+            self.store.keep_ratios(ratios)
+        self.pruner.ratios = dict(enumerate(ratios, self.first))
 
     def _recalled(self, unit: Unit) -> bool:
         """Whether a unit was finished before; its report is taken over."""

@@ -174,6 +174,14 @@ class Staging(LayerStore):
         self._write(unit)
         self.journal.finish(self.shard(unit), report)
 
+    def ratios(self) -> list[float] | None:
+        """Sparsity ratios of the layers, once they are worked out."""
+        return self.journal.ratios
+
+    def keep_ratios(self, ratios: list[float]) -> None:
+        """Make the ratios durable: finished layers no longer tell them."""
+        self.journal.allocated(ratios)
+
     def _write(self, unit: Unit) -> None:
         write_durably(self.shard(unit), lambda path: write_shard(self.model.tensors(unit), path))
 

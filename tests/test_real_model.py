@@ -87,3 +87,11 @@ def test_neurons_between_and_the_update_pay_in_perplexity(dense: tuple[Any, Any]
     wanda, ours, updated = after(method="wanda"), after(), after(update="least-squares")
     model.load_state_dict(weights)
     assert updated < ours < wanda
+
+
+def test_torch_keeps_the_contract() -> None:
+    result = neuronrank("verify", "--model", MODEL, "--device", "cpu", "--layers", 2)
+    assert result["holds"]
+    for layer in result["layers"]:
+        assert layer["checks"]["topics"]["size"] == 4 * 64
+        assert layer["checks"]["down_proj mask"]["size"] == 576 * 1536

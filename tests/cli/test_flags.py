@@ -57,6 +57,7 @@ RECIPE = {
     "token_weight": 0.6,
     "update": "least-squares",
     "propagate": "dense",
+    "allocate": "neuronrank",
     "nsamples": 5,
     "seqlen": 33,
     "bos": "text",

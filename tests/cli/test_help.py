@@ -28,6 +28,7 @@ SECTIONS = {
         "Presets",
     ],
     "eval": ["Model", "What to measure on", "Output"],
+    "verify": ["Model", "What to compare on", "Output"],
 }
 
 
@@ -83,8 +84,9 @@ def test_help_and_mistakes_do_not_wait_for_torch() -> None:
 import sys
 from click.testing import CliRunner
 from neuronrank_cli.app import cli
-for arguments in (["--help"], ["--version"], ["prune", "--help"], ["eval", "--help"], ["prune"], ["prune", "--model",
-                  "m"], ["prune", "--model", "m", "--save", "s", "--seed", "-1"], ["prune", "--bogus"]):
+for arguments in (["--help"], ["--version"], ["prune", "--help"], ["eval", "--help"], ["verify", "--help"], ["prune"],
+                  ["prune", "--model", "m"], ["prune", "--model", "m", "--save", "s", "--seed", "-1"],
+                  ["prune", "--bogus"]):
     CliRunner().invoke(cli, arguments)
 print(sorted({"torch", "transformers", "datasets", "neuronrank_torch"} & sys.modules.keys()))
 """

@@ -38,6 +38,7 @@ VALUES = {
     "token_weight": (0.0, 1.0),
     "update": ("none", "least-squares"),
     "propagate": ("pruned", "dense"),
+    "allocate": ("uniform", "neuronrank"),
     "nsamples": (128, 4),
     "seqlen": (512, 8),
     "bos": ("window", "text"),

@@ -35,6 +35,7 @@ def test_public_names_are_pinned() -> None:
             "METHODS",
             "Method",
             "MissingStatisticsError",
+            "NeuronRank",
             "NeuronRankError",
             "NeuronStatistics",
             "NonFiniteError",

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuronrank_core import kmeans
 from neuronrank_core.kernels import Kernels, NumpyKernels
 from neuronrank_torch.kernels import TorchKernels
 
@@ -31,18 +30,3 @@ def signal(seed: int, tokens: int, neurons: int, *, whole: bool) -> np.ndarray:
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(tokens, neurons)) * rng.lognormal(size=neurons)
     return abs(values.round() if whole else values).astype(np.float32)
-
-
-def margins(sample: np.ndarray, k: int, seed: int) -> tuple[float, np.ndarray]:
-    """How clear the reference's choices were: the least of all updates, and each token's at the end.
-
-    An update on a near-tie may move a centroid, and with it choices that are clear at the end.
-    """
-    projection, initial = kmeans.topic_draws(*sample.shape, k, seed)
-    rows = kmeans.unit_rows(sample.astype(np.float64) @ projection)
-    centroids, seen = rows[initial], []
-    for _ in range(kmeans.ITERATIONS + 1):
-        dots = np.sort(rows @ centroids.T, axis=1)
-        seen.append((dots[:, -1] - dots[:, -2]) / abs(dots[:, -1]))
-        centroids = kmeans.update(rows, kmeans.assign(rows, centroids), centroids)
-    return float(np.min(seen[:-1])), seen[-1]

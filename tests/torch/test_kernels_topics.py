@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from backends import MARGIN, REFERENCE, margins, signal
+from backends import MARGIN, REFERENCE, signal
 
 from neuronrank_core import InvalidValueError, kmeans
 from neuronrank_core.kernels import Kernels
+from neuronrank_core.kmeans import topic_margins
 from neuronrank_torch import kernels as torch_kernels
 
 
@@ -30,7 +31,7 @@ def test_labels_equal_those_of_the_reference(kernels: Kernels, data: Callable[[i
     compared = 0
     for seed in range(25):
         sample, k = data(seed), 2 + seed % 7
-        updates, last = margins(sample, k, seed)
+        updates, last = topic_margins(sample, k, seed)
         if updates <= MARGIN:
             continue
         labels = kernels.topics(sample, k, seed)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from backends import MARGIN, margins
+from backends import MARGIN
 from pruning import (
     ATTENTION,
     MLP,
@@ -22,6 +22,7 @@ from pruning import (
 from tiny import Family
 
 from neuronrank_core import METHODS
+from neuronrank_core.kmeans import topic_margins
 
 VARIANTS = [
     *({"method": method} for method in METHODS),
@@ -67,7 +68,7 @@ def test_topics_too_where_the_clustering_is_no_near_tie(method: str) -> None:
         model = small(layers=1)
         asked = recipe(method=method, tfidf_mode="topic", tfidf_k=5, idf_exp=2.0, seed=seed, propagate="dense")
         table = core_statistics(model, 0, asked)
-        updates, last = margins(table.sample, 5, seed)
+        updates, last = topic_margins(table.sample, 5, seed)
         if min(updates, last.min()) <= MARGIN:
             continue  # Runs of blanks give tokens that are equal up to rounding, and so centroids that tie.
         scores = core_scores(model, 0, asked, table)

@@ -1,0 +1,252 @@
+"""NeuronRank for any layer of any model: activations and labels in, scores and masks out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from neuronrank_core.context import ScoringContext
+from neuronrank_core.errors import InputError, InvalidValueError
+from neuronrank_core.masking import prune_mask
+from neuronrank_core.methods import METHODS
+from neuronrank_core.methods.base import INPUTS, SAMPLE
+from neuronrank_core.neuron_removal import kept_neurons
+from neuronrank_core.neurons import NeuronStatistics
+from neuronrank_core.recipe import Recipe
+from neuronrank_core.statistics import LayerStatistics, document_statistics, merge
+from neuronrank_core.tfidf import Counts, Vector
+
+#: Fields of a recipe that mean something without a language model.
+SETTINGS = frozenset({"sparsity_type", "compare", "seed"}).union(*(method.reads for method in METHODS.values())) - {
+    "signal",
+    "tokens_per_document",
+}
+#: Modules of a gated MLP whose part the weights of any layer take: into the neurons (axis 0), and out of them (axis 1).
+_ROLES = ("gate_proj", "down_proj")
+
+
+class NotFittedError(InputError, AttributeError):
+    """Something was asked of a :class:`NeuronRank` before it was fitted."""
+
+    def __init__(self) -> None:
+        super().__init__("NeuronRank is not fitted yet", hint="call fit(activations, groups) first")
+
+
+class NeuronRank:
+    """Scores and prunes the neurons of one layer, and the weights on either side of them.
+
+    A neuron is whatever has one activation per row: a hidden unit (a row is an example) or a channel (a row is a
+    position in an image). Groups are labels of rows, whatever they stand for: documents, classes, topics, sensors.
+
+    Parameters
+    ----------
+    method : str
+        Key of :data:`neuronrank_core.METHODS`.
+    layer : int or str
+        Named in errors.
+    **settings
+        Fields of :class:`neuronrank_core.Recipe`: exponents, ``q_active``, ``compare``, ``sparsity_type`` and so on.
+        With ``tfidf_mode="topic"`` TF is the mean over groups instead of the mean over rows, and where no groups are
+        given ``tfidf_k`` of them are found by clustering. With ``tfidf_mode="token"`` every row is a group of its own,
+        in which a neuron is active where its activation exceeds ``threshold``.
+
+    Raises
+    ------
+    InvalidValueError
+        If a setting is unknown or out of range.
+    """
+
+    def __init__(self, method: str = "neuronrank_tfidf", *, layer: int | str = "?", **settings: Any) -> None:
+        for name in sorted(settings.keys() - SETTINGS):
+            raise InvalidValueError("setting", name, "one of " + ", ".join(sorted(SETTINGS)))
+        self.recipe, self.layer = Recipe(method=method, **settings), layer
+        self._fitted: ScoringContext | None = None
+
+    def fit(
+        self,
+        activations: ArrayLike,
+        groups: ArrayLike | None = None,
+        *,
+        inputs: ArrayLike | None = None,
+        outgoing: ArrayLike | None = None,
+    ) -> NeuronRank:
+        """Take the statistics of a layer.
+
+        Parameters
+        ----------
+        activations : array, shape (rows, neurons)
+            What the next layer reads; a neuron's signal is its magnitude.
+        groups : array, shape (rows,), optional
+            Label of each row, of any type. Needed where IDF enters the score and groups are neither clustered nor rows.
+        inputs : array, shape (rows, in_features), optional
+            What this layer reads, for methods that weigh inputs, such as Wanda.
+        outgoing : array, shape (out_features, neurons), optional
+            The weight that reads the neurons, by whose column norms ``neuronrank_wanda`` counts them; by default all
+            norms are 1.
+
+        Returns
+        -------
+        NeuronRank
+            Itself.
+
+        Raises
+        ------
+        InputError
+            If the arrays do not fit together, or groups are missing, or given in token mode.
+        NonFiniteError
+            If an activation or input is NaN or Inf.
+        """
+        a = _matrix("activations", activations)
+        x = None if inputs is None else _matrix("inputs", inputs, rows=len(a))
+        out = np.ones((1, a.shape[1])) if outgoing is None else _matrix("outgoing", outgoing, columns=a.shape[1])
+        table = self._table(a, x, self._split(groups, len(a)))
+        labels = None if groups is None else table.sample_documents()
+        neurons = NeuronStatistics(table, self.recipe, layer=self.layer, labels=labels)
+        # Without a weight into the neurons, its shape alone says how many there are.
+        weights = dict(zip(_ROLES, (np.empty((a.shape[1], 0)), out), strict=True))
+        self._fitted = ScoringContext(self.layer, self.recipe, weights, table, known=neurons)
+        return self
+
+    def _split(self, groups: ArrayLike | None, rows: int) -> list[NDArray[np.int64]]:
+        """Rows of each group, groups in the order of their labels."""
+        if groups is None:
+            if self.recipe.mode == "doc" and SAMPLE in self.recipe.requires:
+                hint = (
+                    'give a label for each row, or tfidf_mode "topic" (rows are clustered) or "token" (rows are groups)'
+                )
+                raise InputError(f"IDF of {self.recipe.method} needs groups", hint=hint)
+            return [np.arange(rows)]
+        if self.recipe.mode == "token":
+            raise InputError("groups were given, but in token mode every row is a group", hint="leave groups out")
+        labels = np.asarray(groups)
+        if labels.shape != (rows,):
+            raise InputError(f"groups have shape {labels.shape}, expected ({rows},): a label for each row")
+        _, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        return np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
+
+    def _table(self, a: Vector, x: Vector | None, split: list[NDArray[np.int64]]) -> LayerStatistics:
+        """One row per group: a group is to any model what a document is to a language model."""
+        return merge(
+            document_statistics(
+                group,
+                signal=abs(a[rows]),
+                gate=a[rows],
+                inputs={"down_proj": a[rows]} | ({} if x is None else {"gate_proj": x[rows]}),
+                threshold=self.recipe.threshold,
+                tokens_per_document=len(a),
+                layer=self.layer,
+            )
+            for group, rows in enumerate(split)
+        )
+
+    @property
+    def _context(self) -> ScoringContext:
+        if self._fitted is None:
+            raise NotFittedError
+        return self._fitted
+
+    @property
+    def tf_(self) -> Vector:
+        """Term frequency, shape (neurons,): the mean signal."""
+        return self._context.neurons.tf
+
+    @property
+    def df_(self) -> Counts:
+        """Document frequency, shape (neurons,): the number of groups in which the neuron is active."""
+        return self._context.neurons.df
+
+    @property
+    def idf_(self) -> Vector:
+        """Inverse document frequency, shape (neurons,)."""
+        return self._context.neurons.idf
+
+    @property
+    def spikiness_(self) -> Vector:
+        """Peak signal / mean signal, shape (neurons,)."""
+        return self._context.neurons.spikiness
+
+    def scores(self, weight: ArrayLike, axis: int = 0) -> Vector:
+        """Score every weight; the lowest go first.
+
+        Parameters
+        ----------
+        weight : array, shape (neurons, ...) or (out_features, neurons)
+            With axis 0 the weight whose rows make the neurons, such as (out_features, in_features) or
+            (channels, in_channels, height, width); with axis 1 one whose columns read them.
+        axis : {0, 1}
+            The neurons' axis.
+
+        Returns
+        -------
+        float64 array, shape of the weight
+
+        Raises
+        ------
+        InputError
+            If the weight does not fit, or the method looks at inputs and fit was given none.
+        """
+        w, context = self._weighing(weight, axis)
+        return np.asarray(METHODS[self.recipe.method].score(_ROLES[axis], context)).reshape(w)
+
+    def mask(self, weight: ArrayLike, ratio: float | None = None, axis: int = 0) -> NDArray[np.bool_]:
+        """Choose the weights to zero, exactly ``int(ratio * size)`` of each comparison group.
+
+        Parameters
+        ----------
+        weight : array
+            As in :meth:`scores`.
+        ratio : float in [0, 1], optional
+            By default 0.5, or N/M where ``sparsity_type`` is N:M.
+        axis : {0, 1}
+            The neurons' axis.
+
+        Returns
+        -------
+        bool array, shape of the weight; True = becomes zero
+
+        Raises
+        ------
+        InputError
+            As :meth:`scores`; or if the ratio is out of range.
+        AllZeroMetricError, NonFiniteError
+            If there is nothing to choose by.
+        """
+        shape, context = self._weighing(weight, axis)
+        return np.asarray(prune_mask(_ROLES[axis], self._at(ratio, context))).reshape(shape)
+
+    def neuron_scores(self) -> Vector:
+        """Score every neuron as a whole, shape (neurons,); raises InputError where the method cannot."""
+        return METHODS[self.recipe.method].neuron_score(self._context)
+
+    def neuron_mask(self, ratio: float | None = None) -> NDArray[np.bool_]:
+        """Choose the ``int(ratio * neurons)`` neurons to remove, shape (neurons,); True = goes."""
+        goes = np.ones(len(self._context.weights[_ROLES[0]]), dtype=bool)
+        goes[kept_neurons(self._at(ratio, self._context))] = False
+        return goes
+
+    def _at(self, ratio: float | None, context: ScoringContext) -> ScoringContext:
+        return context if ratio is None else replace(context, recipe=replace(self.recipe, sparsity_ratio=ratio))
+
+    def _weighing(self, weight: ArrayLike, axis: int) -> tuple[tuple[int, ...], ScoringContext]:
+        """The weight's own shape, and the fitted context with the weight in its role."""
+        if axis not in (0, 1):
+            raise InvalidValueError("axis", axis, "0 (rows make the neurons) or 1 (columns read them)")
+        context, w = self._context, np.asarray(weight, dtype=np.float64)
+        neurons = len(context.weights[_ROLES[0]])
+        if w.ndim < 2 or (axis == 1 and w.ndim > 2) or w.shape[axis] != neurons:
+            expected = f"({neurons}, ...)" if axis == 0 else f"(out_features, {neurons})"
+            raise InputError(f"the weight has shape {w.shape}, expected {expected} with axis {axis}")
+        if axis == 0 and INPUTS in self.recipe.requires and "gate_proj" not in context.table.input_mean_square:
+            raise InputError(f"{self.recipe.method} looks at the layer's inputs", hint="fit(activations, inputs=...)")
+        return w.shape, replace(context, weights={**context.weights, _ROLES[axis]: w.reshape(len(w), -1)})
+
+
+def _matrix(name: str, values: ArrayLike, *, rows: int | None = None, columns: int | None = None) -> Vector:
+    """Check that an array is a matrix of the size that the other arrays ask for."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or rows not in (None, array.shape[0]) or columns not in (None, array.shape[1]):
+        raise InputError(f"{name} have shape {array.shape}, expected ({rows or 'any'}, {columns or 'any'})")
+    return array

@@ -1,0 +1,79 @@
+"""The pass through the dense model that tells how much each layer can give up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from neuronrank_core import Recipe, ScoringContext
+from neuronrank_core.allocation import allocate, error_histogram
+from neuronrank_core.masking import target_zeros
+from neuronrank_torch.architecture import Decoder, activation_of, prunable_linears
+from neuronrank_torch.collector import LayerCollector
+from neuronrank_torch.executor import LayerRun
+from neuronrank_torch.kernels import TorchKernels
+
+
+class AllocationPass:
+    """Visits the dense layers in order, for :func:`neuronrank_torch.executor.run_layers`.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    recipe : Recipe
+    kernels : TorchKernels
+    first : int
+        First layer that is pruned.
+    on_batch : callable
+        Called with the layer's number after each micro-batch.
+    """
+
+    def __init__(
+        self, decoder: Decoder, recipe: Recipe, kernels: TorchKernels, first: int, on_batch: Callable[[int], None]
+    ) -> None:
+        # The error of a removal needs what Wanda needs, whatever the method.
+        self.recipe, self.statistics = recipe, replace(recipe, method="wanda", include_attention=False)
+        self.decoder, self.kernels, self.first, self.on_batch = decoder, kernels, first, on_batch
+        self.histograms: list[NDArray[np.int64]] = []
+
+    def visit(self, run: LayerRun) -> None:
+        """Run a dense layer, and count its weights by the error that their removal causes."""
+        if run.index < self.first:
+            run.feed(keep=True, after=lambda start: self.on_batch(run.index))
+            return
+        linears = prunable_linears(run.layer, run.index)
+        collector = LayerCollector(run.index, linears, activation_of(run.layer, run.index), self.statistics)
+
+        def batch_done(start: int) -> None:
+            collector.add_documents(start, run.hidden.shape[1])
+            self.on_batch(run.index)
+
+        with collector:
+            run.feed(keep=True, after=batch_done)
+        weights = {name: linear.weight.float() for name, linear in linears.items()}
+        context = ScoringContext(run.index, self.statistics, weights, collector.statistics(), self.kernels)
+        self.histograms.append(error_histogram(context, typical_square_norm(run.hidden)))
+
+    def ratios(self) -> list[float]:
+        """Sparsity ratio of each layer from ``first`` on."""
+        shapes = [
+            {name: (linear.out_features, linear.in_features) for name, linear in prunable_linears(layer, index).items()}
+            for index, layer in enumerate(self.decoder.layers)
+        ]
+
+        def zeros(layer: int, ratio: float) -> int:
+            modules = shapes[self.first + layer].items()
+            return sum(target_zeros(name, shape, self.recipe, ratio) for name, shape in modules)
+
+        return allocate(self.histograms, self.recipe.ratio, zeros)
+
+
+def typical_square_norm(hidden: Tensor) -> float:
+    """Median over tokens of the squared norm: single tokens of some models are larger by orders of magnitude."""
+    norms = torch.cat([sequence.float().norm(dim=-1) for sequence in hidden])
+    return float(norms.median()) ** 2

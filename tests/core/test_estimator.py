@@ -1,0 +1,205 @@
+"""The estimator is the core's own path, with labels for documents: by hand, by brute force, and against that path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuronrank_core import (
+    METHODS,
+    InputError,
+    NeuronRank,
+    NeuronStatistics,
+    NonFiniteError,
+    Recipe,
+    document_statistics,
+    kmeans,
+    merge,
+)
+
+from .layers import random_layer, seeds
+
+VECTORS = ("tf_", "df_", "idf_", "spikiness_")
+
+
+def data(seed: int = 0, rows: int = 40, neurons: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Activations of which some are negative and some alike, and a class for each row on a level of its own."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, rows)
+    labels[:4] = range(4)
+    return (rng.normal(size=(rows, neurons)) + 2 * rng.normal(size=(4, neurons))[labels]).round(1), labels
+
+
+@given(seeds, st.sampled_from([0.3, 0.6, 0.9]))
+def test_df_counts_the_labels_under_which_a_neuron_is_strong(seed: int, q: float) -> None:
+    a, labels = data(seed)
+    rank = NeuronRank(q_active=q).fit(a, labels)
+    for neuron, signal in enumerate(abs(a).astype(np.float32).T):
+        tau = np.sort(signal)[int(np.ceil(q * (len(signal) - 1)))]
+        active = sum(np.mean(signal[labels == label] >= tau) >= 1 - q - 1e-12 for label in range(4))
+        assert rank.df_[neuron] == active
+        assert rank.idf_[neuron] == pytest.approx(np.log(5 / (active + 1)) + 1)
+        assert rank.tf_[neuron] == pytest.approx(signal.mean(), rel=1e-6)
+        assert rank.spikiness_[neuron] == pytest.approx(signal.max() / signal.mean(), rel=1e-6)
+
+
+def test_labels_of_documents_are_documents() -> None:
+    documents = random_layer().documents
+    gates = [d.gate for d in documents]
+    rank = NeuronRank(q_active=0.7).fit(np.concatenate(gates), np.repeat(range(len(gates)), list(map(len, gates))))
+    table = merge(document_statistics(i, signal=abs(g), gate=g) for i, g in enumerate(gates))
+    neurons = NeuronStatistics(table, Recipe(q_active=0.7))
+    for name in VECTORS:
+        assert np.array_equal(getattr(rank, name), getattr(neurons, name.strip("_"))), name
+
+
+def test_labels_of_topics_are_topics() -> None:
+    a, _ = data(rows=60)
+    found = NeuronRank(tfidf_mode="topic", tfidf_k=5, seed=3).fit(a)
+    topics = kmeans.topics(abs(a).astype(np.float32), 5, 3)
+    given_ = NeuronRank(tfidf_mode="topic").fit(a, topics)
+    for name in VECTORS:
+        np.testing.assert_allclose(getattr(found, name), getattr(given_, name), rtol=1e-6, err_msg=name)
+    # Rare topics count as much as common ones there, and rows count alike otherwise.
+    means = np.array([abs(a)[topics == t].mean(axis=0) for t in np.unique(topics)])
+    np.testing.assert_allclose(given_.tf_, means.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(NeuronRank().fit(a, topics).tf_, abs(a).mean(axis=0), rtol=1e-6)
+
+
+def test_in_token_mode_every_row_is_a_group() -> None:
+    a, _ = data()
+    rank = NeuronRank(tfidf_mode="token", threshold=0.5).fit(a)
+    assert rank.df_.tolist() == (a > 0.5).sum(axis=0).tolist()
+    np.testing.assert_allclose(rank.idf_, np.log(41 / ((a > 0.5).sum(axis=0) + 1)) + 1)
+    old = NeuronRank("neuronrank_old", threshold=0.5).fit(a)
+    assert np.array_equal(old.neuron_scores(), rank.neuron_scores())
+
+
+@pytest.mark.parametrize("names", [["d", "a", "c", "b"], [7.5, -1.0, 0.0, 2.0]])
+def test_names_of_labels_and_order_of_rows_do_not_matter(names: list[Any]) -> None:
+    a, labels = data()
+    shuffled = np.random.default_rng(1).permutation(len(a))
+    one, other = NeuronRank().fit(a, labels), NeuronRank().fit(a[shuffled], np.array(names)[labels[shuffled]])
+    assert np.array_equal(one.df_, other.df_)
+    np.testing.assert_allclose(one.neuron_scores(), other.neuron_scores(), rtol=1e-6)
+
+
+def test_variance_between_groups_is_that_of_the_given_ones() -> None:
+    a, labels = data()
+    rank = NeuronRank("neuronrank_unstructured", token_weight=0).fit(a, labels)
+    means = np.array([abs(a)[labels == label].mean(axis=0) for label in range(4)])[labels]
+    np.testing.assert_allclose(rank.neuron_scores(), means.var(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_seed_formula_by_hand(axis: int) -> None:
+    a, labels = data()
+    rank = NeuronRank(weight_exp=0.5, tf_exp=2, idf_exp=1.5, spikiness_exp=0.3).fit(a, labels)
+    weight = np.random.default_rng(0).normal(size=(6, 6))
+    neuron = rank.tf_**2 * rank.idf_**1.5 * rank.spikiness_**0.3
+    expected = [[abs(weight[i, k]) ** 0.5 * neuron[(i, k)[axis]] for k in range(6)] for i in range(6)]
+    np.testing.assert_allclose(rank.scores(weight, axis=axis), expected)
+
+
+def test_a_convolution_is_scored_by_its_output_channels() -> None:
+    a, labels = data()
+    rank, kernel = NeuronRank().fit(a, labels), np.random.default_rng(0).normal(size=(6, 2, 3, 3))
+    expected = abs(kernel) * (rank.tf_ * rank.idf_)[:, None, None, None]
+    np.testing.assert_allclose(rank.scores(kernel), expected)
+    assert rank.mask(kernel, 0.3).shape == kernel.shape
+    assert set(expected[rank.mask(kernel, 0.3)]) == set(np.sort(expected, axis=None)[: int(0.3 * kernel.size)])
+
+
+def test_it_is_the_path_that_language_models_take() -> None:
+    layer = random_layer()
+    x, hidden = (np.concatenate([getattr(d, name) for d in layer.documents]) for name in ("x", "hidden"))
+    labels = np.repeat(range(4), [len(d.x) for d in layer.documents])
+    for method in METHODS.values():
+        recipe = Recipe(method=method.name, signal="product", token_weight=0.3)
+        rank = NeuronRank(method.name, token_weight=0.3)
+        # The gate is what opens in token mode there, and the activation itself here.
+        if recipe.mode != "token":
+            rank.fit(hidden, labels, inputs=x, outgoing=layer.weights["down_proj"])
+            for axis, module in enumerate(("gate_proj", "down_proj")):
+                theirs = method.score(module, layer.context(recipe))
+                np.testing.assert_allclose(rank.scores(layer.weights[module], axis), theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.77, 1.0])
+def test_exact_sparsity(method: str, ratio: float) -> None:
+    a, labels = data()
+    rank = NeuronRank(method, compare="module").fit(a, None if method == "neuronrank_old" else labels, inputs=a[:, :5])
+    weight = np.random.default_rng(0).normal(size=(6, 5))
+    kept = weight.copy()
+    for axis, w in enumerate((weight, weight.T)):
+        assert rank.mask(w, ratio, axis).sum() == int(ratio * 30)
+    assert np.array_equal(weight, kept)
+    if METHODS[method].ranks_neurons:
+        goes = rank.neuron_mask(ratio)
+        assert goes.sum() == int(ratio * 6)
+        assert set(np.flatnonzero(goes)) == set(np.argsort(rank.neuron_scores(), kind="stable")[: int(ratio * 6)])
+
+
+def test_patterns() -> None:
+    a, labels = data()
+    weight = np.random.default_rng(0).normal(size=(6, 8))
+    mask = NeuronRank("magnitude", sparsity_type="2:4").fit(a, labels).mask(weight)
+    assert (mask.reshape(-1, 4).sum(axis=1) == 2).all()
+
+
+def test_neurons_count_by_what_leaves_through_them() -> None:
+    a, _ = data()
+    out = np.random.default_rng(0).normal(size=(3, 6))
+    rms = np.sqrt((a**2).mean(axis=0))
+    alone = NeuronRank("neuronrank_wanda").fit(a, inputs=a)
+    reaching = NeuronRank("neuronrank_wanda").fit(a, inputs=a, outgoing=out)
+    np.testing.assert_allclose(alone.neuron_scores(), rms**0.5, rtol=1e-6)
+    np.testing.assert_allclose(reaching.neuron_scores(), (rms * np.linalg.norm(out, axis=0)) ** 0.5, rtol=1e-6)
+
+
+A, LABELS = data()
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ({"nsamples": 3}, {}, "setting is 'nsamples', allowed: one of"),
+        ({"q_active": 2}, {}, "q_active is 2"),
+        ({}, {"activations": A[0]}, r"activations have shape \(6,\), expected \(any, any\)"),
+        ({}, {}, "IDF of neuronrank_tfidf needs groups"),
+        ({}, {"groups": LABELS[1:]}, r"groups have shape \(39,\), expected \(40,\)"),
+        ({"tfidf_mode": "token"}, {"groups": LABELS}, "every row is a group"),
+        ({"idf_exp": 0}, {"inputs": A[1:]}, r"inputs have shape \(39, 6\), expected \(40, any\)"),
+        ({"idf_exp": 0}, {"outgoing": A[:, 1:]}, r"outgoing have shape \(40, 5\), expected \(any, 6\)"),
+        ({"tfidf_mode": "topic", "tfidf_k": 41}, {}, r"topics is 41, allowed: \[1, 40\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused(settings: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        NeuronRank(**settings).fit(**{"activations": A, **arguments}).neuron_mask(0.5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((5, 6), 0), ((6, 5), 1), ((6,), 0), ((5, 6, 3), 1), ((6, 6), 2), ((6, 6), -1)]
+)
+def test_a_weight_that_does_not_fit_is_refused(shape: tuple[int, ...], axis: int) -> None:
+    with pytest.raises(InputError, match=r"shape|axis"):
+        NeuronRank().fit(A, LABELS).scores(np.ones(shape), axis)
+
+
+def test_errors_that_other_errors_would_hide() -> None:
+    with pytest.raises(InputError, match="wanda looks at the layer's inputs"):
+        NeuronRank("wanda").fit(A).scores(np.ones((6, 2)))
+    assert NeuronRank("wanda").fit(A).scores(np.ones((2, 6)), axis=1).shape == (2, 6)
+    with pytest.raises(InputError, match="not fitted yet"):
+        NeuronRank().scores(np.ones((6, 2)))
+    assert not hasattr(NeuronRank(), "tf_")
+    with pytest.raises(NonFiniteError, match="layer conv2"):
+        NeuronRank(layer="conv2").fit(np.where(A[3, 2] == A, np.nan, A), LABELS)
+    with pytest.raises(InputError, match="no score for whole neurons"):
+        NeuronRank("magnitude").fit(A).neuron_mask(0.5)
