@@ -237,6 +237,7 @@ class Staging(LayerStore):
         """What transformers saves beside the weights; its own ``save_pretrained`` wants all of those at once."""
         model = self.model.model
         model.config.architectures = [type(model).__name__]
+        model.config.dtype = model.dtype
         model.config.save_pretrained(self.output)
         if model.can_generate():
             model.generation_config.save_pretrained(self.output)

@@ -16,7 +16,7 @@ from tiny_files import logits, small, write_folder, write_gguf
 
 from neuronrank_core.errors import InputError
 from neuronrank_torch import gguf_loading, models
-from neuronrank_torch.models import load_model
+from neuronrank_torch.models import load_model, open_model
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ class TestLoad:
         assert torch.equal(logits(model), logits(original.eval()))
         assert not model.training
         assert tokenizer("a")["input_ids"] == tiny_tokenizer(True)("a")["input_ids"]
-        assert (source.kind, source.path, source.shard_bytes) == ("folder", tmp_path, None)
+        assert (source.kind, source.path) == ("folder", tmp_path)
         assert source.model_type == original.config.model_type
 
     @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
@@ -63,11 +63,6 @@ class TestLoad:
         tiny_tokenizer().save_pretrained(tmp_path)
         model, _, _ = load_model(str(tmp_path), dtype=dtype)
         assert {parameter.dtype for parameter in model.parameters()} == {expected or stored}
-
-    def test_shard_size(self, sharded):
-        _, _, source = load_model(str(sharded))
-        shards = [load_file(file).values() for file in sharded.glob("*.safetensors")]
-        assert source.shard_bytes == max(sum(tensor.nbytes for tensor in shard) for shard in shards)
 
     def test_relative_path_becomes_absolute(self, folder, monkeypatch):
         monkeypatch.chdir(folder.parent)
@@ -91,7 +86,7 @@ class TestGguf:
         model, tokenizer, source = load_model(str(gguf_file))
         assert torch.allclose(logits(model), logits(small()), atol=1e-5)
         assert tokenizer("hé", add_special_tokens=False)["input_ids"] == tiny_tokenizer()("hé")["input_ids"]
-        assert (source.kind, source.path, source.shard_bytes) == ("gguf", gguf_file, None)
+        assert (source.kind, source.path) == ("gguf", gguf_file)
         assert model.dtype == torch.float32
         assert model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -113,11 +108,12 @@ class TestGguf:
         assert gguf.GGUFReader is Counting
         assert gguf.get_tensor_name_map is names
 
+    @pytest.mark.parametrize("read", [load_model, open_model])
     @pytest.mark.parametrize("keep", [6, 200, 40_000])
-    def test_truncated(self, gguf_file, keep):
+    def test_truncated(self, gguf_file, keep, read):
         gguf_file.write_bytes(gguf_file.read_bytes()[:keep])
         with pytest.raises(InputError, match=r"cannot load .*tiny\.gguf: ") as caught:
-            load_model(str(gguf_file))
+            read(str(gguf_file))
         assert "\n" not in str(caught.value)
         assert caught.value.__cause__ is not None
 
@@ -191,16 +187,27 @@ class TestBadInput:
         finally:
             logger.removeHandler(caplog.handler)
 
+    @pytest.mark.parametrize("read", [load_model, open_model])
     @pytest.mark.parametrize("damage", DAMAGE)
-    def test_damaged_folder(self, folder, damage, capfd):
+    def test_damaged_folder(self, folder, damage, read, capfd):
         act, message = DAMAGE[damage]
         act(folder)
         with pytest.raises(InputError, match=message) as caught:
-            load_model(str(folder))
+            read(str(folder))
         assert str(folder) in str(caught.value)
         assert "\n" not in str(caught.value)
         assert caught.value.hint
         assert capfd.readouterr().err == ""
+
+    @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", 3])
+    def test_index_that_points_outside(self, sharded, name):
+        index = sharded / "model.safetensors.index.json"
+        content = json.loads(index.read_text())
+        content["weight_map"]["lm_head.weight"] = name
+        index.write_text(json.dumps(content))
+        for read in (load_model, open_model):
+            with pytest.raises(InputError, match=f"names a file outside its folder: {name}"):
+                read(str(sharded))
 
     def test_shard_is_missing(self, sharded):
         shard = sorted(sharded.glob("*.safetensors"))[1]
@@ -261,7 +268,6 @@ class TestHub:
         hub.answer = lambda name: str(sharded)
         model, _, source = load_model("org/tiny-1.0")
         assert (source.spec, source.kind, source.path) == ("org/tiny-1.0", "hub", sharded)
-        assert source.shard_bytes is not None
         assert torch.equal(logits(model), logits(small()))
 
     def test_failure_is_one_line(self, hub):

@@ -13,6 +13,8 @@ from tiny import BOS, VOCAB, tiny_model, tiny_tokenizer
 from neuronrank_core.errors import InputError, NonFiniteError
 from neuronrank_torch import perplexity as module
 from neuronrank_torch.perplexity import Perplexity, evaluate, perplexity
+from neuronrank_torch.streamed_model import StreamedModel
+from neuronrank_torch.weights import LoadedWeights
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 5
 
@@ -52,6 +54,34 @@ def test_equals_the_loss_of_transformers():
     with torch.no_grad():
         loss = model(windows, labels=windows).loss.item()
     assert perplexity(model, windows.numpy()).nll == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma3"])
+def test_a_layer_at_a_time_is_the_same(family, tied, monkeypatch):
+    model, windows = small(family, tied=tied), random_windows(7)
+    expected = perplexity(model, windows, batch_size=2)
+    monkeypatch.setattr(module, "STREAMED_TOKENS", 3 * 24)
+    streamed = StreamedModel(model, LoadedWeights(model), torch.device("cpu"))
+    seen = []
+    result = perplexity(
+        model, windows, batch_size=2, resident=streamed.resident, on_progress=lambda *step: seen.append(step)
+    )
+    assert result.nll == pytest.approx(expected.nll, rel=1e-6)
+    assert (result.windows, result.predicted_tokens) == (7, 7 * 23)
+    # Blocks of 3, 3 and 1 windows through 2 layers and the head.
+    assert [done for done, _ in seen] == [2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18, 19, 20, 21]
+    assert {total for _, total in seen} == {21}
+
+
+def test_what_a_model_does_with_its_logits_is_left_to_it():
+    model, windows = small("gemma3"), random_windows()
+    plain = perplexity(model, windows).nll
+    model.config.final_logit_softcapping = 0.1
+    capped = perplexity(model, windows).nll
+    streamed = StreamedModel(model, LoadedWeights(model), torch.device("cpu"))
+    assert perplexity(model, windows, resident=streamed.resident).nll == pytest.approx(capped, rel=1e-6)
+    assert capped != pytest.approx(plain, rel=1e-3)
 
 
 def test_uniform_logits_give_the_vocabulary_size():

@@ -85,7 +85,7 @@ def test_an_existing_output_is_refused_before_any_work(
     run("prune", *small, "--save", "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(neuronrank_torch.job, "load_model", lambda *_, **__: pytest.fail("loaded"))
+        patch.setattr(neuronrank_torch.job, "open_model", lambda *_, **__: pytest.fail("loaded"))
         patch.setattr(neuronrank_torch.job.corpus, "load_text", lambda *_: pytest.fail("read"))
         result = run("prune", *small, "--save", "out", "--seed", 5, code=2)
     assert "Error: " in result.stderr
@@ -149,7 +149,7 @@ def test_control_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_control_c_while_saving(run: Run, small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(_: int) -> None:
-        assert any(".tmp-" in path.name for path in tmp_path.iterdir())
+        assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.fsync", stop)

@@ -93,7 +93,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
         seen.update(job=job, recipe=recipe, planned=True)
-        return {**REPORT, "job": {**REPORT["job"], "dry_run": True}}
+        plan = {"layer_bytes": 1 << 20, "memory": {"layers": 1 << 31, "update": 0}, "seconds": 90.0}
+        return {**REPORT, "job": {**REPORT["job"], "dry_run": True}, "plan": plan}
 
     def run_eval(model: str, evaluation: Evaluation, **others: Any) -> Perplexity:
         others.pop("on_stage")
@@ -143,8 +144,13 @@ def test_actions(run: Run, asked: dict[str, Any]) -> None:
     assert json.loads(run("prune", *BASE, "--json").stdout) == REPORT
     run("prune", "--model", "m", "--save", "s")
     assert asked["job"].evaluation is None
-    run("prune", "--model", "m", "--dry-run")
+    shown = run("prune", "--model", "m", "--dry-run").stdout.splitlines()
     assert asked["planned"]
+    assert shown[-4:-1] == [
+        "a layer: 1 MiB",
+        "peak memory: about 2.0 GiB: layers 2.0 GiB",
+        "time: about 90 s, by what the first layer took here",
+    ]
     run("prune", *BASE, "--nr-include-attention", "--nr-skip-attention")
     assert asked["recipe"] == Recipe()
 

