@@ -99,6 +99,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, units: int, error: BaseException
         "--update least-squares",
         "--sparsity_type neurons --sparsity_ratio 0.25",
         "--pruning_last 2",
+        "--allocate neuronrank --pruning_last 3",
         "--nr-prune-lm-head",
         "--nr-prune-lm-head --prune_method magnitude",
         "--hidden-states disk --batch-size 3",

@@ -29,6 +29,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dense": {"propagate": "dense"},
     "dense and update": {"propagate": "dense", "update": "least-squares"},
     "last": {"pruning_last": 1},
+    "allocated": {"allocate": "neuronrank"},
+    "last allocated": {"allocate": "neuronrank", "pruning_last": 2, "propagate": "dense"},
     "magnitude": {"method": "magnitude", "pruning_last": 2},
     "topics": {"method": "neuronrank_tfidf", "tfidf_mode": "topic"},
     "head": {"prune_lm_head": True},
