@@ -103,8 +103,8 @@ def allocate(
     Returns
     -------
     list of float
-        Within ``ratio - bound`` and ``ratio + bound``, and within [0, 1]. As many weights go as with ``ratio`` everywhere:
-        exactly where a layer can give up one weight more or less, else the nearest number below.
+        Within ``ratio - bound`` and ``ratio + bound``, and within [0, 1]. As many weights go as with ``ratio``
+        everywhere: exactly where a layer can give up one weight more or less, else the nearest number below.
 
     Raises
     ------

@@ -96,7 +96,7 @@ class LayerPruner:
         self, layer: int | str, linears: dict[str, nn.Linear], statistics: LayerStatistics | None
     ) -> ScoringContext:
         weights = {name: linear.weight.float() for name, linear in linears.items()}
-        return ScoringContext(layer, self.recipe, weights, statistics, self.kernels, self.ratios.get(layer))
+        return ScoringContext(layer, self.recipe, weights, statistics, self.kernels, ratio=self.ratios.get(layer))
 
     def _later_stages(
         self,

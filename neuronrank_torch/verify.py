@@ -61,7 +61,7 @@ def check_layer(observed: Observed, recipe: Recipe) -> list[Check]:
     weights = observed.weights
     double = {name: weight.cpu().double().numpy() for name, weight in weights.items()}
     contexts = (
-        ScoringContext(observed.index, recipe, weights, ours, kernels, torch_),
+        ScoringContext(observed.index, recipe, weights, ours, kernels, known=torch_),
         ScoringContext(observed.index, recipe, double, reference, known=core),
     )
     for name in weights:

@@ -28,6 +28,7 @@ def histograms(seed: int, layers: int = 4, size: int = 1000) -> tuple[list[np.nd
 
 
 def zeros(layer: int, ratio: float) -> int:
+    del layer
     return int(ratio * 1000)
 
 
@@ -86,6 +87,7 @@ def test_total_is_kept_and_bounds_hold(seed: int, ratio: float, blend: float, bo
 @given(seeds, st.floats(0.1, 0.9), st.integers(2, 60))
 def test_rows_of_equal_counts_reach_the_nearest_total_below(seed: int, ratio: float, columns: int) -> None:
     def by_rows(layer: int, of: float) -> int:
+        del layer
         return 7 * int(of * columns)
 
     chosen = allocate(histograms(seed)[0], ratio, by_rows)

@@ -110,7 +110,7 @@ def test_the_seed_matters_to_topics() -> None:
     st.fixed_dictionaries(
         {},
         optional={
-            **{name: st.sampled_from(pair) for name, pair in VALUES.items() if name not in ("sparsity_ratio", "allocate")},
+            **{name: st.sampled_from(VALUES[name]) for name in VALUES if name not in ("sparsity_ratio", "allocate")},
             "tfidf_mode": st.sampled_from(MODES),
             **{name: st.sampled_from([0.0, 1.0]) for name in ("input_exp", "tf_exp", "idf_exp", "spikiness_exp")},
         },
