@@ -75,6 +75,8 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     # One micro-batch may hold fewer tokens than there are topics.
     pruner = LayerPruner(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device), lambda layer: None)
     passes = sum(pruner.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
+    if recipe.allocate != "uniform":
+        passes += layers
     forward = prune = 0.0
 
     def visit(run: LayerRun) -> None:

@@ -22,7 +22,7 @@ from neuronrank_torch.architecture import Decoder
 Forward = Callable[..., Any]
 Handler = Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any]
 #: Makes room for hidden states: called with their shape and a tensor of their precision, where the model works.
-Allocate = Callable[[tuple[int, ...], Tensor], Tensor]
+Room = Callable[[tuple[int, ...], Tensor], Tensor]
 
 
 class _Stop(Exception):  # noqa: N818 (no error: it ends a forward pass early)
@@ -101,7 +101,7 @@ def in_memory(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return like.new_empty(shape)
 
 
-def embed(decoder: Decoder, sequences: Tensor, allocate: Allocate = in_memory) -> Tensor:
+def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor:
     """Hidden states before the first layer, by the model's own forward, shape (sequences, seqlen, hidden_size).
 
     Raises
@@ -116,7 +116,7 @@ def embed(decoder: Decoder, sequences: Tensor, allocate: Allocate = in_memory) -
     def first_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         del index, forward
         if not hidden:
-            hidden.append(allocate((len(sequences), *args[0].shape[1:]), args[0]))
+            hidden.append(room((len(sequences), *args[0].shape[1:]), args[0]))
         hidden[0][next(position)].copy_(args[0][0])
         seen.append((*args[1:], kwargs))
         if not _same(seen[0], seen[-1]):
@@ -138,7 +138,7 @@ def run_layers(
     *,
     batch_size: int = 1,
     resident: Callable[[int], AbstractContextManager[None]] = lambda index: nullcontext(),
-    allocate: Allocate = in_memory,
+    room: Room = in_memory,
 ) -> Tensor:
     """Visit the layers in order; each visit decides how often its layer runs and whether the output is kept.
 
@@ -153,15 +153,15 @@ def run_layers(
         Sequences in a micro-batch.
     resident : callable
         Context around each visit in which the layer of that number has its weights; elsewhere it needs none.
-    allocate : callable
-        See :data:`Allocate`.
+    room : callable
+        See :data:`Room`.
 
     Returns
     -------
     Tensor, shape (sequences, seqlen, hidden_size)
         Hidden states after the last layer (before it, where the last visit kept nothing).
     """
-    hidden = embed(decoder, sequences, allocate)
+    hidden = embed(decoder, sequences, room)
     last = len(decoder.layers) - 1
 
     def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

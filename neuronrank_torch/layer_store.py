@@ -38,6 +38,6 @@ class LayerStore:
     def keep_ratios(self, ratios: list[float]) -> None:
         """Called once they are worked out, before the first layer is pruned."""
 
-    def allocate(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Room for hidden states."""
         return executor.in_memory(shape, like)

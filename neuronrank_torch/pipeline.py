@@ -165,7 +165,7 @@ class _PruneRun:
                 self._visit,
                 batch_size=batch_size,
                 resident=self.store.resident,
-                allocate=self.store.allocate,
+                room=self.store.room,
             )
             if self.head is not None:
                 with self.store.resident(HEAD):
@@ -187,7 +187,7 @@ class _PruneRun:
                 dense.visit,
                 batch_size=batch_size,
                 resident=self.store.resident,
-                allocate=self.store.allocate,
+                room=self.store.room,
             )
             ratios = dense.ratios()
             self.store.keep_ratios(ratios)

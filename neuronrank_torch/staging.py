@@ -185,10 +185,10 @@ class Staging(LayerStore):
     def _write(self, unit: Unit) -> None:
         write_durably(self.shard(unit), lambda path: write_shard(self.model.tensors(unit), path))
 
-    def allocate(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Room for hidden states; on disk, the file is gone when nobody needs it any more."""
         if self.hidden_states == "memory":
-            return super().allocate(shape, like)
+            return super().room(shape, like)
         file = self.folder / "hidden"
         size = torch.Size(shape).numel()
         mapped = torch.from_file(str(file), shared=True, size=size, dtype=like.dtype).view(shape)

@@ -201,7 +201,7 @@ class TestJournal:
 
     def test_hidden_states_on_disk_leave_no_file(self, tmp_path):
         with staging(small(), tmp_path / "out", hidden_states="disk") as stage:
-            hidden = stage.allocate((2, 3, 4), torch.empty(0, dtype=torch.bfloat16))
+            hidden = stage.room((2, 3, 4), torch.empty(0, dtype=torch.bfloat16))
             assert (hidden.shape, hidden.dtype) == ((2, 3, 4), torch.bfloat16)
             hidden.copy_(torch.arange(24).view(2, 3, 4))
             assert hidden.sum() == 276
