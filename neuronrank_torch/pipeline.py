@@ -159,19 +159,22 @@ class _PruneRun:
             batches = -(-len(sequences) // batch_size)
             self.total = batches * sum(map(self._passes, layers))
             self._allocate(sequences, batch_size, batches)
-            hidden = run_layers(
-                self.decoder,
-                sequences.to(self.device),
-                self._visit,
-                batch_size=batch_size,
-                resident=self.store.resident,
-                room=self.store.room,
-            )
+            hidden = self._run_layers(sequences, self._visit, batch_size)
             if self.head is not None:
                 with self.store.resident(HEAD):
                     self._mask(HEAD, {HEAD: self.head}, self._head_statistics(hidden))
         if self.recipe.whole_neurons:
             self._shrink_config()
+
+    def _run_layers(self, sequences: Tensor, visit: Callable[[LayerRun], None], batch_size: int) -> Tensor:
+        return run_layers(
+            self.decoder,
+            sequences.to(self.device),
+            visit,
+            batch_size=batch_size,
+            resident=self.store.resident,
+            room=self.store.room,
+        )
 
     def _allocate(self, sequences: Tensor, batch_size: int, batches: int) -> None:
         """Give each layer its sparsity ratio, by a pass through the dense model where the recipe asks for it."""
@@ -181,14 +184,7 @@ class _PruneRun:
         if ratios is None:
             self.total += batches * len(self.decoder.layers)
             dense = AllocationPass(self.decoder, self.recipe, self.pruner.kernels, self.first, self._step)
-            run_layers(
-                self.decoder,
-                sequences.to(self.device),
-                dense.visit,
-                batch_size=batch_size,
-                resident=self.store.resident,
-                room=self.store.room,
-            )
+            self._run_layers(sequences, dense.visit, batch_size)
             ratios = dense.ratios()
             self.store.keep_ratios(ratios)
         self.pruner.ratios = dict(enumerate(ratios, self.first))
