@@ -42,6 +42,8 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     model = streamed.model
     decoder = find_decoder(model)
     first, notes = first_pruned(recipe, len(decoder.layers))
+    if recipe.allocate != "uniform":
+        notes.append("--allocate decides each layer's ratio in the run: only the total below holds")
     layers: list[LayerReport] = []
     for index in range(first, len(decoder.layers)):
         linears = prunable_linears(decoder.layers[index], index, include_attention=recipe.include_attention)

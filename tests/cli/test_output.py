@@ -80,6 +80,12 @@ def test_more_layers_than_there_are_means_all(run: Run, small: list[object]) -> 
     assert "--pruning_last" not in result.stderr
 
 
+def test_a_dry_run_does_not_promise_what_the_allocation_decides(run: Run, small: list[object]) -> None:
+    shown = run("prune", *small, "--dry-run", "--allocate", "neuronrank")
+    assert "--allocate decides each layer's ratio in the run: only the total below holds" in shown.stderr
+    assert "--allocate" not in run("prune", *small, "--dry-run").stderr
+
+
 def test_a_dry_run_plans_what_a_run_does(run: Run, small: list[object], tmp_path: Path) -> None:
     arguments = [*small, "--save", "out", "--pruning-last", 3, "--sparsity-ratio", 0.37, "--nr-include-attention"]
     shown = run("prune", *arguments, "--dry-run")
