@@ -139,8 +139,7 @@ class Recipe:
         """Kinds of statistics to collect; none means no calibration text is needed."""
         method = methods.METHODS[self.method]
         beyond = self.include_attention or self.prune_lm_head
-        others = methods.METHODS[method.beyond_mlp].requires(self) if beyond else frozenset()
-        return method.requires(self) | others
+        return method.requires(self) | (methods.METHODS[method.beyond_mlp].requires(self) if beyond else frozenset())
 
     @property
     def needs_text(self) -> bool:
