@@ -75,8 +75,10 @@ class LayerCollector:
     def _gate_hook(self, module: nn.Module, args: tuple[Any, ...], gate: Tensor) -> None:
         del module, args
         if SIGNAL in self._requires:
-            # In float32: torch would round the threshold to the precision of the gate.
-            self._batch["open_gate"] = (gate.float() > self.recipe.threshold).sum(dim=1)
+            # In float32: torch would round the threshold to the precision of the gate. Summing booleans as int64 is ten
+            # times slower on a CPU.
+            open_gate = gate.float() > self.recipe.threshold
+            self._batch["open_gate"] = open_gate.sum(dim=1, dtype=torch.int32).long()
         if self.recipe.signal != "product":
             self._signal(gate if self.recipe.signal == "gate" else self.activation(gate))
 
