@@ -25,7 +25,7 @@ def write_index(shards: list[Path], folder: Path) -> None:
     where: dict[str, str] = {}
     total = 0
     for shard in shards:
-        tensors = _header(shard)[0]
+        tensors = read_header(shard)[0]
         where |= dict.fromkeys(tensors, shard.name)
         total += sum(end - start for start, end in (tensor["data_offsets"] for tensor in tensors.values()))
     index = {"metadata": {"total_size": total}, "weight_map": where}
@@ -37,7 +37,7 @@ def join_shards(shards: list[Path], folder: Path) -> None:
     header: dict[str, object] = {"__metadata__": _METADATA}
     begin = 0
     for shard in shards:
-        tensors, _ = _header(shard)
+        tensors, _ = read_header(shard)
         for name, tensor in tensors.items():
             header[name] = {**tensor, "data_offsets": [begin + offset for offset in tensor["data_offsets"]]}
         begin += max(tensor["data_offsets"][1] for tensor in tensors.values())
@@ -47,11 +47,11 @@ def join_shards(shards: list[Path], folder: Path) -> None:
         joined.write(len(encoded).to_bytes(8, "little") + encoded)
         for shard in shards:
             with shard.open("rb") as stream:
-                stream.seek(_header(shard)[1])
+                stream.seek(read_header(shard)[1])
                 shutil.copyfileobj(stream, joined, 1 << 20)
 
 
-def _header(shard: Path) -> tuple[dict[str, dict[str, list[int]]], int]:
+def read_header(shard: Path) -> tuple[dict[str, dict[str, list[int]]], int]:
     """What a safetensors file says of its tensors, and where their data begins."""
     with shard.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

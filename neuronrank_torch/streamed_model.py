@@ -90,9 +90,13 @@ class StreamedModel:
         return sum(self._get(name).nbytes for name in self.units.get(unit, ()))
 
     def _bring(self, unit: Unit, source: WeightSource) -> None:
+        """Read a unit; while work on it goes on, the one after it is read from disk."""
         for name in self.units[unit]:
             # Always copied: a source may be a mapped file, whose tensors are aligned otherwise, and be read again.
             self._assign(name, source.tensor(name).to(self.device, self._get(name).dtype, copy=True))
+        order = list(self.units)
+        for following in order[order.index(unit) + 1 :][:1]:
+            self.source.expect(self.units[following])
 
     def _release(self, unit: Unit) -> None:
         for name in self.units[unit]:

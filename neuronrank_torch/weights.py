@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from neuronrank_torch.shards import read_header
 
 
 class WeightSource(ABC):
@@ -22,6 +25,10 @@ class WeightSource(ABC):
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
         """Read a tensor; it may share memory with the source, so copy it before writing to it."""
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Say which tensors will be read next, so that a slow disk can get to work."""
+        del names
 
     def fit(self, model: Any) -> bool:
         """Whether the tensors are the model's own, so that they can be taken as they are.
@@ -63,6 +70,18 @@ class SafetensorsWeights(WeightSource):
         with safe_open(self._file[name], framework="pt") as content:
             tensor: Tensor = content.get_tensor(name)
         return tensor
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Have the system read the tensors' files to its cache in the background; that is no memory of ours."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        wanted = set(names)
+        for file in {self._file[name] for name in wanted}:
+            tensors, data = read_header(file)
+            with file.open("rb") as stream:
+                for name in wanted & tensors.keys():
+                    begin, end = tensors[name]["data_offsets"]
+                    os.posix_fadvise(stream.fileno(), data + begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def first_dtype(self) -> torch.dtype | None:
         """Precision of the first tensor, which stands for all where a configuration does not say."""
