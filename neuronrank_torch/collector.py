@@ -14,6 +14,7 @@ from neuronrank_core.errors import NonFiniteError
 from neuronrank_core.methods.base import INPUTS, SAMPLE, SIGNAL
 from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics import SHARED_INPUT, LayerStatistics, merge, sample_positions
+from neuronrank_torch import kernels
 
 Columns = dict[str, Tensor]
 
@@ -68,17 +69,14 @@ class LayerCollector:
     def _input_hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             del module
-            self._batch[f"input_mean_square.{name}"] = args[0].float().square().mean(dim=1)
+            self._batch[f"input_mean_square.{name}"] = kernels.mean_square(args[0])
 
         return hook
 
     def _gate_hook(self, module: nn.Module, args: tuple[Any, ...], gate: Tensor) -> None:
         del module, args
         if SIGNAL in self._requires:
-            # In float32: torch would round the threshold to the precision of the gate. Summing booleans as int64 is ten
-            # times slower on a CPU.
-            open_gate = gate.float() > self.recipe.threshold
-            self._batch["open_gate"] = open_gate.sum(dim=1, dtype=torch.int32).long()
+            self._batch["open_gate"] = kernels.open_gates(gate, self.recipe.threshold)
         if self.recipe.signal != "product":
             self._signal(gate if self.recipe.signal == "gate" else self.activation(gate))
 
@@ -93,11 +91,10 @@ class LayerCollector:
             kept = sample_positions(activation.shape[1], self.recipe.tokens_per_document)
             self._batch["sample"] = activation[:, torch.as_tensor(kept, device=activation.device)].abs().float()
         if SIGNAL in self._requires:
-            a = activation.abs().float()
-            self._batch["signal_mean"] = a.mean(dim=1)
-            self._batch["signal_max"] = a.amax(dim=1)
-            self._batch["signal_mean_square"] = a.square_().mean(dim=1)
-        elif not activation.isfinite().all():  # The moments would tell; the sample holds some tokens alone.
+            mean, square, peak = kernels.signal_moments(activation)
+            self._batch |= {"signal_mean": mean, "signal_mean_square": square, "signal_max": peak}
+        elif not activation.sum(dtype=torch.float32).isfinite():
+            # The moments would tell; the sample holds some tokens alone. A sum is cheaper than a look at each value.
             raise self._non_finite("signal")
 
     def _non_finite(self, name: str) -> NonFiniteError:
