@@ -13,7 +13,7 @@ from torch import Tensor
 from neuronrank_core import kmeans, tfidf
 from neuronrank_core.tfidf import Counts, Vector
 
-#: Tokens of a document that are reduced at a time.
+#: At most so many tokens of a document are reduced at a time.
 BLOCK_TOKENS = 64
 
 
@@ -97,7 +97,8 @@ def token_blocks(activation: Tensor) -> tuple[Tensor, ...]:
     On a CPU small enough that those stay in the cache, which halves the time; elsewhere all at once. Never cut by
     document, so that a document's sums do not depend on which others are in the micro-batch.
     """
-    return activation.split(BLOCK_TOKENS, dim=1) if activation.is_cpu else (activation,)
+    blocks = math.ceil(activation.shape[1] / BLOCK_TOKENS) if activation.is_cpu else 1
+    return activation.chunk(blocks, dim=1)
 
 
 def mean_square(activation: Tensor) -> Tensor:
