@@ -9,8 +9,11 @@ import pytest
 import torch
 from pruning import TEXT, linears, pruned, recipe, small
 from tiny import tiny_tokenizer
+from tiny_files import write_gguf
 from torch import nn
 from transformers import AutoModelForCausalLM
+
+from neuronrank_torch.models import load_model
 
 NEURONS = {"sparsity_type": "neurons", "sparsity_ratio": 0.25}
 TOKENS = torch.arange(2, 66).view(2, 32)
@@ -55,6 +58,14 @@ def test_saved_model_loads_as_a_plain_smaller_one(tmp_path: Path, update: str) -
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert loaded.config.intermediate_size == 48
     assert sum(p.numel() for p in loaded.parameters()) == before - 2 * 3 * 16 * 32
+    torch.testing.assert_close(logits(loaded), logits(model))
+
+
+def test_converts_to_gguf(tmp_path: Path) -> None:
+    model = small(tied=False)
+    pruned(model, recipe(**NEURONS, update="least-squares"))
+    loaded, _, _ = load_model(str(write_gguf(tmp_path / "out.gguf", model)))
+    assert loaded.config.intermediate_size == 48
     torch.testing.assert_close(logits(loaded), logits(model))
 
 
