@@ -15,6 +15,7 @@ from neuronrank_torch.checkpoint import check_output
 from neuronrank_torch.journal import JOURNAL_FORMAT
 from neuronrank_torch.layer_store import LayerStore
 from neuronrank_torch.models import Dtype, ModelSource, load_model, open_model
+from neuronrank_torch.overlap import overlap_notes
 from neuronrank_torch.partial import HiddenStates
 from neuronrank_torch.perplexity import Perplexity, evaluate
 from neuronrank_torch.pipeline import prune
@@ -233,9 +234,20 @@ class _Run:
         self, report: dict[str, Any], before: dict[str, Any] | None, after: dict[str, Any] | None
     ) -> dict[str, Any]:
         report["job"] = {**asdict(self.job), "model_type": self.source.model_type}
+        report["notes"] += evaluation_notes(self.text, self.eval_text, self.statistics)
         if before and after:
             report["perplexity"] = {"before": before, "after": after}
         return report
+
+
+def evaluation_notes(text: str, eval_text: str, statistics: StatisticsFolder | None) -> list[str]:
+    """What the user should know about the text to evaluate on, if there is one: whether it was calibrated on."""
+    if not eval_text:
+        return []
+    if statistics is None:
+        return list(overlap_notes(eval_text, text))
+    same = corpus.text_fingerprint(eval_text) == statistics.header["text_sha256"]
+    return list(overlap_notes(eval_text, text, same=same))
 
 
 def run_eval(

@@ -13,7 +13,7 @@ from neuronrank_torch import corpus
 from neuronrank_torch.architecture import find_decoder, prunable_linears, untied_head
 from neuronrank_torch.checkpoint import check_output
 from neuronrank_torch.cost import estimate_memory, estimate_seconds
-from neuronrank_torch.job import Evaluation, Job, choose_device
+from neuronrank_torch.job import Evaluation, Job, choose_device, evaluation_notes
 from neuronrank_torch.models import open_model
 from neuronrank_torch.pipeline import first_pruned, micro_batch
 from neuronrank_torch.report import LayerReport, ModuleReport, Report
@@ -37,7 +37,7 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     statistics = job.statistics()
     if statistics is not None:
         recipe = statistics.fitted(recipe)
-    job.calibration_text(recipe)
+    text = job.calibration_text(recipe)
     eval_text = corpus.load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
     job = replace(job, device=choose_device(job.device))
     streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
@@ -46,6 +46,7 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     model = streamed.model
     decoder = find_decoder(model)
     first, notes = first_pruned(recipe, len(decoder.layers))
+    notes += evaluation_notes(text, eval_text, statistics)
     if recipe.allocate != "uniform":
         notes.append("--allocate decides each layer's ratio in the run: only the total below holds")
     layers: list[LayerReport] = []
