@@ -40,7 +40,9 @@ def save_statistics(path: Path | str, table: LayerStatistics, header: Mapping[st
     header : dict, optional
         Anything JSON can hold: the model, the text, the sampling.
     """
-    metadata = {"format": str(FORMAT_VERSION), "header": json.dumps(dict(header or {}), sort_keys=True)}
+    metadata = {"format": str(FORMAT_VERSION)}
+    if header:  # Alone, the format leaves the file no choice of order: equal tables are equal files.
+        metadata["header"] = json.dumps(dict(header), sort_keys=True)
     columns = {name: np.ascontiguousarray(column) for name, column in table.columns().items()}
     save_file(columns, str(path), metadata=metadata)
 
@@ -72,7 +74,7 @@ def load_statistics(path: Path | str, kinds: Collection[str] = KINDS) -> tuple[L
             left = tuple(start for kind in _COLUMNS.keys() - set(kinds) for start in _COLUMNS[kind])
             names = [name for name in file.keys() if not name.startswith(left)]  # noqa: SIM118 (no mapping)
             columns = {name: file.get_tensor(name) for name in names}
-            return LayerStatistics.from_columns(columns), json.loads(metadata["header"])
+            return LayerStatistics.from_columns(columns), json.loads(metadata.get("header", "{}"))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         hint = error.hint if isinstance(error, InputError) else ""
         raise InputError(f"cannot read statistics from {path}: {error}", hint=hint) from error

@@ -17,6 +17,10 @@ from neuronrank_torch.streamed_model import Unit
 
 #: Settings that the tables were collected with and no recipe can change afterwards.
 _FIXED = ("signal", "threshold", "tokens_per_document")
+#: What a header holds.
+_KEYS = {"model", "fingerprint", "model_type", "layers", "dataset", "text_sha256", "dtype", "versions", *_FIXED} | {
+    *("nsamples", "seqlen", "seed", "bos", "batch_size", "documents")
+}
 
 
 class StatisticsFolder:
@@ -161,4 +165,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
         raise InputError(f"cannot read {file}: {error}", hint="collect again") from error
     if version > FORMAT_VERSION:
         raise InputError(f"{folder} has format {version}, newer than {FORMAT_VERSION}", hint="upgrade neuronrank")
+    missing = sorted(_KEYS - header.keys())
+    if missing:
+        raise InputError(f"{file} lacks {missing[0]}", hint="collect again")
     return dict(header)

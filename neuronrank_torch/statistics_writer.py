@@ -29,7 +29,7 @@ class StatisticsWriter(PartialFolder):
     def keep(self, unit: Unit, table: LayerStatistics) -> None:
         """Make a unit's table durable."""
         file = self.output / file_name(unit)
-        write_durably(file, lambda path: save_statistics(path, table, {"layer": unit}))
+        write_durably(file, lambda path: save_statistics(path, table))
         self.journal.finish(file, None)
 
     def finish(self, header: dict[str, Any]) -> Path:
