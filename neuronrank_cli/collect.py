@@ -22,7 +22,7 @@ from neuronrank_core.recipe import Recipe
 
 TEXT, WHAT = "Text", "What to measure"
 EXAMPLE = """\b
-Example, in two parts that may run on two machines:
+Example, in two parts:
   neuronrank collect --model MODEL --nsamples 32 --documents 0:16 --save a/
   neuronrank collect --model MODEL --nsamples 32 --documents 16:32 --save b/
   neuronrank merge a/ b/ --save stats/
@@ -63,8 +63,8 @@ def from_to(value: str) -> tuple[int, int]:
 def collect(ctx: click.Context, /, as_json: bool, documents: tuple[int, int] | None, **flags: Any) -> None:
     """Collect the statistics that every method prunes by, once, on the dense model.
 
-    One table for each layer, with a row for each sequence. `neuronrank prune --stats` then scores by any method in
-    seconds, without a text. Saved layer by layer: the same command goes on where it was interrupted or killed.
+    One table for each layer, with a row for each sequence. With its --stats, `neuronrank prune` then scores by any
+    method in seconds, without a text. Saved layer by layer: the same command goes on where it was interrupted.
     """
     recipe = recipe_of(ctx, flags)
     with Stages() as stages:

@@ -112,7 +112,8 @@ class Command(click.Command):
         """Write the flags by section, in the order in which they are declared, then the tables."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            # Newer versions of click would list arguments too; the text above speaks of them.
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
                 sections.setdefault(getattr(parameter, "section", OUTPUT), []).append(record)
         for heading, rows in [*sections.items(), *self.tables.items()]:

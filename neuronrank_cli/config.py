@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neuronrank_cli.command import Command, Flag
+from neuronrank_cli.configuration import META
 from neuronrank_cli.console import print_json
 from neuronrank_cli.options import json_flag, recipe_of
 from neuronrank_core.recipe import PRESETS
@@ -89,7 +90,8 @@ def _decided(ctx: click.Context) -> dict[str, Any]:
 def _setting(ctx: click.Context, parameter: click.Parameter, value: Any) -> Setting:
     source = ctx.get_parameter_source(str(parameter.name))
     if source in _SOURCES:
-        where = parameter.origin(ctx) if isinstance(parameter, Flag) else ""
+        file = ctx.meta[META] if source is ParameterSource.DEFAULT_MAP else ""
+        where = parameter.origin(ctx) if isinstance(parameter, Flag) else file
         return Setting(value, _SOURCES[source], where)
     preset = ctx.params.get("preset")
     if parameter.name in PRESETS.get(str(preset), {}):
