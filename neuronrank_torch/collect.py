@@ -134,7 +134,8 @@ class _CollectRun:
     def collect(self, sequences: torch.Tensor, writer: StatisticsWriter) -> None:
         """Run the layers, and keep the table of each."""
         layers = range(writer.layers)
-        units = [*layers, *([HEAD] if HEAD in self.model.units else [])]
+        head = HEAD in self.model.units and hasattr(self.model.decoder.body, "norm")
+        units = [*layers, *([HEAD] if head else [])]
         if all(map(writer.done, units)):
             return
         batches = -(-len(sequences) // self.batch_size)
