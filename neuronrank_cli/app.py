@@ -7,7 +7,10 @@ from types import FrameType
 
 import click
 
+from neuronrank_cli.collect import collect
+from neuronrank_cli.config import config
 from neuronrank_cli.evaluate import evaluate
+from neuronrank_cli.merge import merge
 from neuronrank_cli.prune import prune
 from neuronrank_cli.verify import verify
 from neuronrank_core import __version__
@@ -41,6 +44,9 @@ def cli() -> None:
 
 cli.add_command(prune)
 cli.add_command(evaluate)
+cli.add_command(collect)
+cli.add_command(merge)
+cli.add_command(config)
 cli.add_command(verify)
 
 

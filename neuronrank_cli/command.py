@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from neuronrank_cli import configuration
 from neuronrank_cli.failures import explain
 
 #: Exit code of a run that Ctrl-C ended, as shells have it.
@@ -47,12 +48,23 @@ class Flag(click.Option):
         """Look the flag up in the environment; empty is unset."""
         return os.environ.get(self.environment_name(ctx)) or None
 
+    def origin(self, ctx: click.Context) -> str:
+        """The environment variable or file that set this flag; empty where it was given or left alone."""
+        source = ctx.get_parameter_source(self.name or "")
+        if source is ParameterSource.ENVIRONMENT:
+            return self.environment_name(ctx)
+        return str(ctx.meta[configuration.META]) if source is ParameterSource.DEFAULT_MAP else ""
+
+    def named(self, ctx: click.Context) -> str:
+        """The flag as errors name it, with the environment variable or file where that is what holds the value."""
+        origin = self.origin(ctx)
+        return f"{self.spelling} (from {origin})" if origin else self.spelling
+
     def get_error_hint(self, ctx: click.Context | None) -> str:
-        """Name the environment variable where that is what holds the wrong value."""
+        """The same in click's own errors."""
         hint = super().get_error_hint(ctx)
-        if ctx and self.name and ctx.get_parameter_source(self.name) is ParameterSource.ENVIRONMENT:
-            return f"{hint} (from {self.environment_name(ctx)})"
-        return hint
+        origin = self.origin(ctx) if ctx else ""
+        return f"{hint} (from {origin})" if origin else hint
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         """Show the default in words without parentheses."""
@@ -62,6 +74,17 @@ class Flag(click.Option):
         return extra
 
 
+def _config_flag() -> Flag:
+    return Flag(
+        ["--config"],
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=configuration.load,
+        help="TOML file with settings under [COMMAND], keys named like the flags; flags given beat it.",
+    )
+
+
 class Command(click.Command):
     """A command whose help has sections, and that never shows a traceback unless asked.
 
@@ -69,19 +92,28 @@ class Command(click.Command):
     ----------
     tables : mapping
         Sections of the help after the flags: heading to (term, explanation).
+    configurable : bool
+        Whether it takes --config.
     """
 
     def __init__(
-        self, *args: Any, tables: Mapping[str, Sequence[tuple[str, str]]] | None = None, **attributes: Any
+        self,
+        *args: Any,
+        tables: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+        configurable: bool = True,
+        **attributes: Any,
     ) -> None:
         self.tables = tables or {}
         super().__init__(*args, **attributes)
+        if configurable:
+            self.params.append(_config_flag())
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the flags by section, in the order in which they are declared, then the tables."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            # Newer versions of click would list arguments too; the text above speaks of them.
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
                 sections.setdefault(getattr(parameter, "section", OUTPUT), []).append(record)
         for heading, rows in [*sections.items(), *self.tables.items()]:
@@ -107,7 +139,7 @@ class Command(click.Command):
                 raise  # Whoever read stdout has left: click ends quietly then.
             if os.environ.get("NEURONRANK_DEBUG"):
                 click.echo(traceback.format_exc(), err=True)
-            failure = explain(error, {p.name: p.spelling for p in self.params if isinstance(p, Flag) and p.name})
+            failure = explain(error, {p.name: p.named(ctx) for p in self.params if isinstance(p, Flag) and p.name})
             click.echo(f"Error: {failure.message}", err=True)
             if failure.hint:
                 click.echo(f"Hint: {failure.hint}", err=True)

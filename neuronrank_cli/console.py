@@ -86,7 +86,8 @@ def print_report(report: dict[str, Any]) -> None:
         click.echo(f"measured on: {protocol(job['evaluation']['dataset'], after)}")
     if planned:
         if report["calibration"]:
-            click.echo(f"calibration: {recipe['nsamples']} sequences of {recipe['seqlen']} tokens of {job['dataset']}")
+            text = report["calibration"].get("dataset", job["dataset"])
+            click.echo(f"calibration: {recipe['nsamples']} sequences of {recipe['seqlen']} tokens of {text}")
         for line in _estimates(report["plan"]):
             click.echo(line)
         click.echo("dry run: nothing was calibrated, pruned or saved")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -132,17 +132,17 @@ SPELLING = {spec.field: spec.flag.split("/")[0] for section in RECIPE_FLAGS.valu
 MODEL = "Model"
 
 
-def recipe_flags(section: str) -> Decorator:
-    """Add the flags of one section of :data:`RECIPE_FLAGS`."""
+def recipe_flags(section: str, only: Collection[str] = SPELLING, heading: str | None = None) -> Decorator:
+    """Add flags of one section of :data:`RECIPE_FLAGS`: all of them, or those that set the fields named."""
     defaults = {f.name: f.default for f in fields(Recipe)}
 
     def add(command: Command) -> Command:
-        for spec in reversed(RECIPE_FLAGS[section]):
+        for spec in reversed([spec for spec in RECIPE_FLAGS[section] if spec.field in only]):
             command = click.option(
                 spec.flag,
                 spec.field,
                 cls=Flag,
-                section=section,
+                section=heading or section,
                 is_flag=spec.kind is bool,
                 type=spec.kind,
                 default=defaults[spec.field],
@@ -209,7 +209,29 @@ json_flag = click.option(
 )
 
 
+hidden_states_flag = click.option(
+    "--hidden-states",
+    cls=Flag,
+    section=OUTPUT,
+    type=Name(("memory", "disk")),
+    default="memory",
+    help="Where the text's hidden states are between layers; disk is a file beside the output.",
+)
+
+
+def force_flag(what: str) -> Decorator:
+    """A flag that lets the output be replaced."""
+    text = f"Replace {what}; discard an unfinished run of another command."
+    return click.option("--force", cls=Flag, section=OUTPUT, is_flag=True, help=text)
+
+
 def given(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """Those values that the user set, by a flag or in the environment."""
+    """Those values that the user set: by a flag, in the environment or in a file."""
     unset = (ParameterSource.DEFAULT, None)
     return {name: value for name, value in values.items() if ctx.get_parameter_source(name) not in unset}
+
+
+def recipe_of(ctx: click.Context, values: dict[str, Any]) -> Recipe:
+    """The recipe that a command's values come to: those that the user set beat the preset's."""
+    chosen = given(ctx, {name: value for name, value in values.items() if name in SPELLING})
+    return Recipe.from_preset(values.get("preset"), **chosen)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import click
 
 from neuronrank_cli.command import OUTPUT, Command, Flag
 from neuronrank_cli.console import Stages, print_json, print_report, warn
+from neuronrank_cli.effects import without_effect
 from neuronrank_cli.options import (
     SPELLING,
-    Name,
     count_flag,
+    force_flag,
     given,
+    hidden_states_flag,
     json_flag,
     model_flags,
     recipe_flags,
+    recipe_of,
     text_flag,
     windows_flag,
 )
@@ -26,7 +27,7 @@ from neuronrank_core.recipe import PRESETS, Recipe
 
 EXPONENTS, CALIBRATION, PERPLEXITY = "Exponents of the score", "Calibration", "Perplexity"
 #: Flags that are fields of the job by the same name.
-_JOB = ("model", "dataset", "save", "force", "hidden_states", "device", "dtype", "batch_size")
+_JOB = ("model", "dataset", "stats", "save", "force", "hidden_states", "device", "dtype", "batch_size")
 EXAMPLE = """\b
 Example:
   neuronrank prune --model builtin:smollm2-135m --nsamples 32 --eval --eval-windows 24 --save out/
@@ -57,6 +58,13 @@ TABLES = {
 @recipe_flags("TF and IDF")
 @recipe_flags("Factor of neuronrank_unstructured")
 @text_flag("--dataset", CALIBRATION, "Text")
+@click.option(
+    "--stats",
+    cls=Flag,
+    section=CALIBRATION,
+    metavar="FOLDER",
+    help="Statistics that `neuronrank collect` saved, to prune by instead of a text.",
+)
 @recipe_flags(CALIBRATION)
 @count_flag("--batch-size", CALIBRATION, "Sequences in a micro-batch.", default_text="2048 tokens' worth")
 @click.option(
@@ -71,21 +79,8 @@ TABLES = {
     metavar="FOLDER",
     help="Where to save: an ordinary Hugging Face model, with a report in neuronrank.json.",
 )
-@click.option(
-    "--force",
-    cls=Flag,
-    section=OUTPUT,
-    is_flag=True,
-    help="Replace a model that is saved there; discard an unfinished run of another command.",
-)
-@click.option(
-    "--hidden-states",
-    cls=Flag,
-    section=OUTPUT,
-    type=Name(("memory", "disk")),
-    default="memory",
-    help="Where the text's hidden states are between layers; disk is a file beside the output.",
-)
+@force_flag("a model that is saved there")
+@hidden_states_flag
 @click.option(
     "--dry-run", cls=Flag, section=OUTPUT, is_flag=True, help="Check everything and show what would be pruned."
 )
@@ -97,9 +92,7 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     Saved layer by layer: the same command goes on where it was interrupted or killed, and one layer at a time is in
     memory.
     """
-    names = {f.name for f in fields(Recipe)}
-    chosen = given(ctx, {name: value for name, value in flags.items() if name in names})
-    recipe = Recipe.from_preset(flags["preset"], **chosen)
+    recipe = recipe_of(ctx, flags)
     for note in without_effect(recipe, flags, set(given(ctx, flags))):
         warn(note)
     if not (flags["save"] or flags["evaluate"] or flags["dry_run"]):
@@ -126,34 +119,3 @@ def _run(recipe: Recipe, flags: dict[str, Any], stages: Stages) -> dict[str, Any
         evaluation=evaluation if flags["evaluate"] else None,
     )
     return plan_prune(job, recipe) if flags["dry_run"] else run_prune(job, recipe, stages)
-
-
-def without_effect(recipe: Recipe, flags: dict[str, Any], chosen: set[str]) -> Iterator[str]:
-    """Say which flags that the user set cannot change what this run does, and why."""
-    for name in recipe.without_effect(chosen):
-        yield f"{SPELLING[name]} has no effect on {_blind(recipe, name)}"
-    preset = PRESETS.get(flags["preset"], {})
-    if preset and len(recipe.without_effect(preset)) == len(preset):
-        yield f"--preset has no effect on {recipe.method}"
-    idle: dict[str, str] = {}
-    if not recipe.needs_text:
-        unread = {"dataset", "nsamples", "propagate", "batch_size"} | (
-            set() if flags["evaluate"] else {"seqlen", "bos"}
-        )
-        idle |= dict.fromkeys(unread, f"on {recipe.method}, which needs no text")
-    if not flags["evaluate"]:
-        idle |= dict.fromkeys(("eval_dataset", "eval_windows"), "without --eval")
-    if not flags["save"]:
-        idle |= dict.fromkeys(("force", "hidden_states"), "without --save")
-    for name in sorted(chosen & idle.keys()):
-        yield f"--{name.replace('_', '-')} has no effect {idle[name]}"
-
-
-def _blind(recipe: Recipe, name: str) -> str:
-    """What of a recipe does not see a field: its sparsity type, its method, or the method with its other settings."""
-    if name == "compare":
-        return recipe.sparsity_type
-    if name not in METHODS[recipe.method].reads:
-        return recipe.method
-    off = ", nor with --idf-exp 0" if recipe.exponents.idf_exp == 0 else ""
-    return f"{recipe.method} in {recipe.mode} mode{off}"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from neuronrank_core.context import ScoringContext
 from neuronrank_core.errors import AllZeroMetricError, NonFiniteError
@@ -77,6 +77,16 @@ def error_histogram(context: ScoringContext, residual: float) -> NDArray[np.int6
             exponent = np.log2(error.ravel() / residual).clip(LOG2_EDGES[0], LOG2_EDGES[-1])
         counts += np.histogram(exponent, LOG2_EDGES)[0]
     return counts
+
+
+def typical_square_norm(residual_norm: ArrayLike) -> float:
+    """Squared median over tokens of the hidden states' norm: single tokens can be larger by orders of magnitude.
+
+    Parameters
+    ----------
+    residual_norm : array, shape (documents, tokens)
+    """
+    return float(np.quantile(np.asarray(residual_norm), 0.5, method="lower")) ** 2
 
 
 def allocate(

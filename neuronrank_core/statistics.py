@@ -47,6 +47,8 @@ class LayerStatistics:
         Signal rows of sampled tokens, document after document.
     sample_tokens : int64 array, shape (documents,)
         How many rows of ``sample`` belong to each document.
+    residual_norm : float32 array, shape (documents, tokens)
+        Norm of the hidden states that leave the layer, at each token; for documents of one length.
     """
 
     document: NDArray[np.int64]
@@ -58,6 +60,7 @@ class LayerStatistics:
     open_gate: NDArray[np.int64] | None = None
     sample: NDArray[np.float32] | None = None
     sample_tokens: NDArray[np.int64] | None = None
+    residual_norm: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         documents = len(self.document)

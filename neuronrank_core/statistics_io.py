@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from neuronrank_core.errors import InputError
+from neuronrank_core.methods.base import INPUTS, RESIDUAL, SAMPLE, SIGNAL
 from neuronrank_core.statistics import LayerStatistics
 
 #: Raised by one when a reader of the old format would misread the new one.
 FORMAT_VERSION = 1
+
+#: How the names of the columns of each kind begin.
+_COLUMNS = {
+    INPUTS: ("input_mean_square.",),
+    SIGNAL: ("signal_", "open_gate"),
+    SAMPLE: ("sample",),
+    RESIDUAL: ("residual_norm",),
+}
+KINDS = tuple(_COLUMNS)
 
 
 def save_statistics(path: Path | str, table: LayerStatistics, header: Mapping[str, Any] | None = None) -> None:
@@ -30,13 +40,21 @@ def save_statistics(path: Path | str, table: LayerStatistics, header: Mapping[st
     header : dict, optional
         Anything JSON can hold: the model, the text, the sampling.
     """
-    metadata = {"format": str(FORMAT_VERSION), "header": json.dumps(dict(header or {}), sort_keys=True)}
+    metadata = {"format": str(FORMAT_VERSION)}
+    if header:  # Alone, the format leaves the file no choice of order: equal tables are equal files.
+        metadata["header"] = json.dumps(dict(header), sort_keys=True)
     columns = {name: np.ascontiguousarray(column) for name, column in table.columns().items()}
     save_file(columns, str(path), metadata=metadata)
 
 
-def load_statistics(path: Path | str) -> tuple[LayerStatistics, dict[str, Any]]:
+def load_statistics(path: Path | str, kinds: Collection[str] = KINDS) -> tuple[LayerStatistics, dict[str, Any]]:
     """Read a table and its header.
+
+    Parameters
+    ----------
+    path : path
+    kinds : collection of str
+        Kinds of statistics to read (:mod:`neuronrank_core.methods.base`); columns of others are left in the file.
 
     Raises
     ------
@@ -53,8 +71,10 @@ def load_statistics(path: Path | str) -> tuple[LayerStatistics, dict[str, Any]]:
                     f"its format {metadata['format']} is newer than {FORMAT_VERSION}",
                     hint="upgrade neuronrank",
                 )
-            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            return LayerStatistics.from_columns(columns), json.loads(metadata["header"])
+            left = tuple(start for kind in _COLUMNS.keys() - set(kinds) for start in _COLUMNS[kind])
+            names = [name for name in file.keys() if not name.startswith(left)]  # noqa: SIM118 (no mapping)
+            columns = {name: file.get_tensor(name) for name in names}
+            return LayerStatistics.from_columns(columns), json.loads(metadata.get("header", "{}"))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         hint = error.hint if isinstance(error, InputError) else ""
         raise InputError(f"cannot read statistics from {path}: {error}", hint=hint) from error

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from neuronrank_core import Recipe, ScoringContext
-from neuronrank_core.allocation import allocate, error_histogram
+from neuronrank_core import LayerStatistics, Recipe, ScoringContext
+from neuronrank_core.allocation import allocate, error_histogram, typical_square_norm
 from neuronrank_core.masking import target_zeros
 from neuronrank_torch.architecture import Decoder, activation_of, prunable_linears
 from neuronrank_torch.collector import LayerCollector
@@ -55,9 +55,23 @@ class AllocationPass:
 
         with collector:
             run.feed(keep=True, after=batch_done)
+        self.count(run.index, linears, replace(collector.statistics(), residual_norm=residual_norm(run.hidden)))
+
+    def count(self, index: int, linears: dict[str, nn.Linear], table: LayerStatistics) -> None:
+        """Count the weights of a dense layer by the error that their removal causes, by its statistics.
+
+        Parameters
+        ----------
+        index : int
+            The layer's number; layers come in order, from ``first`` on.
+        linears : dict of nn.Linear
+            Of the MLP.
+        table : LayerStatistics
+            With mean squares of the inputs and norms of the residual stream.
+        """
         weights = {name: linear.weight.float() for name, linear in linears.items()}
-        context = ScoringContext(run.index, self.statistics, weights, collector.statistics(), self.kernels)
-        self.histograms.append(error_histogram(context, typical_square_norm(run.hidden)))
+        context = ScoringContext(index, self.statistics, weights, table, self.kernels)
+        self.histograms.append(error_histogram(context, typical_square_norm(table.require("residual_norm", index))))
 
     def ratios(self) -> list[float]:
         """Sparsity ratio of each layer from ``first`` on."""
@@ -73,7 +87,6 @@ class AllocationPass:
         return allocate(self.histograms, self.recipe.ratio, zeros)
 
 
-def typical_square_norm(hidden: Tensor) -> float:
-    """Median over tokens of the squared norm: single tokens of some models are larger by orders of magnitude."""
-    norms = torch.cat([sequence.float().norm(dim=-1) for sequence in hidden])
-    return float(norms.median()) ** 2
+def residual_norm(hidden: Tensor) -> NDArray[np.float32]:
+    """Norm of the hidden states at each token, shape (sequences, tokens)."""
+    return np.asarray(torch.stack([sequence.float().norm(dim=-1) for sequence in hidden]).cpu())

@@ -98,6 +98,11 @@ def prunable_linears(layer: nn.Module, index: int, *, include_attention: bool = 
     return found
 
 
+def has_attention(layer: nn.Module) -> bool:
+    """Whether a layer has q/k/v/o projections to prune."""
+    return bool(_holders(layer, ATTENTION_PROJECTIONS))
+
+
 def untied_head(model: nn.Module) -> nn.Linear:
     """The language-model head.
 

@@ -5,13 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from neuronrank_core.errors import InputError
 from neuronrank_torch.models import ModelSource
 
 
-def check_output(path: str | Path, source: ModelSource | None = None, force: bool = False) -> Path:
+@dataclass(frozen=True)
+class Kind:
+    """What a folder holds, and the file by which it is known."""
+
+    name: str
+    header: str
+
+
+MODEL = Kind("a saved model", "config.json")
+STATISTICS = Kind("a statistics folder", "statistics.json")
+
+
+def check_output(path: str | Path, source: ModelSource | None = None, force: bool = False, kind: Kind = MODEL) -> Path:
     """Refuse an output folder that cannot or should not be written; cheap, for before the long work.
 
     Parameters
@@ -21,7 +34,9 @@ def check_output(path: str | Path, source: ModelSource | None = None, force: boo
     source : ModelSource, optional
         Where the model came from. That place is never overwritten.
     force : bool
-        Whether an existing model may be replaced.
+        Whether an existing folder of this kind may be replaced.
+    kind : Kind
+        What will be written.
 
     Returns
     -------
@@ -31,14 +46,14 @@ def check_output(path: str | Path, source: ModelSource | None = None, force: boo
     Raises
     ------
     InputError
-        If the folder exists and ``force`` is not given or it is not a saved model, holds the source, or cannot be
+        If the folder exists and ``force`` is not given or it is not of this kind, holds the source, or cannot be
         created.
     """
     target = Path(path).expanduser().resolve()
     if source is not None and source.path.resolve().is_relative_to(target):
         raise InputError(f"{target} holds the model that is read ({source.spec})", hint="choose another output folder")
     if target.exists():
-        _check_replaceable(target, force)
+        _check_replaceable(target, force, kind)
     parent = next(folder for folder in target.parents if folder.exists())
     if not parent.is_dir():
         raise InputError(f"cannot create {target}: {parent} is not a folder", hint="choose another output folder")
@@ -47,7 +62,7 @@ def check_output(path: str | Path, source: ModelSource | None = None, force: boo
     return target
 
 
-def _check_replaceable(target: Path, force: bool) -> None:
+def _check_replaceable(target: Path, force: bool, kind: Kind) -> None:
     if not target.is_dir():
         raise InputError(f"{target} is a file", hint="choose another output folder")
     if not force:
@@ -56,9 +71,9 @@ def _check_replaceable(target: Path, force: bool) -> None:
     names = {entry.name for entry in entries}
     weights = any(entry.suffix == ".safetensors" for entry in entries)
     subfolders = any(entry.is_dir() for entry in entries)
-    if names and ("config.json" not in names or not weights or subfolders):
+    if names and (kind.header not in names or not weights or subfolders):
         raise InputError(
-            f"{target} is not a saved model (or holds more than one), so even --force does not delete it",
+            f"{target} is not {kind.name} (or holds more than one), so even --force does not delete it",
             hint="choose another output folder",
         )
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuronrank_core.errors import NonFiniteError
+from neuronrank_core.errors import InputError, NonFiniteError
 from neuronrank_core.methods.base import INPUTS, SAMPLE, SIGNAL
 from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics import SHARED_INPUT, LayerStatistics, merge, sample_positions
 from neuronrank_torch import kernels
+from neuronrank_torch.architecture import Decoder
 
 Columns = dict[str, Tensor]
 
@@ -138,3 +139,33 @@ class LayerCollector:
     def statistics(self) -> LayerStatistics:
         """The table of all documents so far."""
         return merge(self._rows)
+
+
+def head_statistics(decoder: Decoder, hidden: Tensor, device: torch.device) -> LayerStatistics:
+    """Statistics of what enters the head: the hidden states after the decoder's final norm.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    hidden : Tensor, shape (documents, tokens, hidden_size)
+        After the last layer.
+    device : torch.device
+        Where the norm is.
+
+    Raises
+    ------
+    InputError
+        If the decoder has no final norm under the name ``norm``.
+    NonFiniteError
+        If a statistic is NaN or Inf.
+    """
+    norm = getattr(decoder.body, "norm", None)
+    if not isinstance(norm, nn.Module):
+        raise InputError("the decoder has no final norm", hint="leave out --nr-prune-lm-head")
+    columns = torch.stack([norm(sequence.to(device)).float().square().mean(0) for sequence in hidden])
+    if not columns.isfinite().all():
+        raise NonFiniteError("NaN or Inf in the input of the lm_head", hint="try --dtype float32")
+    documents = len(hidden)
+    return LayerStatistics(
+        np.arange(documents), np.full(documents, hidden.shape[1]), {"lm_head": columns.cpu().numpy()}
+    )

@@ -78,7 +78,7 @@ class GgufWeights(WeightSource):
         import gguf
         from transformers import modeling_gguf_pytorch_utils as reader
 
-        content = gguf.GGUFReader(file)
+        content = gguf.GGUFReader(str(file))  # As transformers calls it: what was read for the tokenizer serves again.
         architecture = reader.read_field(content, "general.architecture")[0]
         processor = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)
         self._processor = processor(config=model.config.to_dict())

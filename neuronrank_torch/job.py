@@ -15,10 +15,13 @@ from neuronrank_torch.checkpoint import check_output
 from neuronrank_torch.journal import JOURNAL_FORMAT
 from neuronrank_torch.layer_store import LayerStore
 from neuronrank_torch.models import Dtype, ModelSource, load_model, open_model
+from neuronrank_torch.overlap import overlap_notes
+from neuronrank_torch.partial import HiddenStates
 from neuronrank_torch.perplexity import Perplexity, evaluate
 from neuronrank_torch.pipeline import prune
 from neuronrank_torch.report import recipe_values, versions
-from neuronrank_torch.staging import HiddenStates, Staging
+from neuronrank_torch.staging import Staging
+from neuronrank_torch.statistics_folder import StatisticsFolder
 from neuronrank_torch.streamed_model import Resident, StreamedModel
 
 #: Called with (what is going on, steps done, steps in all).
@@ -69,6 +72,8 @@ class Job:
         Perplexity before and after; not measured by default.
     hidden_states : {"memory", "disk"}
         Where the calibration text's hidden states are kept while a run that saves goes from layer to layer.
+    stats : str, optional
+        Folder of statistics to prune by, instead of calibration text.
     """
 
     model: str
@@ -80,6 +85,15 @@ class Job:
     batch_size: int | None = None
     evaluation: Evaluation | None = None
     hidden_states: HiddenStates = "memory"
+    stats: str | None = None
+
+    def statistics(self) -> StatisticsFolder | None:
+        """The statistics to prune by, if any; raises InputError if they cannot be read."""
+        return None if self.stats is None else StatisticsFolder(self.stats)
+
+    def calibration_text(self, recipe: Recipe) -> str:
+        """The text to calibrate on, empty where none is needed; raises InputError if it cannot be read."""
+        return corpus.load_text(self.dataset, "calibration") if recipe.needs_text and self.stats is None else ""
 
 
 def choose_device(device: str) -> str:
@@ -112,17 +126,20 @@ def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, 
     """
     if job.save is not None:
         check_output(job.save, None, job.force)
-    # Texts first: a missing file should not cost the time to load a model.
-    text = corpus.load_text(job.dataset, "calibration") if recipe.needs_text else ""
+    # Statistics and texts first: a missing file should not cost the time to load a model.
+    statistics = job.statistics()
+    if statistics is not None:
+        recipe = statistics.fitted(recipe)
+    text = job.calibration_text(recipe)
     eval_text = corpus.load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
     job = replace(job, device=choose_device(job.device))
     on_stage(f"loading {job.model}", 0, 1)
     if job.save is None:
         model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=job.device)
-        return _Run(job, recipe, text, eval_text, tokenizer, source, on_stage).in_memory(model)
+        return _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage).in_memory(model)
     streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
     target = check_output(job.save, source, job.force)
-    run = _Run(job, recipe, text, eval_text, tokenizer, source, on_stage)
+    run = _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage)
     with Staging(
         target,
         streamed,
@@ -142,9 +159,14 @@ class _Run:
     recipe: Recipe
     text: str
     eval_text: str
+    statistics: StatisticsFolder | None
     tokenizer: Any
     source: ModelSource
     on_stage: OnStage
+
+    def __post_init__(self) -> None:
+        if self.statistics is not None:
+            self.statistics.check_model(self.source)
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on: an unfinished run goes on only if all of it is as it was."""
@@ -153,6 +175,7 @@ class _Run:
             **{name: getattr(self.job, name) for name in ("device", "dtype", "batch_size")},
             "model": str(self.source.path),
             "file": self.source.fingerprint(),
+            "statistics": self.statistics and self.statistics.header,
             "calibration text": corpus.text_fingerprint(self.text),
             "evaluation": self.job.evaluation and asdict(self.job.evaluation),
             "evaluation text": corpus.text_fingerprint(self.eval_text),
@@ -188,6 +211,7 @@ class _Run:
             batch_size=self.job.batch_size,
             on_progress=lambda layer, done, total: self.on_stage(f"pruning layer {layer}", done, total),
             store=store,
+            statistics=self.statistics,
         ).to_dict()
 
     def _measure(self, when: str, model: Any, resident: Resident | None = None) -> dict[str, Any] | None:
@@ -210,9 +234,20 @@ class _Run:
         self, report: dict[str, Any], before: dict[str, Any] | None, after: dict[str, Any] | None
     ) -> dict[str, Any]:
         report["job"] = {**asdict(self.job), "model_type": self.source.model_type}
+        report["notes"] += evaluation_notes(self.text, self.eval_text, self.statistics)
         if before and after:
             report["perplexity"] = {"before": before, "after": after}
         return report
+
+
+def evaluation_notes(text: str, eval_text: str, statistics: StatisticsFolder | None) -> list[str]:
+    """What the user should know about the text to evaluate on, if there is one: whether it was calibrated on."""
+    if not eval_text:
+        return []
+    if statistics is None:
+        return list(overlap_notes(eval_text, text))
+    same = corpus.text_fingerprint(eval_text) == statistics.header["text_sha256"]
+    return list(overlap_notes(eval_text, text, same=same))
 
 
 def run_eval(

@@ -70,7 +70,7 @@ class LayerPruner:
             self._feed(run, keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
         statistics = collector.statistics() if self.recipe.requires else None
         if self.recipe.whole_neurons:
-            modules = self._remove_neurons(run, linears, statistics, first)
+            modules = self._remove_neurons(run.index, run.layer, linears, statistics, first.gram)
         else:
             dense = {name: linear.weight.clone() for name, linear in linears.items()} if updating else {}
             masks = self.mask(run.index, linears, statistics)
@@ -81,6 +81,17 @@ class LayerPruner:
         if outputs_needed and not keep:
             self._feed(run, keep=True)
         return LayerReport(run.index, modules, time.perf_counter() - started)
+
+    def by_statistics(self, index: int, layer: nn.Module, statistics: LayerStatistics | None) -> LayerReport:
+        """Prune one layer by statistics that are there already, or by its weights alone."""
+        started = time.perf_counter()
+        linears = prunable_linears(layer, index, include_attention=self.recipe.include_attention)
+        if self.recipe.whole_neurons:
+            modules = self._remove_neurons(index, layer, linears, statistics, {})
+        else:
+            self.mask(index, linears, statistics)
+            modules = module_reports(linears)
+        return LayerReport(index, modules, time.perf_counter() - started)
 
     def mask(
         self, layer: int | str, linears: dict[str, nn.Linear], statistics: LayerStatistics | None
@@ -117,16 +128,17 @@ class LayerPruner:
 
     def _remove_neurons(
         self,
-        run: LayerRun,
+        index: int,
+        layer: nn.Module,
         linears: dict[str, nn.Linear],
         statistics: LayerStatistics | None,
-        gram: GramCollector,
+        gram: Weights,
     ) -> tuple[ModuleReport, ...]:
         sizes = {name: linear.weight.numel() for name, linear in linears.items()}
         down = linears["down_proj"].weight
-        kept = torch.as_tensor(kept_neurons(self._context(run.index, linears, statistics)), device=down.device)
-        absorbed = absorb(down.float(), kept, gram.gram["down_proj"], inverse) if gram.gram else down[:, kept]
-        remove_neurons(gated_mlp(run.layer, run.index), linears, kept, absorbed)
+        kept = torch.as_tensor(kept_neurons(self._context(index, linears, statistics)), device=down.device)
+        absorbed = absorb(down.float(), kept, gram["down_proj"], inverse) if gram else down[:, kept]
+        remove_neurons(gated_mlp(layer, index), linears, kept, absorbed)
         return tuple(
             ModuleReport(name, sizes[name], zeros(linear), sizes[name] - linear.weight.numel())
             for name, linear in linears.items()

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuronrank_core import InputError, InvalidValueError, NonFiniteError, Recipe
+from neuronrank_core import InvalidValueError, Recipe
+from neuronrank_core.methods.base import INPUTS, RESIDUAL
 from neuronrank_core.statistics import LayerStatistics
 from neuronrank_torch import corpus
 from neuronrank_torch.allocation import AllocationPass
 from neuronrank_torch.architecture import Decoder, find_decoder, gated_mlp, prunable_linears, untied_head
+from neuronrank_torch.collector import head_statistics
 from neuronrank_torch.executor import LayerRun, run_layers
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.layer_pruner import LayerPruner, module_reports
 from neuronrank_torch.layer_store import LayerStore
 from neuronrank_torch.report import LayerReport, Report
+from neuronrank_torch.statistics_folder import StatisticsFolder
 from neuronrank_torch.streamed_model import HEAD, Unit
 
 #: Called with (layer, steps done, steps in all); a step is one micro-batch through one layer.
@@ -35,6 +38,7 @@ def prune(
     batch_size: int | None = None,
     on_progress: Progress = lambda layer, done, total: None,
     store: LayerStore | None = None,
+    statistics: StatisticsFolder | None = None,
 ) -> Report:
     """Prune a model in place.
 
@@ -52,6 +56,8 @@ def prune(
         See :data:`Progress`.
     store : LayerStore, optional
         Where the layers' weights are while they are not at work; by default they stay in memory.
+    statistics : StatisticsFolder, optional
+        Statistics of this very model to prune by, instead of calibration text.
 
     Returns
     -------
@@ -69,21 +75,23 @@ def prune(
         If there is nothing to choose by, or a number is NaN or Inf.
     """
     started = time.perf_counter()
+    if statistics is not None:
+        recipe = statistics.fitted(recipe)
     run = _PruneRun(model, recipe, on_progress, store or LayerStore())
-    calibration: dict[str, Any] = {}
     if batch_size is not None and batch_size < 1:
         raise InvalidValueError("batch_size", batch_size, "a whole number >= 1")
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
-            if recipe.needs_text:
+            if statistics is not None or not recipe.needs_text:
+                run.by_statistics(statistics)
+                calibration = statistics.calibration() if statistics is not None else {}
+            else:
                 text = texts if isinstance(texts, str) else "\n\n".join(texts)
                 sequences = calibration_sequences(tokenizer, recipe, text)
                 calibration = {"text_sha256": corpus.text_fingerprint(text), "tokens": sequences.numel()}
-                run.calibrated(sequences, batch_size or max(1, 2048 // recipe.seqlen))
-            else:
-                run.uncalibrated()
+                run.calibrated(sequences, batch_size or micro_batch(recipe))
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -95,6 +103,11 @@ def prune(
         time.perf_counter() - started,
         tuple(run.notes),
     )
+
+
+def micro_batch(recipe: Recipe) -> int:
+    """Sequences in a micro-batch, unless told otherwise: about 2048 tokens' worth."""
+    return max(1, 2048 // recipe.seqlen)
 
 
 def calibration_sequences(tokenizer: Any, recipe: Recipe, text: str) -> Tensor:
@@ -132,22 +145,36 @@ class _PruneRun:
         self.pruner = LayerPruner(recipe, TorchKernels(self.device), self._step)
         self.steps = 0
 
-    def uncalibrated(self) -> None:
-        """Prune by the weights alone."""
+    def by_statistics(self, statistics: StatisticsFolder | None) -> None:
+        """Prune by statistics that are there already, or by the weights alone."""
         layers = self.decoder.layers
-        for index in range(len(layers)):
-            if self._recalled(index):
-                continue
-            with self.store.resident(index):
-                if index < self.first:
-                    self._record(index, None)
-                else:
-                    linears = prunable_linears(layers[index], index, include_attention=self.recipe.include_attention)
-                    self._mask(index, linears, None)
+        if statistics is not None:
+            statistics.check_layers(len(layers))
+        kinds = self.recipe.requires
+
+        def table(unit: Unit) -> LayerStatistics | None:
+            return statistics.table(unit, kinds) if statistics is not None and kinds else None
+
+        if statistics is not None and self.recipe.allocate != "uniform":
+            self._allocate(partial(self._count, statistics))
+        for index, layer in enumerate(layers):
+            if not self._recalled(index):
+                with self.store.resident(index):
+                    pruned = index >= self.first
+                    self._record(index, self.pruner.by_statistics(index, layer, table(index)) if pruned else None)
             self.on_progress(index, index + 1, len(layers))
         if self.head is not None and not self._recalled(HEAD):
             with self.store.resident(HEAD):
-                self._mask(HEAD, {HEAD: self.head}, None)
+                self._mask(HEAD, {HEAD: self.head}, table(HEAD))
+        if self.recipe.whole_neurons:
+            self._shrink_config()
+
+    def _count(self, statistics: StatisticsFolder, dense: AllocationPass) -> None:
+        """Work out the allocation by statistics instead of a pass over text."""
+        for index in range(self.first, len(self.decoder.layers)):
+            table = statistics.table(index, {INPUTS, RESIDUAL})
+            with self.store.resident(index):
+                dense.count(index, prunable_linears(self.decoder.layers[index], index), table)
 
     def calibrated(self, sequences: Tensor, batch_size: int) -> None:
         """Collect, prune and propagate layer by layer."""
@@ -158,11 +185,13 @@ class _PruneRun:
         else:
             batches = -(-len(sequences) // batch_size)
             self.total = batches * sum(map(self._passes, layers))
-            self._allocate(sequences, batch_size, batches)
+            if self.recipe.allocate != "uniform":
+                self.total += batches * len(self.decoder.layers) * (self.store.ratios() is None)
+                self._allocate(lambda dense: self._run_layers(sequences, dense.visit, batch_size))
             hidden = self._run_layers(sequences, self._visit, batch_size)
             if self.head is not None:
                 with self.store.resident(HEAD):
-                    self._mask(HEAD, {HEAD: self.head}, self._head_statistics(hidden))
+                    self._mask(HEAD, {HEAD: self.head}, head_statistics(self.decoder, hidden, self.device))
         if self.recipe.whole_neurons:
             self._shrink_config()
 
@@ -176,15 +205,12 @@ class _PruneRun:
             room=self.store.room,
         )
 
-    def _allocate(self, sequences: Tensor, batch_size: int, batches: int) -> None:
-        """Give each layer its sparsity ratio, by a pass through the dense model where the recipe asks for it."""
-        if self.recipe.allocate == "uniform":
-            return
+    def _allocate(self, look: Callable[[AllocationPass], object]) -> None:
+        """Give each layer its sparsity ratio, once ``look`` has shown the pass every dense layer."""
         ratios = self.store.ratios()
         if ratios is None:
-            self.total += batches * len(self.decoder.layers)
             dense = AllocationPass(self.decoder, self.recipe, self.pruner.kernels, self.first, self._step)
-            self._run_layers(sequences, dense.visit, batch_size)
+            look(dense)
             ratios = dense.ratios()
             self.store.keep_ratios(ratios)
         self.pruner.ratios = dict(enumerate(ratios, self.first))
@@ -238,15 +264,3 @@ class _PruneRun:
         neurons = gated_mlp(self.decoder.layers[0], 0).down_proj.weight.shape[1]  # type: ignore[union-attr, index]
         config = self.decoder.body.config
         config.intermediate_size = neurons  # type: ignore[union-attr]
-
-    def _head_statistics(self, hidden: Tensor) -> LayerStatistics:
-        """Statistics of what enters the head: the hidden states after the decoder's final norm."""
-        norm = getattr(self.decoder.body, "norm", None)
-        if not isinstance(norm, nn.Module):
-            raise InputError("the decoder has no final norm", hint="leave out --nr-prune-lm-head")
-        columns = torch.stack([norm(sequence.to(self.device)).float().square().mean(0) for sequence in hidden])
-        if not columns.isfinite().all():
-            raise NonFiniteError("NaN or Inf in the input of the lm_head", hint="try --dtype float32")
-        return LayerStatistics(
-            np.arange(len(hidden)), np.full(len(hidden), hidden.shape[1]), {HEAD: columns.cpu().numpy()}
-        )

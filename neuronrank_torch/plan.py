@@ -13,9 +13,9 @@ from neuronrank_torch import corpus
 from neuronrank_torch.architecture import find_decoder, prunable_linears, untied_head
 from neuronrank_torch.checkpoint import check_output
 from neuronrank_torch.cost import estimate_memory, estimate_seconds
-from neuronrank_torch.job import Evaluation, Job, choose_device
+from neuronrank_torch.job import Evaluation, Job, choose_device, evaluation_notes
 from neuronrank_torch.models import open_model
-from neuronrank_torch.pipeline import first_pruned
+from neuronrank_torch.pipeline import first_pruned, micro_batch
 from neuronrank_torch.report import LayerReport, ModuleReport, Report
 
 
@@ -34,14 +34,19 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     """
     if job.save is not None:
         check_output(job.save, None, job.force)
-    if recipe.needs_text:
-        corpus.load_text(job.dataset, "calibration")
+    statistics = job.statistics()
+    if statistics is not None:
+        recipe = statistics.fitted(recipe)
+    text = job.calibration_text(recipe)
     eval_text = corpus.load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
     job = replace(job, device=choose_device(job.device))
-    streamed, tokenizer, _ = open_model(job.model, dtype=job.dtype, device=job.device)
+    streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
+    if statistics is not None:
+        statistics.check_model(source)
     model = streamed.model
     decoder = find_decoder(model)
     first, notes = first_pruned(recipe, len(decoder.layers))
+    notes += evaluation_notes(text, eval_text, statistics)
     if recipe.allocate != "uniform":
         notes.append("--allocate decides each layer's ratio in the run: only the total below holds")
     layers: list[LayerReport] = []
@@ -51,10 +56,13 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     if recipe.prune_lm_head:
         layers.append(_planned("lm_head", {"lm_head": untied_head(model)}, recipe))
     parameters = sum(p.numel() for p in model.parameters())
-    calibration = {"tokens": recipe.nsamples * recipe.seqlen} if recipe.needs_text else {}
+    tokens = {"tokens": recipe.nsamples * recipe.seqlen} if recipe.needs_text else {}
+    calibration = tokens if statistics is None else statistics.calibration()
     report = Report(recipe, tuple(layers), parameters, calibration, 0.0, tuple(notes)).to_dict()
     report["job"] = {**asdict(job), "dry_run": True}
     eval_tokens = _eval_tokens(job.evaluation, tokenizer, eval_text)
+    if statistics is not None:  # Scoring by them costs about what scoring by magnitude does: no text is looked at.
+        recipe = Recipe("magnitude", include_attention=recipe.include_attention, seqlen=recipe.seqlen)
     report["plan"] = {
         "layer_bytes": streamed.bytes(0),
         "memory": estimate_memory(
@@ -68,7 +76,7 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
             streamed,
             recipe,
             first=first,
-            batch_size=min(recipe.nsamples, job.batch_size or max(1, 2048 // recipe.seqlen)),
+            batch_size=min(recipe.nsamples, job.batch_size or micro_batch(recipe)),
             eval_tokens=eval_tokens,
         ),
     }

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Kinds of statistics: mean squares of linear inputs; moments of the signal; sampled tokens.
 INPUTS, SIGNAL, SAMPLE = "inputs", "signal", "sample"
+#: What no method needs, but the allocation between layers: norms of the residual stream.
+RESIDUAL = "residual"
 
 
 class Method(ABC):

@@ -69,6 +69,7 @@ JOBS: dict[str, tuple[Any, Job]] = {
     "device": ("cuda:1", replace(JOB, device="cuda:1")),
     "dtype": ("bfloat16", replace(JOB, dtype="bfloat16")),
     "dataset": ("d.txt", replace(JOB, dataset="d.txt")),
+    "stats": ("stats", replace(JOB, stats="stats")),
     "batch_size": (6, replace(JOB, batch_size=6)),
     "eval_dataset": ("e.txt", replace(JOB, evaluation=Evaluation("e.txt"))),
     "eval_windows": (8, replace(JOB, evaluation=Evaluation(windows=8))),
@@ -78,7 +79,7 @@ JOBS: dict[str, tuple[Any, Job]] = {
 }
 #: Those that this file tests by what they print or call.
 ACTIONS = {"evaluate", "dry_run", "as_json", "preset"}
-PARAMETERS = {p.name: p for p in prune.params if isinstance(p, click.Option)}
+PARAMETERS = {p.name: p for p in prune.params if isinstance(p, click.Option) and p.name != "config"}
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:
         "seqlen": (40, {"evaluation": Evaluation(seqlen=40)}),
         "bos": ("text", {"evaluation": Evaluation(bos="text")}),
     }
-    assert {*cases, "as_json"} == {p.name for p in evaluate.params}
+    assert {*cases, "as_json", "config"} == {p.name for p in evaluate.params}
     for name, (value, changed) in cases.items():
         expected = {**base, "evaluation": Evaluation(), **changed}
         run("eval", "--model", "m", "--" + name.replace("_", "-"), value)
@@ -250,7 +251,23 @@ def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:
                 "--dataset has no effect on magnitude, which needs no text",
             ],
         ),
-        ("--prune_method magnitude --seqlen 64 --eval", []),
+        ("--prune_method magnitude --seqlen 64 --batch-size 2 --eval", []),
+        (
+            "--prune_method magnitude --seed 1 --stats s",
+            [
+                "--seed has no effect on magnitude, which needs no text",
+                "--stats has no effect on magnitude, which needs no text",
+            ],
+        ),
+        (
+            "--stats s --dataset d --nsamples 3 --seqlen 9 --seed 1 --propagate pruned --hidden-states disk",
+            [
+                f"--{name} has no effect with --stats"
+                for name in ("dataset", "hidden-states", "nsamples", "propagate", "seed", "seqlen")
+            ],
+        ),
+        ("--stats s --seqlen 9 --bos text --batch-size 2 --eval", []),
+        ("--stats s --prune_method neuronrank_tfidf --nr-tfidf-mode topic --seed 1 --nr-q-active 0.7", []),
         ("--eval-windows 3", ["--eval-windows has no effect without --eval"]),
         ("--eval-windows 3 --eval", []),
         ("--dry-run --force --save s", []),

@@ -29,6 +29,9 @@ SECTIONS = {
     ],
     "eval": ["Model", "What to measure on", "Output"],
     "verify": ["Model", "What to compare on", "Output"],
+    "collect": ["Model", "Text", "What to measure", "Output"],
+    "merge": ["Output"],
+    "config": ["Output"],
 }
 
 
@@ -85,6 +88,7 @@ import sys
 from click.testing import CliRunner
 from neuronrank_cli.app import cli
 for arguments in (["--help"], ["--version"], ["prune", "--help"], ["eval", "--help"], ["verify", "--help"], ["prune"],
+                  ["collect", "--help"], ["merge", "--help"], ["config", "--show", "prune"],
                   ["prune", "--model", "m"], ["prune", "--model", "m", "--save", "s", "--seed", "-1"],
                   ["prune", "--bogus"]):
     CliRunner().invoke(cli, arguments)

@@ -79,7 +79,7 @@ def test_every_flag_reaches_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert seen == defaults
     others = {"dataset": "d", "nsamples": 5, "seqlen": 9, "layers": 2, "batch_size": 3, "seed": 7}
     others |= {"model": "o", "device": "cuda", "dtype": "float16"}
-    assert {*others, "as_json"} == {p.name for p in verify.params}
+    assert {*others, "as_json", "config"} == {p.name for p in verify.params}
     run("verify", *(x for name, value in others.items() for x in ("--" + name.replace("_", "-"), value)), "--json")
     assert callable(seen.pop("on_stage"))
     assert seen == others

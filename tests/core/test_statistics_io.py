@@ -66,10 +66,9 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         ({"weight": np.ones(2)}, {"format": "1", "header": "{}"}),
         ({"document": np.array([0])}, {"format": "1", "header": "{}"}),
         ({"document": np.array([0]), "tokens": np.array([1, 2])}, {"format": "1", "header": "{}"}),
-        ({"document": np.array([0]), "tokens": np.array([1])}, {"format": "1"}),
         ({"document": np.array([0]), "tokens": np.array([1])}, {"format": "1", "header": "{"}),
     ],
-    ids=["no metadata", "a model", "unknown column", "column missing", "rows differ", "no header", "broken header"],
+    ids=["no metadata", "a model", "unknown column", "column missing", "rows differ", "broken header"],
 )
 def test_other_tensors_are_refused(tmp_path: Path, columns: dict, metadata: dict | None) -> None:
     with pytest.raises(InputError, match="other"):

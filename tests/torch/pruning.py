@@ -59,7 +59,7 @@ def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @torch.no_grad()
-def core_statistics(model: nn.Module, layer: int, chosen: Recipe) -> LayerStatistics:
+def core_statistics(model: nn.Module, layer: int, chosen: Recipe, tokenizer: Any = None) -> LayerStatistics:
     """The table of a layer from hooks on a plain run of the whole model, one sequence at a time."""
     found, act = linears(model, layer), find_decoder(model).layers[layer].mlp.act_fn
     seen: dict[str, Tensor] = {}
@@ -70,7 +70,7 @@ def core_statistics(model: nn.Module, layer: int, chosen: Recipe) -> LayerStatis
         for name, linear in found.items()
     ]
     rows = []
-    for document, sequence in enumerate(calibration_sequences(tiny_tokenizer(), chosen, TEXT)):
+    for document, sequence in enumerate(calibration_sequences(tokenizer or tiny_tokenizer(), chosen, TEXT)):
         model(sequence[None], use_cache=False)
         gate, hidden = seen["gate_proj:"], seen["down_proj"]
         signal = {"gate": gate, "activated": act(gate), "product": hidden}[chosen.signal]

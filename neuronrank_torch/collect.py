@@ -1,0 +1,177 @@
+"""Collects the statistics of every layer of a model, dense, into a folder: what ``neuronrank collect`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuronrank_core import InputError, InvalidValueError, LayerStatistics, NonFiniteError, Recipe
+from neuronrank_core.statistics_io import FORMAT_VERSION
+from neuronrank_torch import corpus
+from neuronrank_torch.allocation import residual_norm
+from neuronrank_torch.architecture import activation_of, has_attention, prunable_linears
+from neuronrank_torch.checkpoint import STATISTICS, check_output
+from neuronrank_torch.collector import LayerCollector, head_statistics
+from neuronrank_torch.executor import LayerRun, run_layers
+from neuronrank_torch.job import Job, OnStage, choose_device
+from neuronrank_torch.journal import JOURNAL_FORMAT
+from neuronrank_torch.models import ModelSource, open_model
+from neuronrank_torch.pipeline import calibration_sequences, micro_batch
+from neuronrank_torch.report import versions
+from neuronrank_torch.statistics_writer import StatisticsWriter
+from neuronrank_torch.streamed_model import HEAD, StreamedModel
+
+
+def run_collect(
+    job: Job,
+    recipe: Recipe,
+    documents: tuple[int, int] | None = None,
+    on_stage: OnStage = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Collect and save, layer by layer; goes on where the same run was cut off.
+
+    Parameters
+    ----------
+    job : Job
+        Of which ``save`` is needed; ``evaluation`` and ``stats`` are not looked at.
+    recipe : Recipe
+        How the text is drawn, and the signal, threshold and sample.
+    documents : (int, int), optional
+        First document of the draw to collect, and the first not to; all by default. Both are multiples of the
+        micro-batch (or the end): each document is then computed in the company it would have in one collection.
+    on_stage : callable
+        See :data:`neuronrank_torch.job.OnStage`.
+
+    Returns
+    -------
+    dict
+        The header; see :class:`neuronrank_torch.statistics_folder.StatisticsFolder`.
+
+    Raises
+    ------
+    NeuronRankError
+        Of every kind; nothing is left under the output's name then.
+    """
+    if job.save is None:
+        raise InputError("statistics are collected into a folder", hint="give --save")
+    save = check_output(job.save, None, job.force, STATISTICS)
+    # Everything that a table can hold.
+    recipe = replace(recipe, method="neuronrank_tfidf", input_exp=1.0, tf_exp=1.0, idf_exp=1.0)
+    chosen = _chosen(documents, recipe, job.batch_size or micro_batch(recipe))
+    text = corpus.load_text(job.dataset, "calibration")
+    job = replace(job, device=choose_device(job.device))
+    on_stage(f"loading {job.model}", 0, 1)
+    model, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
+    target = check_output(save, source, job.force, STATISTICS)
+    sequences = calibration_sequences(tokenizer, recipe, text)[chosen.start : chosen.stop]
+    run = _CollectRun(job, recipe, chosen, model, source, corpus.text_fingerprint(text), on_stage)
+    header = run.header()
+    layers = len(model.decoder.layers)
+    identity = {**header, "device": job.device, "version of": {"journal": JOURNAL_FORMAT}}
+    with StatisticsWriter(target, identity, layers, force=job.force, hidden_states=job.hidden_states) as writer:
+        if writer.layers_done():
+            on_stage(f"going on after {writer.layers_done()} of {layers} layers", 0, 1)
+        with torch.no_grad():
+            run.collect(sequences, writer)
+        on_stage(f"saving {save}", 0, 1)
+        writer.finish(header)
+    return header
+
+
+def _chosen(documents: tuple[int, int] | None, recipe: Recipe, batch_size: int) -> range:
+    first, last = documents or (0, recipe.nsamples)
+    if not 0 <= first < last <= recipe.nsamples:
+        raise InvalidValueError("documents", f"{first}:{last}", f"FROM:TO with 0 <= FROM < TO <= {recipe.nsamples}")
+    if first % batch_size or (last % batch_size and last != recipe.nsamples):
+        raise InvalidValueError(
+            "documents",
+            f"{first}:{last}",
+            f"multiples of the micro-batch of {batch_size} sequences",
+            hint="choose such numbers, or --batch-size 1 for all the collections to be merged",
+        )
+    return range(first, last)
+
+
+@dataclass
+class _CollectRun:
+    """A collection with everything at hand."""
+
+    job: Job
+    recipe: Recipe
+    documents: range
+    model: StreamedModel
+    source: ModelSource
+    text_sha256: str
+    on_stage: OnStage
+    steps: int = 0
+
+    @property
+    def batch_size(self) -> int:
+        return self.job.batch_size or micro_batch(self.recipe)
+
+    def header(self) -> dict[str, Any]:
+        """What the tables are of."""
+        sampling = ("nsamples", "seqlen", "seed", "bos", "signal", "threshold", "tokens_per_document")
+        return {
+            "format": FORMAT_VERSION,
+            "model": self.source.spec,
+            "fingerprint": self.source.fingerprint(),
+            "model_type": self.source.model_type,
+            "layers": len(self.model.decoder.layers),
+            "dataset": self.job.dataset,
+            "text_sha256": self.text_sha256,
+            **{name: getattr(self.recipe, name) for name in sampling},
+            "batch_size": self.batch_size,
+            "documents": list(self.documents),
+            "dtype": str(self.model.model.dtype).removeprefix("torch."),
+            "versions": versions(),
+        }
+
+    def collect(self, sequences: torch.Tensor, writer: StatisticsWriter) -> None:
+        """Run the layers, and keep the table of each."""
+        layers = range(writer.layers)
+        head = HEAD in self.model.units and hasattr(self.model.decoder.body, "norm")
+        units = [*layers, *([HEAD] if head else [])]
+        if all(map(writer.done, units)):
+            return
+        batches = -(-len(sequences) // self.batch_size)
+
+        def step(layer: int) -> None:
+            self.steps += 1
+            self.on_stage(f"collecting layer {layer}", self.steps, batches * len(layers))
+
+        def visit(run: LayerRun) -> None:
+            if writer.done(run.index):
+                run.feed(keep=True, after=lambda start: step(run.index))
+            else:
+                writer.keep(run.index, self._table(run, step))
+
+        hidden = run_layers(
+            self.model.decoder,
+            sequences.to(self.model.device),
+            visit,
+            batch_size=self.batch_size,
+            resident=self.model.resident,
+            room=writer.room,
+        )
+        if HEAD in units:
+            table = head_statistics(self.model.decoder, hidden, self.model.device)
+            writer.keep(HEAD, replace(table, document=np.asarray(self.documents)))
+
+    def _table(self, run: LayerRun, step: Callable[[int], None]) -> LayerStatistics:
+        linears = prunable_linears(run.layer, run.index, include_attention=has_attention(run.layer))
+
+        def batch_done(start: int) -> None:
+            collector.add_documents(self.documents.start + start, run.hidden.shape[1])
+            step(run.index)
+
+        with LayerCollector(run.index, linears, activation_of(run.layer, run.index), self.recipe) as collector:
+            run.feed(keep=True, after=batch_done)
+        norms = residual_norm(run.hidden)
+        if not np.isfinite(norms).all():
+            raise NonFiniteError(f"NaN or Inf in the output of layer {run.index}", hint="try --dtype float32")
+        return replace(collector.statistics(), residual_norm=norms)

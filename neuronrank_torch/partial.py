@@ -1,0 +1,152 @@
+"""A folder beside the output in which the output grows until it is whole: locked, with a journal of what is done."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+import torch
+from torch import Tensor
+
+from neuronrank_core.errors import NeuronRankError
+from neuronrank_torch import executor
+from neuronrank_torch.checkpoint import move_in, settle
+from neuronrank_torch.journal import Journal
+
+try:
+    import fcntl
+except ImportError:  # Not POSIX: two runs on one output are not kept apart there.
+    fcntl = None  # type: ignore[assignment]
+
+HiddenStates = Literal["memory", "disk"]
+
+
+class PartialFolder:
+    """A context manager: the folder is locked inside.
+
+    Left by an exception, it stays where there are finished layers for the same run to go on with, and the exception
+    carries a note that says so; else it is removed. Killed, it stays as it is.
+
+    Parameters
+    ----------
+    target : pathlib.Path
+        The output folder, which is not touched before the end.
+    identity : dict
+        See :class:`neuronrank_torch.journal.Journal`.
+    layers : int
+        Number of decoder layers.
+    force : bool
+        Discard an unfinished run that is another one.
+    hidden_states : {"memory", "disk"}
+        Where hidden states are kept; disk is a file here that is mapped to memory.
+
+    Raises
+    ------
+    NeuronRankError
+        On entering, if another process is at work there, or an unfinished run is another one.
+    """
+
+    #: Name of the folder inside that becomes the output.
+    inner = "output"
+
+    def __init__(
+        self,
+        target: Path,
+        identity: dict[str, Any],
+        layers: int,
+        *,
+        force: bool = False,
+        hidden_states: HiddenStates = "memory",
+    ) -> None:
+        self.target, self.identity, self.layers = target, identity, layers
+        self.force, self.hidden_states = force, hidden_states
+        self.folder = target.with_name(f".{target.name}.partial")
+        self.output = self.folder / self.inner
+
+    def __enter__(self) -> Any:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = self._locked()
+        try:
+            self.journal = self._opened_journal()
+            self.output.mkdir(exist_ok=True)
+            self.entered()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def entered(self) -> None:
+        """Called inside the lock, when it is known what is finished."""
+
+    def _locked(self) -> IO[str]:
+        lock = (self.folder / "lock").open("w")
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                lock.close()
+                raise NeuronRankError(
+                    f"another run is writing to {self.target}", hint="wait for it, or choose another output folder"
+                ) from error
+        return lock
+
+    def _opened_journal(self) -> Journal:
+        file = self.folder / "journal.json"
+        try:
+            journal = Journal(file, self.identity)
+        except NeuronRankError:
+            if not self.force:
+                raise
+            file.unlink()
+            journal = Journal(file, self.identity)
+        # Files that a killed process was writing, and all of a run that goes on no more.
+        wanted = {"lock", file.name, *journal.shards}
+        for left in [*self.folder.iterdir(), *(self.output.iterdir() if self.output.exists() else ())]:
+            if left.is_file() and left.name not in wanted:
+                left.unlink()
+        return journal
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        done = len(self.journal.shards)
+        if error is None or done == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            note = (
+                f"{min(done, self.layers)} of {self.layers} layers are done and kept: "
+                "the same command goes on from there"
+            )
+            # PEP 678 by hand: Python 3.10 has no BaseException.add_note.
+            error.__notes__ = [*getattr(error, "__notes__", []), note]
+        self._lock.close()
+
+    def finished(self, file: Path) -> bool:
+        """Whether a file is there as a whole, by this process or one before."""
+        size = self.journal.shards.get(file.name)
+        return size is not None and file.is_file() and file.stat().st_size == size
+
+    def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Room for hidden states; on disk, the file is gone when nobody needs it any more."""
+        if self.hidden_states == "memory":
+            return executor.in_memory(shape, like)
+        file = self.folder / "hidden"
+        size = torch.Size(shape).numel()
+        mapped = torch.from_file(str(file), shared=True, size=size, dtype=like.dtype).view(shape)
+        with suppress(OSError):  # Not POSIX: it goes with the folder.
+            file.unlink()
+        return mapped
+
+    def hand_over(self, header: Path) -> None:
+        """Give the finished folder the output's name; all of its files get the permissions of ``header``, one of them.
+
+        Raises
+        ------
+        OSError
+            If that fails; nothing is changed under the output's name then.
+        """
+        settle(self.output, header)
+        move_in(self.output, self.target)

@@ -1,0 +1,53 @@
+"""Writes a statistics folder table by table; it has its name when it is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from neuronrank_core import LayerStatistics, NeuronRankError, save_statistics
+from neuronrank_torch.checkpoint import STATISTICS, write_durably
+from neuronrank_torch.partial import PartialFolder
+from neuronrank_torch.statistics_folder import file_name
+from neuronrank_torch.streamed_model import Unit
+
+
+class StatisticsWriter(PartialFolder):
+    """See :class:`neuronrank_torch.partial.PartialFolder`."""
+
+    inner = "statistics"
+
+    def done(self, unit: Unit) -> bool:
+        """Whether a unit's table is on disk, by this process or one before."""
+        return self.finished(self.output / file_name(unit))
+
+    def layers_done(self) -> int:
+        """How many layers are."""
+        return sum(map(self.done, range(self.layers)))
+
+    def keep(self, unit: Unit, table: LayerStatistics) -> None:
+        """Make a unit's table durable."""
+        file = self.output / file_name(unit)
+        write_durably(file, lambda path: save_statistics(path, table))
+        self.journal.finish(file, None)
+
+    def finish(self, header: dict[str, Any]) -> Path:
+        """Write the header and give the folder its name.
+
+        Raises
+        ------
+        NeuronRankError
+            If writing fails.
+        """
+        file = self.output / STATISTICS.header
+        text = json.dumps(header, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            file.write_text(text, encoding="utf-8")
+            self.hand_over(file)
+        except OSError as error:
+            raise NeuronRankError(
+                f"could not save to {self.target}: {error}",
+                hint="check free space and permissions; nothing was changed there",
+            ) from error
+        return self.target
