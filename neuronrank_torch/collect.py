@@ -119,7 +119,7 @@ class _CollectRun:
         return {
             "format": FORMAT_VERSION,
             "model": self.source.spec,
-            "fingerprint": self.source.fingerprint(),
+            "fingerprint": self.source.digests(),
             "model_type": self.source.model_type,
             "layers": len(self.model.decoder.layers),
             "dataset": self.job.dataset,

@@ -22,7 +22,7 @@ from neuronrank_torch.gguf_loading import (
     load_gguf_tokenizer,
     readers_that_remember,
 )
-from neuronrank_torch.model_files import check_folder, first_line, shards
+from neuronrank_torch.model_files import check_folder, first_line, sampled_digest, shards
 from neuronrank_torch.streamed_model import StreamedModel
 from neuronrank_torch.weights import LoadedWeights, SafetensorsWeights, WeightSource
 
@@ -58,12 +58,15 @@ class ModelSource:
 
     def fingerprint(self) -> dict[str, list[int]]:
         """Size and time of the last change of every file that can change what the model does, by name."""
+        return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in self._files()}
+
+    def digests(self) -> dict[str, str]:
+        """What tells those files from others on any machine, by name; see :func:`sampled_digest`."""
+        return {file.name: sampled_digest(file) for file in self._files()}
+
+    def _files(self) -> list[Path]:
         files = [self.path] if self.kind == "gguf" else sorted(self.path.iterdir())
-        return {
-            file.name: [file.stat().st_size, file.stat().st_mtime_ns]
-            for file in files
-            if file.suffix in (*_READ, ".gguf") and file.is_file()
-        }
+        return [file for file in files if file.suffix in (*_READ, ".gguf") and file.is_file()]
 
 
 def load_model(spec: str, *, dtype: Dtype = "auto", device: str | torch.device = "cpu") -> tuple[Any, Any, ModelSource]:

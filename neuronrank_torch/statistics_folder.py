@@ -34,7 +34,7 @@ class StatisticsFolder:
     ----------
     header : dict
         What ``statistics.json`` says: ``format``, ``model``, ``fingerprint`` (as
-        :meth:`neuronrank_torch.models.ModelSource.fingerprint` gives it), ``model_type``, ``layers``, ``dataset``,
+        :meth:`neuronrank_torch.models.ModelSource.digests` gives it), ``model_type``, ``layers``, ``dataset``,
         ``text_sha256``, ``nsamples``, ``seqlen``, ``seed``, ``bos``, ``signal``, ``threshold``,
         ``tokens_per_document``, ``batch_size``, ``documents`` (numbers in the whole draw of ``nsamples``, ascending),
         ``dtype``, ``versions``.
@@ -89,11 +89,11 @@ class StatisticsFolder:
             Says what differs.
         """
         theirs = {"model_type": self.header["model_type"], "file": self.header["fingerprint"]}
-        changes = differences(theirs, {"model_type": source.model_type, "file": source.fingerprint()})
+        changes = differences(theirs, {"model_type": source.model_type, "file": source.digests()})
         if changes:
             raise InputError(
                 f"{self.path} holds statistics of another model ({self.header['model']}): {changes[0]}",
-                hint="collect statistics of this model; a copy of a model has to keep its files' times (cp -p)",
+                hint="collect statistics of this model",
             )
 
     def check_layers(self, layers: int) -> None:

@@ -16,6 +16,7 @@ from tiny_files import logits, small, write_folder, write_gguf
 
 from neuronrank_core.errors import InputError
 from neuronrank_torch import gguf_loading, models
+from neuronrank_torch.model_files import sampled_digest
 from neuronrank_torch.models import load_model, open_model
 
 
@@ -278,3 +279,39 @@ class TestHub:
         with pytest.raises(InputError, match=r"org/tiny is no folder here, and .*: no route$") as caught:
             load_model("org/tiny")
         assert isinstance(caught.value.__cause__, ConnectionError)
+
+
+class TestDigest:
+    def test_moved_and_touched_files_stay_the_same(self, tmp_path):
+        here, there = tmp_path / "here", tmp_path / "there"
+        here.write_bytes(b"x" * 100)
+        there.write_bytes(b"x" * 100)
+        os.utime(there, (0, 0))
+        assert sampled_digest(here) == sampled_digest(there)
+
+    @pytest.mark.parametrize("place", [0, 1, 65_535, 65_536, 999_999])
+    def test_a_small_file_is_looked_at_as_a_whole(self, tmp_path, place):
+        file = tmp_path / "file"
+        file.write_bytes(bytes(1_000_000))
+        before = sampled_digest(file)
+        content = bytearray(1_000_000)
+        content[place] = 1
+        file.write_bytes(content)
+        assert sampled_digest(file) != before
+
+    @pytest.mark.parametrize("place", [0, 20_000_000 - 1])
+    def test_the_ends_of_a_large_file_are_looked_at(self, tmp_path, place):
+        file = tmp_path / "file"
+        file.write_bytes(bytes(20_000_000))
+        before = sampled_digest(file)
+        with file.open("r+b") as stream:
+            stream.seek(place)
+            stream.write(b"x")
+        assert sampled_digest(file) != before
+
+    def test_zeros_more_are_another_file(self, tmp_path):
+        file = tmp_path / "file"
+        file.write_bytes(bytes(20_000_000))
+        before = sampled_digest(file)
+        file.write_bytes(bytes(20_000_001))
+        assert sampled_digest(file) != before
