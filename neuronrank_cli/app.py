@@ -8,10 +8,12 @@ from types import FrameType
 import click
 
 from neuronrank_cli.collect import collect
+from neuronrank_cli.compare import compare
 from neuronrank_cli.config import config
 from neuronrank_cli.evaluate import evaluate
 from neuronrank_cli.merge import merge
 from neuronrank_cli.prune import prune
+from neuronrank_cli.report import report
 from neuronrank_cli.verify import verify
 from neuronrank_core import __version__
 
@@ -48,6 +50,8 @@ cli.add_command(collect)
 cli.add_command(merge)
 cli.add_command(config)
 cli.add_command(verify)
+cli.add_command(report)
+cli.add_command(compare)
 
 
 def main() -> None:

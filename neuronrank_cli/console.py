@@ -98,18 +98,21 @@ def print_report(report: dict[str, Any]) -> None:
 def _estimates(plan: dict[str, Any]) -> list[str]:
     """What a planned run will cost, in lines."""
     parts = {name: size for name, size in plan["memory"].items() if size}
-    listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+    listed = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
     minutes = plan["seconds"] / 60
     duration = f"{minutes:.0f} min" if minutes >= 2 else f"{plan['seconds']:.0f} s"
     return [
-        f"a layer: {_size(plan['layer_bytes'])}",
-        f"peak memory: about {_size(sum(parts.values()))}: {listed}",
+        f"a layer: {size_text(plan['layer_bytes'])}",
+        f"peak memory: about {size_text(sum(parts.values()))}: {listed}",
         f"time: about {duration}, by what the first layer took here",
     ]
 
 
-def _size(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+def size_text(size: int) -> str:
+    """A number of bytes for people."""
+    if size >= 2**30:
+        return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
 
 
 def _table(report: dict[str, Any], *, times: bool) -> Table:

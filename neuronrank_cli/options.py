@@ -157,6 +157,17 @@ def recipe_flags(section: str, only: Collection[str] = SPELLING, heading: str | 
 
 def model_flags(command: Command) -> Command:
     """Add --model, --device and --dtype."""
+    what = "A Hugging Face folder or hub id, a .gguf file, or builtin:smollm2-135m."
+    return model_flag(what, required=True)(device_flags(command))
+
+
+def model_flag(what: str, **attributes: Any) -> Decorator:
+    """A flag that names a model."""
+    return click.option("--model", cls=Flag, section=MODEL, metavar="MODEL", help=what, **attributes)
+
+
+def device_flags(command: Command) -> Command:
+    """Add --device and --dtype."""
     for option in (
         click.option(
             "--dtype",
@@ -174,23 +185,15 @@ def model_flags(command: Command) -> Command:
             default="auto",
             help="cpu, cuda, cuda:N, mps; auto is CUDA where there is one.",
         ),
-        click.option(
-            "--model",
-            cls=Flag,
-            section=MODEL,
-            metavar="MODEL",
-            required=True,
-            help="A Hugging Face folder or hub id, a .gguf file, or builtin:smollm2-135m.",
-        ),
     ):
         command = option(command)
     return command
 
 
-def text_flag(flag: str, section: str, what: str) -> Decorator:
+def text_flag(flag: str, section: str, what: str, default: str | None = "builtin", **attributes: Any) -> Decorator:
     """A flag that names a text."""
-    help_text = f"{what}: builtin, a .txt or .jsonl file, or a hub name[:config[:split]]."
-    return click.option(flag, cls=Flag, section=section, metavar="SOURCE", default="builtin", help=help_text)
+    text = f"{what}: builtin, a .txt or .jsonl file, or a hub name[:config[:split]]."
+    return click.option(flag, cls=Flag, section=section, metavar="SOURCE", default=default, help=text, **attributes)
 
 
 def windows_flag(flag: str, section: str) -> Decorator:

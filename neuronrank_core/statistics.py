@@ -107,6 +107,13 @@ class LayerStatistics:
             raise InputError("this statistics table holds no sampled tokens")
         return np.repeat(np.arange(len(self.document)), self.sample_tokens)
 
+    def sampled_positions(self) -> NDArray[np.int64]:
+        """Position of each sampled token in its document, shape (sampled tokens,)."""
+        if self.sample_tokens is None:
+            raise InputError("this statistics table holds no sampled tokens")
+        kept = zip(self.tokens.tolist(), self.sample_tokens.tolist(), strict=True)
+        return np.concatenate([sample_positions(tokens, sampled) for tokens, sampled in kept])
+
 
 def merge(tables: Iterable[LayerStatistics]) -> LayerStatistics:
     """Unite tables of disjoint documents: exact, commutative, associative.

@@ -68,6 +68,11 @@ class ModelSource:
         files = [self.path] if self.kind == "gguf" else sorted(self.path.iterdir())
         return [file for file in files if file.suffix in (*_READ, ".gguf") and file.is_file()]
 
+    def weight_bytes(self) -> int:
+        """Size of the files that hold the weights."""
+        files = [self.path] if self.kind == "gguf" else shards(self.path)
+        return sum(file.stat().st_size for file in files)
+
 
 def load_model(spec: str, *, dtype: Dtype = "auto", device: str | torch.device = "cpu") -> tuple[Any, Any, ModelSource]:
     """Load a model in eval mode, and its tokenizer.

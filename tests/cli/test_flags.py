@@ -221,7 +221,8 @@ def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:
         "seqlen": (40, {"evaluation": Evaluation(seqlen=40)}),
         "bos": ("text", {"evaluation": Evaluation(bos="text")}),
     }
-    assert {*cases, "as_json", "config"} == {p.name for p in evaluate.params}
+    of_tasks = {"tasks", "include_path", "fewshot", "limit"}  # In test_tasks.py.
+    assert {*cases, *of_tasks, "as_json", "config"} == {p.name for p in evaluate.params}
     for name, (value, changed) in cases.items():
         expected = {**base, "evaluation": Evaluation(), **changed}
         run("eval", "--model", "m", "--" + name.replace("_", "-"), value)

@@ -27,11 +27,13 @@ SECTIONS = {
         "Methods (a, b, c, r: the exponents of weight, TF, IDF, spikiness)",
         "Presets",
     ],
-    "eval": ["Model", "What to measure on", "Output"],
+    "eval": ["Model", "What to measure on", "Standard tasks", "Output"],
     "verify": ["Model", "What to compare on", "Output"],
     "collect": ["Model", "Text", "What to measure", "Output"],
     "merge": ["Output"],
     "config": ["Output"],
+    "report": ["Model", "Statistics", "Generated text", "Output"],
+    "compare": ["Model", "Perplexity and speed", "Output"],
 }
 
 
@@ -89,6 +91,7 @@ from click.testing import CliRunner
 from neuronrank_cli.app import cli
 for arguments in (["--help"], ["--version"], ["prune", "--help"], ["eval", "--help"], ["verify", "--help"], ["prune"],
                   ["collect", "--help"], ["merge", "--help"], ["config", "--show", "prune"],
+                  ["report", "--help"], ["compare", "--help"], ["eval", "--model", "m", "--tasks", ","],
                   ["prune", "--model", "m"], ["prune", "--model", "m", "--save", "s", "--seed", "-1"],
                   ["prune", "--bogus"]):
     CliRunner().invoke(cli, arguments)

@@ -1,0 +1,1 @@
+"""A pruned model as one HTML page that needs no network and runs no script."""

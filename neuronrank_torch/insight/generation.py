@@ -1,0 +1,40 @@
+"""How a model goes on from a few words, greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from neuronrank_torch.models import quiet_transformers
+
+#: What to go on from, unless told otherwise.
+PROMPTS = ("The capital of France is", "Water boils when", "Once upon a time, there was a")
+
+
+def continuations(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int) -> list[str]:
+    """What the model writes after each prompt, without it.
+
+    Parameters
+    ----------
+    model, tokenizer : transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase
+    prompts : sequence of str
+    new_tokens : int
+        At most so many tokens each; fewer where the model ends its text.
+    """
+    written = []
+    for prompt in prompts:
+        tokens = tokenizer(prompt, return_tensors="pt").to(model.device)
+        length = tokens["input_ids"].shape[1]
+        with quiet_transformers(), torch.inference_mode():
+            output = model.generate(
+                input_ids=tokens["input_ids"],
+                attention_mask=tokens["attention_mask"],
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.eos_token_id,
+            )[0]
+        before = tokenizer.decode(output[:length], skip_special_tokens=True)
+        written.append(tokenizer.decode(output, skip_special_tokens=True)[len(before) :])
+    return written
