@@ -44,7 +44,7 @@ class NeuronRank:
     Parameters
     ----------
     method : str
-        Key of :data:`neuronrank_core.METHODS`.
+        Key of :data:`neuronrank_core.methods.METHODS`.
     layer : int or str
         Named in errors.
     **settings
