@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup demo test test-fast lint format docs dist wheel-check clean
+.PHONY: help setup demo test test-fast lint format docs tutorial-check dist wheel-check clean
 
 help:
 	@echo "make setup      the environment in .venv, with the offline model"
@@ -11,6 +11,7 @@ help:
 	@echo "make test       all tests (test-fast: without the real model)"
 	@echo "make lint       style, types, import contract"
 	@echo "make docs       the documentation, in docs/_build/index.html; a warning is an error"
+	@echo "make tutorial-check   whether the tutorial's commands print what it shows"
 	@echo "make dist       the sdist and the wheel, in dist (wheel-check: prune with the wheel in a fresh environment)"
 
 .venv/.base: pyproject.toml constraints.txt
@@ -48,6 +49,10 @@ format: .venv/.dev
 
 docs: .venv/.dev
 	$(BIN)/python -m sphinx -W --keep-going --quiet docs docs/_build
+
+# Minutes: does what the tutorial says and compares.
+tutorial-check: .venv/.dev
+	$(BIN)/python tests/docs/replay.py docs/start/tutorial.md
 
 dist: .venv/.dev
 	rm -rf dist
