@@ -115,7 +115,7 @@ class NeuronRank:
         """Rows of each group, groups in the order of their labels."""
         if groups is None:
             if self.recipe.mode == "doc" and SAMPLE in self.recipe.requires:
-                hint = 'give a label for each sample, or tfidf_mode "topic" (rows are clustered) or "token" (rows are groups)'
+                hint = 'label each sample, or use tfidf_mode "topic" (rows are clustered) or "token" (rows are groups)'
                 raise InputError(f"IDF of {self.recipe.method} needs groups", hint=hint)
             return [np.arange(rows)]
         if self.recipe.mode == "token":

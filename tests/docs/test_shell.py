@@ -20,7 +20,8 @@ def commands(block: Block) -> Iterator[list[str]]:
     for line in re.findall(start + r"(neuronrank\b.*)$", text, flags=re.MULTILINE):
         words = shlex.split(line, comments=True)
         end = next((i for i, word in enumerate(words) if word in {">", "|", "&", ";", "&&", "2>"}), len(words))
-        yield [re.sub(r"\$\w+", "1", word) for word in words[1:end]]
+        if not words[1].startswith("--"):
+            yield [re.sub(r"\$\w+", "1", word) for word in words[1:end]]
 
 
 EXAMPLES = [
