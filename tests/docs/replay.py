@@ -3,7 +3,8 @@
     python tests/docs/replay.py docs/start/tutorial.md
 
 Sessions (``console``) and Python examples run one after another in an empty folder. ``...`` stands for any lines.
-Numbers may be a few percent off: the built-in text is that of the Python at hand. Times, sizes and tables may be anything.
+Numbers may be a few percent off: the built-in text is that of the Python at hand. Times, sizes and tables may be
+anything.
 """
 
 from __future__ import annotations
