@@ -15,12 +15,12 @@ from .pages import Block, blocks
 
 def commands(block: Block) -> Iterator[list[str]]:
     """The commands in a block: those after a ``$`` where it shows a session, else all lines that run the program."""
-    text = block.code.replace("\\\n", " ")
-    start = r"^\$ +" if block.language == "console" else r"^ *(?:[A-Z_]+=\S+ +)*"
+    text = re.sub(r" --config \S+", "", block.code.replace("\\\n", " "))  # The file is not there.
+    start = r"^\$ +(?:[A-Z_]+=\S+ +)*" if block.language == "console" else r"^ *(?:[A-Z_]+=\S+ +)*"
     for line in re.findall(start + r"(neuronrank\b.*)$", text, flags=re.MULTILINE):
         words = shlex.split(line, comments=True)
         end = next((i for i, word in enumerate(words) if word in {">", "|", "&", ";", "&&", "2>"}), len(words))
-        if not words[1].startswith("--"):
+        if end > 1 and not words[1].startswith("--"):
             yield [re.sub(r"\$\w+", "1", word) for word in words[1:end]]
 
 

@@ -20,7 +20,8 @@ def template(message: ast.expr) -> str | None:
     if isinstance(message, ast.Constant):
         return str(message.value)
     if isinstance(message, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in message.values)
+        text = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in message.values)
+        return re.sub("…+", "…", text)
     return None
 
 
