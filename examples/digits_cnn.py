@@ -10,12 +10,11 @@ from torch import nn
 from neuronrank_core import NeuronRank
 
 RATIOS, SEEDS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6), 30
-STRENGTH, VARIANCE = {"method": "neuronrank_wanda", "tf_exp": 1}, {"method": "neuronrank_unstructured"}
+STRENGTH = {"method": "neuronrank_wanda", "tf_exp": 1}
+SCORES = {"strength * IDF over": {**STRENGTH, "idf_exp": 1}, "TF * IDF over": {}}
+SCORES["variance between"] = {"method": "neuronrank_unstructured", "token_weight": 0}
 CASES = {"strength": (STRENGTH, "class"), "TF": ({"idf_exp": 0}, "class")}
-for kind in ("class", "image", "noise"):
-    CASES[f"strength * IDF over {kind}"] = {**STRENGTH, "idf_exp": 1}, kind
-    CASES[f"TF * IDF over {kind}"] = {}, kind
-    CASES[f"variance between {kind}"] = {**VARIANCE, "token_weight": 0}, kind
+CASES |= {f"{name} {kind}": (how, kind) for kind in ("class", "image", "noise") for name, how in SCORES.items()}
 
 
 def accuracies(seed: int, epochs: int = 20) -> dict[str, list[float]]:
@@ -35,15 +34,12 @@ def accuracies(seed: int, epochs: int = 20) -> dict[str, list[float]]:
         first, second = (torch.tensor(~cut)[:, None, None] for cut in goes)
         return (net[6:](net[3:6](net[:3](x_test) * first) * second).argmax(1) == y_test).double().mean().item()
 
-    def rows(a: torch.Tensor) -> np.ndarray:  # One for each position of each image; channels are columns.
-        return a.detach().movedim(1, -1).flatten(0, -2).numpy()
-
     shuffle = np.random.default_rng(seed).permutation
     groups = {"class": y.numpy(), "noise": shuffle(y), "image": np.arange(len(y))}
-    layers = [(rows(net[:reader](x)), rows(net[reader].weight)) for reader in (3, 6)]
-    goes = {"random": [[shuffle(len(w.T)) < int(r * len(w.T)) for r in RATIOS] for _, w in layers]}
-    for name, (settings, kind) in CASES.items():
-        fits = [NeuronRank(**settings).fit(a, groups[kind].repeat(len(a) // len(y)), outgoing=w) for a, w in layers]
+    layers = [(net[:reader](x).detach(), net[reader].weight.detach()) for reader in (3, 6)]
+    goes = {"random": [[shuffle(w.shape[1]) < int(r * w.shape[1]) for r in RATIOS] for _, w in layers]}
+    for name, (how, kind) in CASES.items():
+        fits = [NeuronRank(**how).fit(a, groups[kind], outgoing=w) for a, w in layers]
         goes[name] = [[rank.neuron_mask(r) for r in RATIOS] for rank in fits]
     return {name: [accuracy(*pair) for pair in zip(*masks, strict=True)] for name, masks in goes.items()}
 

@@ -44,7 +44,7 @@ class NeuronRank:
     Parameters
     ----------
     method : str
-        Key of :data:`neuronrank_core.METHODS`.
+        Key of :data:`neuronrank_core.methods.METHODS`.
     layer : int or str
         Named in errors.
     **settings
@@ -77,15 +77,16 @@ class NeuronRank:
 
         Parameters
         ----------
-        activations : array, shape (rows, neurons)
-            What the next layer reads; a neuron's signal is its magnitude.
-        groups : array, shape (rows,), optional
-            Label of each row, of any type. Needed where IDF enters the score and groups are neither clustered nor rows.
-        inputs : array, shape (rows, in_features), optional
+        activations : array, shape (samples, neurons) or (samples, channels, ...)
+            What the next layer reads; a neuron's signal is its magnitude. Each position of a sample is a row.
+        groups : array, shape (samples,), optional
+            Label of each sample, of any type. Needed where IDF enters the score and groups are neither clustered nor
+            rows.
+        inputs : array, shape (samples, in_features) or (samples, in_channels, ...), optional
             What this layer reads, for methods that weigh inputs, such as Wanda.
-        outgoing : array, shape (out_features, neurons), optional
-            The weight that reads the neurons, by whose column norms ``neuronrank_wanda`` counts them; by default all
-            norms are 1.
+        outgoing : array, shape (out_features, neurons) or (out_channels, channels, ...), optional
+            The weight that reads the neurons, by whose norms per neuron ``neuronrank_wanda`` counts them; by default
+            all norms are 1.
 
         Returns
         -------
@@ -102,7 +103,7 @@ class NeuronRank:
         a = _matrix("activations", activations)
         x = None if inputs is None else _matrix("inputs", inputs, rows=len(a))
         out = np.ones((1, a.shape[1])) if outgoing is None else _matrix("outgoing", outgoing, columns=a.shape[1])
-        table = self._table(a, x, self._split(groups, len(a)))
+        table = self._table(a, x, self._split(groups, len(np.asarray(activations)), len(a)))
         labels = None if groups is None else table.sample_documents()
         neurons = NeuronStatistics(table, self.recipe, layer=self.layer, labels=labels)
         # Without a weight into the neurons, its shape alone says how many there are.
@@ -110,20 +111,19 @@ class NeuronRank:
         self._fitted = ScoringContext(self.layer, self.recipe, weights, table, known=neurons)
         return self
 
-    def _split(self, groups: ArrayLike | None, rows: int) -> list[NDArray[np.int64]]:
+    def _split(self, groups: ArrayLike | None, samples: int, rows: int) -> list[NDArray[np.int64]]:
         """Rows of each group, groups in the order of their labels."""
         if groups is None:
             if self.recipe.mode == "doc" and SAMPLE in self.recipe.requires:
-                hint = (
-                    'give a label for each row, or tfidf_mode "topic" (rows are clustered) or "token" (rows are groups)'
-                )
+                hint = 'label each sample, or use tfidf_mode "topic" (rows are clustered) or "token" (rows are groups)'
                 raise InputError(f"IDF of {self.recipe.method} needs groups", hint=hint)
             return [np.arange(rows)]
         if self.recipe.mode == "token":
             raise InputError("groups were given, but in token mode every row is a group", hint="leave groups out")
         labels = np.asarray(groups)
-        if labels.shape != (rows,):
-            raise InputError(f"groups have shape {labels.shape}, expected ({rows},): a label for each row")
+        if labels.shape != (samples,):
+            raise InputError(f"groups have shape {labels.shape}, expected ({samples},): a label for each sample")
+        labels = np.repeat(labels, rows // max(samples, 1))
         _, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         return np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
 
@@ -245,8 +245,10 @@ class NeuronRank:
 
 
 def _matrix(name: str, values: ArrayLike, *, rows: int | None = None, columns: int | None = None) -> Vector:
-    """Check that an array is a matrix of the size that the other arrays ask for."""
+    """Take axis 1 for the columns and every other for the rows, of the number that the other arrays ask for."""
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 2 or rows not in (None, array.shape[0]) or columns not in (None, array.shape[1]):
-        raise InputError(f"{name} have shape {array.shape}, expected ({rows or 'any'}, {columns or 'any'})")
-    return array
+    matrix = np.moveaxis(array, 1, -1).reshape(-1, array.shape[1]) if array.ndim > 2 else array
+    if matrix.ndim != 2 or rows not in (None, len(matrix)) or columns not in (None, matrix.shape[1]):
+        expected = f"{rows or 'any'} rows of {columns or 'any'} columns (axis 1)"
+        raise InputError(f"{name} have shape {array.shape}, expected {expected}")
+    return matrix

@@ -51,7 +51,7 @@ class Kernels(Protocol):
         ...
 
     def lowest_k(self, scores: Array, k: int) -> Array:
-        """See :func:`neuronrank_core.selection.lowest_k`."""
+        """See :func:`neuronrank_core.lowest_k`."""
         ...
 
 

@@ -26,7 +26,7 @@ def prune_mask(module: str, context: ScoringContext) -> Array:
     Raises
     ------
     AllZeroMetricError, MissingStatisticsError, NonFiniteError, InvalidValueError
-        See :func:`neuronrank_core.selection.select` and :class:`ScoringContext`.
+        See :func:`neuronrank_core.select` and :class:`ScoringContext`.
     """
     recipe = context.recipe
     method = method_for(module, recipe)

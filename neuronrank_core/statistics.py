@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from neuronrank_core.errors import InputError, InvalidValueError, MissingStatisticsError, NonFiniteError
 
-#: What a neuron's magnitude can be measured on: |g|, |act(g)| or |act(g) * u|.
+#: What a neuron's magnitude can be measured on: ``|g|``, ``|act(g)|`` or ``|act(g) * u|``.
 SIGNALS = ("gate", "activated", "product")
 
 #: Linear layers that read the same input as another, whose column they share.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -210,9 +210,15 @@ def _documents(spec: str, split: Split) -> Iterator[str]:
         raise InputError(f"{spec} is a folder", hint="name a .txt or .jsonl file in it")
     if path.exists():
         return _jsonl_documents(path) if path.suffix.lower() == ".jsonl" else iter([_read_utf8(path)])
-    if spec.startswith((".", "/", "~")) or path.suffix.lower() in _TEXT_SUFFIXES:
+    if is_path(spec):
         raise InputError(f"file not found: {spec}", hint="check the path, or use `builtin`")
     return _hub_documents(spec, split)
+
+
+def is_path(spec: str, flavour: type[PurePath] = PurePath) -> bool:
+    """Whether a text's name is written as a path and not as a name on the hub; ``flavour`` is the system's."""
+    path = flavour(spec)
+    return spec.startswith((".", "~")) or bool(path.anchor) or path.suffix.lower() in _TEXT_SUFFIXES
 
 
 def _builtin_documents(split: Split) -> Iterator[str]:

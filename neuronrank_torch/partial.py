@@ -121,7 +121,7 @@ class PartialFolder:
                 "the same command goes on from there"
             )
             # PEP 678 by hand: Python 3.10 has no BaseException.add_note.
-            error.__notes__ = [*getattr(error, "__notes__", []), note]
+            error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
         self._lock.close()
 
     def finished(self, file: Path) -> bool:

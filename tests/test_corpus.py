@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import sys
+from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from pydoc_data.topics import topics
 from types import SimpleNamespace
 
@@ -14,7 +15,15 @@ import pytest
 from tiny import BOS, tiny_tokenizer
 
 from neuronrank_core.errors import InputError
-from neuronrank_torch.corpus import bos_token, cut_windows, draw_sequences, load_text, text_fingerprint, tokenize
+from neuronrank_torch.corpus import (
+    bos_token,
+    cut_windows,
+    draw_sequences,
+    is_path,
+    load_text,
+    text_fingerprint,
+    tokenize,
+)
 
 STREAM = np.arange(100, 123)
 
@@ -250,3 +259,21 @@ class TestWindows:
     def test_out_of_range(self, wrong):
         with pytest.raises(InputError, match=next(iter(wrong))):
             cut_windows(STREAM, **{"windows": 1, "seqlen": 4, **wrong}, bos=7, bos_mode="window")
+
+
+@pytest.mark.parametrize(
+    ("spec", "flavour", "path"),
+    [
+        (r"C:\texts\a", PureWindowsPath, True),
+        ("C:/texts/a", PureWindowsPath, True),
+        (r"\\server\texts\a", PureWindowsPath, True),
+        (r"texts\a.jsonl", PureWindowsPath, True),
+        ("/texts/a", PurePosixPath, True),
+        ("~/a", PurePosixPath, True),
+        ("../a", PurePosixPath, True),
+        ("wikitext:wikitext-2-raw-v1", PureWindowsPath, False),
+        ("Salesforce/wikitext:wikitext-2-raw-v1:test", PurePosixPath, False),
+    ],
+)
+def test_a_path_is_told_from_a_hub_name(spec: str, flavour: type[PurePath], path: bool) -> None:
+    assert is_path(spec, flavour) is path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -60,10 +59,7 @@ def test_the_table_says_mean_and_paired_difference(example: ModuleType, capsys: 
     ]
 
 
-def test_the_page_s_python_runs() -> None:
-    page = (EXAMPLES.parent / "docs" / "beyond-llms.md").read_text("utf-8")
-    [code] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    seen: dict[str, np.ndarray] = {}
-    exec(code, seen)
-    assert (seen["weight"] == 0).sum() == seen["weight"].size // 2
-    assert (seen["outgoing"] == 0).sum() == seen["outgoing"].size // 2
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_cnn"])
+def test_it_is_short(name: str) -> None:
+    lines = (EXAMPLES / f"{name}.py").read_text("utf-8").splitlines()
+    assert sum(bool(line.strip()) for line in lines) < 40

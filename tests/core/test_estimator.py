@@ -57,6 +57,21 @@ def test_labels_of_documents_are_documents() -> None:
         assert np.array_equal(getattr(rank, name), getattr(neurons, name.strip("_"))), name
 
 
+def test_each_position_of_a_sample_is_a_row_with_its_label() -> None:
+    rng = np.random.default_rng(5)
+    images, x, reader = rng.normal(size=(9, 6, 2, 4)), rng.normal(size=(9, 3, 2, 4)), rng.normal(size=(5, 6, 3, 3))
+    labels = rng.integers(0, 3, 9)
+    pixels = [images[i, :, h, w] for i in range(9) for h in range(2) for w in range(4)]
+    read = [x[i, :, h, w] for i in range(9) for h in range(2) for w in range(4)]
+    norms = np.array([[np.linalg.norm(reader[:, channel]) for channel in range(6)]])
+    for name in ("neuronrank_wanda", "neuronrank_tfidf"):
+        whole = NeuronRank(name, idf_exp=1).fit(images, labels, inputs=x, outgoing=reader)
+        rows = NeuronRank(name, idf_exp=1).fit(pixels, np.repeat(labels, 8), inputs=read, outgoing=norms)
+        np.testing.assert_allclose(whole.neuron_scores(), rows.neuron_scores())
+        assert np.array_equal(whole.df_, rows.df_)
+        assert np.array_equal(whole.mask(np.ones((6, 3)), 0.5), rows.mask(np.ones((6, 3)), 0.5))
+
+
 def test_labels_of_topics_are_topics() -> None:
     a, _ = data(rows=60)
     found = NeuronRank(tfidf_mode="topic", tfidf_k=5, seed=3).fit(a)
@@ -170,12 +185,12 @@ A, LABELS = data()
     [
         ({"nsamples": 3}, {}, "setting is 'nsamples', allowed: one of"),
         ({"q_active": 2}, {}, "q_active is 2"),
-        ({}, {"activations": A[0]}, r"activations have shape \(6,\), expected \(any, any\)"),
+        ({}, {"activations": A[0]}, r"activations have shape \(6,\), expected any rows of any columns"),
         ({}, {}, "IDF of neuronrank_tfidf needs groups"),
         ({}, {"groups": LABELS[1:]}, r"groups have shape \(39,\), expected \(40,\)"),
         ({"tfidf_mode": "token"}, {"groups": LABELS}, "every row is a group"),
-        ({"idf_exp": 0}, {"inputs": A[1:]}, r"inputs have shape \(39, 6\), expected \(40, any\)"),
-        ({"idf_exp": 0}, {"outgoing": A[:, 1:]}, r"outgoing have shape \(40, 5\), expected \(any, 6\)"),
+        ({"idf_exp": 0}, {"inputs": A[1:]}, r"inputs have shape \(39, 6\), expected 40 rows of any columns"),
+        ({"idf_exp": 0}, {"outgoing": A[:, 1:]}, r"outgoing have shape \(40, 5\), expected any rows of 6 columns"),
         ({"tfidf_mode": "topic", "tfidf_k": 41}, {}, r"topics is 41, allowed: \[1, 40\]"),
     ],
 )
