@@ -74,6 +74,8 @@ class ProcessGroup(Ranks):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, SystemExit) and exit_code(error) == 0:
+            error = None
         try:
             # Where all went well too: the first may still be writing, and all end well or none does.
             if not self._over:
@@ -195,5 +197,5 @@ def portable(error: BaseException) -> bytes:
 def exit_code(error: BaseException) -> int:
     """What a process that ends by an exception exits with."""
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
