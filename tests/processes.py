@@ -1,0 +1,60 @@
+"""Several processes on the loopback interface, forked from a server that imports everything once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: Seconds until processes that do not end fail a test.
+LIMIT = 120
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["neuronrank_torch.job", "neuronrank_cli.app", "tiny"])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What is left of a process."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+
+
+def together(size: int, folder: Path, work: Callable[..., None], *arguments: Any) -> list[Ended]:
+    """Run ``work(*arguments)``, a function of a module, in so many processes that find each other as torchrun's do."""
+    folder.mkdir(exist_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    members = [
+        SERVER.Process(target=_member, args=(rank, size, port, folder, work, *arguments)) for rank in range(size)
+    ]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(LIMIT)
+    hanging = [rank for rank, member in enumerate(members) if member.is_alive()]
+    for rank in hanging:
+        members[rank].kill()
+    assert not hanging, f"ranks that did not end: {hanging}"
+    outputs = [[(folder / f"{name}-{rank}").read_text() for name in ("stdout", "stderr")] for rank in range(size)]
+    return [Ended(member.exitcode, *output) for member, output in zip(members, outputs, strict=True)]
+
+
+def _member(rank: int, size: int, port: int, folder: Path, work: Callable[..., None], *arguments: Any) -> None:
+    found = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in found.items()})
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        with (folder / f"{name}-{rank}").open("w") as file:
+            os.dup2(file.fileno(), descriptor)
+    torch.set_num_threads(1)
+    work(*arguments)
