@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 #: Seconds until processes that do not end fail a test.
 LIMIT = 120
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["neuronrank_torch.job", "neuronrank_cli.app", "tiny"])
+SERVER = get_context("forkserver")
+PRELOADED = ["cli.conftest", "neuronrank_torch.plan", "transformers.models.llama.modeling_llama"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Ended:
 def together(size: int, folder: Path, work: Callable[..., None], *arguments: Any) -> list[Ended]:
     """Run ``work(*arguments)``, a function of a module, in so many processes that find each other as torchrun's do."""
     folder.mkdir(exist_ok=True)
+    # Python 3.11's server does not look for modules where this process does.
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        SERVER.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     members = [
