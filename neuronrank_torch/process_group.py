@@ -164,7 +164,7 @@ class ProcessGroup(Ranks):
             total, *others = parts.view(self.size, rows, -1)
             for other in others:
                 total += other
-            dist.all_gather_into_tensor(padded, total)
+            dist.all_gather([*padded.view(self.size, rows, -1)], total)
         return padded[: len(matrix)]
 
     def agree(self, what: str, tensors: Iterable[Tensor]) -> None:
