@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,20 +26,21 @@ class Opened:
     Parameters
     ----------
     shapes : dict
-        Of the tensors of each finished unit.
+        Of the tensors of each finished unit; None where the unit is as it was.
     ratios : list of float or None
         Of the layers, where they are worked out.
     measured : dict
         Perplexities by what was measured.
     """
 
-    shapes: dict[Unit, dict[str, tuple[int, ...]]]
-    ratios: list[float] | None
-    measured: dict[str, dict[str, Any]]
+    shapes: Mapping[Unit, dict[str, tuple[int, ...]] | None]
+    ratios: list[float] | None = None
+    measured: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Follower(LayerStore):
-    """What :class:`neuronrank_torch.staging.Staging` is on the first rank; needs no folder that both can see.
+    """What :class:`neuronrank_torch.staging.Staging` is on the first rank, for the others, and likewise
+    :class:`neuronrank_torch.statistics_writer.StatisticsWriter`. Needs no folder that both can see.
 
     Parameters
     ----------
@@ -58,10 +59,11 @@ class Follower(LayerStore):
         self.folder = target.with_name(f".{target.name}.partial")
 
     def __enter__(self) -> Follower:
-        self._opened: Opened = self.ranks.from_first(lambda: Opened({}, None, {}))
+        self._opened: Opened = self.ranks.from_first(lambda: Opened({}))
         self._done = list(self._opened.shapes)
         for unit, shapes in self._opened.shapes.items():
-            self.model.reshape(unit, shapes)
+            if shapes is not None:
+                self.model.reshape(unit, shapes)
         return self
 
     def __exit__(
@@ -90,7 +92,7 @@ class Follower(LayerStore):
         """Context in which a unit has its pruned weights, if it is finished."""
         return self.model.resident(unit, FromFirst(self.ranks) if self.done(unit) else None)
 
-    def keep(self, unit: Unit, report: LayerReport | None = None) -> None:
+    def keep(self, unit: Unit, report: object = None) -> None:
         """Note that a unit is finished; the first rank writes it."""
         del report
         self._done.append(unit)
@@ -113,5 +115,5 @@ class Follower(LayerStore):
             self.folder.rmdir()
         return mapped
 
-    def finish(self, tokenizer: Any, report: dict[str, Any]) -> None:
-        """The first rank completes the model."""
+    def finish(self, *parts: object) -> None:
+        """The first rank completes the output."""

@@ -16,7 +16,7 @@ from neuronrank_torch.follower import Follower
 from neuronrank_torch.journal import JOURNAL_FORMAT
 from neuronrank_torch.layer_store import LayerStore
 from neuronrank_torch.models import Dtype, ModelSource, load_model, open_model
-from neuronrank_torch.overlap import overlap_notes
+from neuronrank_torch.overlap import evaluation_notes
 from neuronrank_torch.partial import HiddenStates
 from neuronrank_torch.perplexity import Perplexity, evaluate
 from neuronrank_torch.pipeline import prune
@@ -253,16 +253,6 @@ class _Run:
         if before and after:
             report["perplexity"] = {"before": before, "after": after}
         return report
-
-
-def evaluation_notes(text: str, eval_text: str, statistics: StatisticsFolder | None) -> list[str]:
-    """What the user should know about the text to evaluate on, if there is one: whether it was calibrated on."""
-    if not eval_text:
-        return []
-    if statistics is None:
-        return list(overlap_notes(eval_text, text))
-    same = corpus.text_fingerprint(eval_text) == statistics.header["text_sha256"]
-    return list(overlap_notes(eval_text, text, same=same))
 
 
 def run_eval(

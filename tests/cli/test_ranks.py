@@ -135,3 +135,18 @@ def test_torchrun(run: Run, small: list[object], tmp_path: Path) -> None:
     assert done.stdout.count("saved to: ") == 1
     sizes = [json.loads((tmp_path / out / "config.json").read_text())["intermediate_size"] for out in ("whole", "out")]
     assert sizes == [32, 32]
+
+
+def test_statistics_are_collected_together(run: Run, several: Any, small: list[object], tmp_path: Path) -> None:
+    flags = ["collect", *small, "--batch-size", 1, "--save"]
+    run(*flags, "whole")
+    failed = several(3, *flags, tmp_path / "out", faulty=(2,), fault="NaN")
+    assert [process.code for process in failed] == [1, 1, 1]
+    assert failed[0].stderr.splitlines()[-2:] == ["Note: this happened on rank 2 of 3", f"Note: {KEPT}"]
+    finished = several(2, *flags, tmp_path / "out")
+    assert [process.code for process in finished] == [0, 0]
+    assert f"going on after 2 of {LAYERS} layers" in finished[0].stderr
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
