@@ -1,4 +1,4 @@
-"""The staging folder as the ranks see it that do not write: a run that saves has one writer, the first rank."""
+"""A folder that grows, as the ranks see it that do not write: a run that saves has one writer, the first rank."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class Opened:
 
 
 class Follower(LayerStore):
-    """What :class:`neuronrank_torch.staging.Staging` is on the first rank, for the others, and likewise
-    :class:`neuronrank_torch.statistics_writer.StatisticsWriter`. Needs no folder that both can see.
+    """What is :class:`neuronrank_torch.staging.Staging`, or the writer of statistics, on the first rank.
+
+    Needs no folder that both can see.
 
     Parameters
     ----------
