@@ -3,7 +3,8 @@
     python benchmarks/quality.py --calibrate valid.txt --evaluate test.txt --out quality.jsonl
 
 One line of JSON a cell; cells that are there already are not run again, so an interrupted run goes on where it
-stopped. The table is printed as Markdown at the end, and alone with --table-only.
+stopped. The table is printed as Markdown at the end, and alone with --table-only. The processes of
+``torchrun --nproc-per-node 2 benchmarks/quality.py ...`` share the text of every prune and evaluation.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from neuronrank_torch import prune
 from neuronrank_torch.corpus import load_text, text_fingerprint
 from neuronrank_torch.models import load_model
 from neuronrank_torch.perplexity import evaluate
+from neuronrank_torch.process_group import launched
+from neuronrank_torch.ranks import Ranks
 from neuronrank_torch.report import versions
 
 SPARSITIES = ("0.5", "0.6", "0.7", "2:4", "4:8", "neurons:0.2")
@@ -86,7 +89,9 @@ def markdown(cells: list[dict[str, Any]]) -> str:
 @click.option("--propagate", default="pruned")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/quality.jsonl"))
 @click.option("--table-only", is_flag=True)
+@click.pass_obj
 def main(
+    ranks: Ranks,
     model: str,
     calibrate: str,
     evaluate_on: str,
@@ -106,7 +111,7 @@ def main(
         click.echo(markdown(read_cells(out)))
         return
     dense, tokenizer, _ = load_model(model)
-    texts = load_text(calibrate, "calibration"), load_text(evaluate_on, "evaluation")
+    texts = ranks.from_first(lambda: (load_text(calibrate, "calibration"), load_text(evaluate_on, "evaluation")))
     setup = {
         "model": model,
         "calibrated on": f"{Path(calibrate).name} {text_fingerprint(texts[0])[:8]}, {nsamples} x {seqlen}",
@@ -116,9 +121,11 @@ def main(
     }
 
     def measure(target: Any) -> float:
-        return evaluate(target, tokenizer, texts[1], seqlen=seqlen, windows=windows).perplexity
+        return evaluate(target, tokenizer, texts[1], seqlen=seqlen, windows=windows, ranks=ranks).perplexity
 
     def record(**cell: Any) -> None:
+        if not ranks.first:
+            return
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as file:
             file.write(json.dumps({"setup": setup, **cell}) + "\n")
@@ -127,7 +134,7 @@ def main(
             err=True,
         )
 
-    done = {key_of(cell) for cell in read_cells(out) if cell["setup"] == setup}
+    done = ranks.from_first(lambda: {key_of(cell) for cell in read_cells(out) if cell["setup"] == setup})
     if ("dense", "0", "none", 0) not in done:
         record(method="dense", sparsity="0", update="none", seed=0, perplexity=measure(dense), seconds=0.0)
     for sparsity, method, update, seed in itertools.product(sparsities, methods, updates, seeds):
@@ -138,10 +145,11 @@ def main(
         except InvalidValueError:
             continue  # a method that does not rank whole neurons
         pruned, started = copy.deepcopy(dense), time.perf_counter()
-        prune(pruned, tokenizer, recipe, texts[0])
+        prune(pruned, tokenizer, recipe, texts[0], ranks=ranks)
         seconds = time.perf_counter() - started
         record(method=method, sparsity=sparsity, update=update, seed=seed, perplexity=measure(pruned), seconds=seconds)
-    click.echo(markdown(read_cells(out)))
+    if ranks.first:
+        click.echo(markdown(read_cells(out)))
 
 
 def key_of(cell: dict[str, Any]) -> tuple[str, str, str, int]:
@@ -150,4 +158,5 @@ def key_of(cell: dict[str, Any]) -> tuple[str, str, str, int]:
 
 
 if __name__ == "__main__":
-    main()
+    with launched() as joined:
+        main(obj=joined)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import FrameType
 
 import click
 
 from neuronrank_cli.collect import collect
+from neuronrank_cli.command import speaks
 from neuronrank_cli.compare import compare
 from neuronrank_cli.config import config
 from neuronrank_cli.evaluate import evaluate
@@ -58,7 +62,12 @@ def main() -> None:
     """Entry point."""
     # Batch systems end a run by SIGTERM: unwind as for Ctrl-C, so that no temporary folder stays.
     signal.signal(signal.SIGTERM, _terminate)
-    cli()
+    with ExitStack() as stack:
+        if not speaks():
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        cli()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

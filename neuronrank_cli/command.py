@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from neuronrank_cli.failures import explain
 
 #: Exit code of a run that Ctrl-C ended, as shells have it.
 INTERRUPTED = 130
+#: Exit code of wrong input.
+WRONG_INPUT = 2
 #: The section that --help stands in too.
 OUTPUT = "Output"
 
@@ -131,6 +134,8 @@ class Command(click.Command):
             click.echo(f"Interrupted; {'; '.join(_notes(stop)) or 'nothing half-done is left behind'}", err=True)
             ctx.exit(INTERRUPTED)
         except SystemExit as stop:
+            if os.environ.get("NEURONRANK_DEBUG") and stop.__cause__ is not None:
+                traceback.print_exc(file=sys.__stderr__)
             for note in _notes(stop):
                 click.echo(f"Ended; {note}", err=True)
             raise
@@ -140,12 +145,19 @@ class Command(click.Command):
             if os.environ.get("NEURONRANK_DEBUG"):
                 click.echo(traceback.format_exc(), err=True)
             failure = explain(error, {p.name: p.named(ctx) for p in self.params if isinstance(p, Flag) and p.name})
-            click.echo(f"Error: {failure.message}", err=True)
+            # Wrong input is wrong for all processes, and the first says so; anything else nobody else may know.
+            out = sys.stderr if speaks() or failure.exit_code == WRONG_INPUT else sys.__stderr__
+            click.echo(f"Error: {failure.message}", file=out)
             if failure.hint:
-                click.echo(f"Hint: {failure.hint}", err=True)
+                click.echo(f"Hint: {failure.hint}", file=out)
             for note in _notes(error):
-                click.echo(f"Note: {note}", err=True)
+                click.echo(f"Note: {note}", file=out)
             ctx.exit(failure.exit_code)
+
+
+def speaks() -> bool:
+    """Whether this process talks to the user: of several that torchrun started, the first does so for all."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _notes(error: BaseException) -> list[str]:

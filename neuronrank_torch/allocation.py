@@ -17,6 +17,7 @@ from neuronrank_torch.architecture import Decoder, activation_of, prunable_linea
 from neuronrank_torch.collector import LayerCollector
 from neuronrank_torch.executor import LayerRun
 from neuronrank_torch.kernels import TorchKernels
+from neuronrank_torch.ranks import ALONE, Ranks
 
 
 class AllocationPass:
@@ -31,14 +32,22 @@ class AllocationPass:
         First layer that is pruned.
     on_batch : callable
         Called with the layer's number after each micro-batch.
+    ranks : Ranks
+        Who shares the text.
     """
 
     def __init__(
-        self, decoder: Decoder, recipe: Recipe, kernels: TorchKernels, first: int, on_batch: Callable[[int], None]
+        self,
+        decoder: Decoder,
+        recipe: Recipe,
+        kernels: TorchKernels,
+        first: int,
+        on_batch: Callable[[int], None],
+        ranks: Ranks,
     ) -> None:
         # The error of a removal needs what Wanda needs, whatever the method.
         self.recipe, self.statistics = recipe, replace(recipe, method="wanda", include_attention=False)
-        self.decoder, self.kernels, self.first, self.on_batch = decoder, kernels, first, on_batch
+        self.decoder, self.kernels, self.first, self.on_batch, self.ranks = decoder, kernels, first, on_batch, ranks
         self.histograms: list[NDArray[np.int64]] = []
 
     def visit(self, run: LayerRun) -> None:
@@ -55,7 +64,8 @@ class AllocationPass:
 
         with collector:
             run.feed(keep=True, after=batch_done)
-        self.count(run.index, linears, replace(collector.statistics(), residual_norm=residual_norm(run.hidden)))
+        table = collector.statistics(self.ranks)
+        self.count(run.index, linears, replace(table, residual_norm=residual_norm(run.hidden, self.ranks)))
 
     def count(self, index: int, linears: dict[str, nn.Linear], table: LayerStatistics) -> None:
         """Count the weights of a dense layer by the error that their removal causes, by its statistics.
@@ -87,6 +97,6 @@ class AllocationPass:
         return allocate(self.histograms, self.recipe.ratio, zeros)
 
 
-def residual_norm(hidden: Tensor) -> NDArray[np.float32]:
-    """Norm of the hidden states at each token, shape (sequences, tokens)."""
-    return np.asarray(torch.stack([sequence.float().norm(dim=-1) for sequence in hidden]).cpu())
+def residual_norm(hidden: Tensor, ranks: Ranks = ALONE) -> NDArray[np.float32]:
+    """Norm of the hidden states of all ranks at each token, shape (sequences, tokens)."""
+    return np.asarray(torch.stack(ranks.union([sequence.float().norm(dim=-1).cpu() for sequence in hidden])))

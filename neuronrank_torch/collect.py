@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,13 @@ from neuronrank_torch.architecture import activation_of, has_attention, prunable
 from neuronrank_torch.checkpoint import STATISTICS, check_output
 from neuronrank_torch.collector import LayerCollector, head_statistics
 from neuronrank_torch.executor import LayerRun, run_layers
+from neuronrank_torch.follower import Follower
 from neuronrank_torch.job import Job, OnStage, choose_device
 from neuronrank_torch.journal import JOURNAL_FORMAT
 from neuronrank_torch.models import ModelSource, open_model
 from neuronrank_torch.pipeline import calibration_sequences, micro_batch
+from neuronrank_torch.process_group import launched
+from neuronrank_torch.ranks import Ranks
 from neuronrank_torch.report import versions
 from neuronrank_torch.statistics_writer import StatisticsWriter
 from neuronrank_torch.streamed_model import HEAD, StreamedModel
@@ -33,6 +38,8 @@ def run_collect(
     on_stage: OnStage = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Collect and save, layer by layer; goes on where the same run was cut off.
+
+    Started by torchrun, the processes share the text, and the first alone reads it and writes.
 
     Parameters
     ----------
@@ -58,28 +65,25 @@ def run_collect(
     """
     if job.save is None:
         raise InputError("statistics are collected into a folder", hint="give --save")
-    save = check_output(job.save, None, job.force, STATISTICS)
     # Everything that a table can hold.
     recipe = replace(recipe, method="neuronrank_tfidf", input_exp=1.0, tf_exp=1.0, idf_exp=1.0)
     chosen = _chosen(documents, recipe, job.batch_size or micro_batch(recipe))
-    text = corpus.load_text(job.dataset, "calibration")
-    job = replace(job, device=choose_device(job.device))
-    on_stage(f"loading {job.model}", 0, 1)
-    model, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
-    target = check_output(save, source, job.force, STATISTICS)
-    sequences = calibration_sequences(tokenizer, recipe, text)[chosen.start : chosen.stop]
-    run = _CollectRun(job, recipe, chosen, model, source, corpus.text_fingerprint(text), on_stage)
-    header = run.header()
-    layers = len(model.decoder.layers)
-    identity = {**header, "device": job.device, "version of": {"journal": JOURNAL_FORMAT}}
-    with StatisticsWriter(target, identity, layers, force=job.force, hidden_states=job.hidden_states) as writer:
-        if writer.layers_done():
-            on_stage(f"going on after {writer.layers_done()} of {layers} layers", 0, 1)
-        with torch.no_grad():
-            run.collect(sequences, writer)
-        on_stage(f"saving {save}", 0, 1)
-        writer.finish(header)
-    return header
+    with launched() as ranks:
+        save = ranks.from_first(partial(check_output, job.save, None, job.force, STATISTICS))
+        text = ranks.from_first(lambda: corpus.load_text(job.dataset, "calibration"))
+        job = replace(job, device=choose_device(job.device))
+        on_stage(f"loading {job.model}", 0, 1)
+        model, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
+        target = ranks.from_first(partial(check_output, save, source, job.force, STATISTICS))
+        sequences = calibration_sequences(tokenizer, recipe, text)[chosen.start : chosen.stop]
+        run = _CollectRun(job, recipe, chosen, model, source, corpus.text_fingerprint(text), on_stage, ranks)
+        header = ranks.from_first(run.header)
+        with run.writer(target, header) as writer:
+            with torch.no_grad():
+                run.collect(sequences, writer)
+            on_stage(f"saving {save}", 0, 1)
+            writer.finish(header)
+        return header
 
 
 def _chosen(documents: tuple[int, int] | None, recipe: Recipe, batch_size: int) -> range:
@@ -107,6 +111,7 @@ class _CollectRun:
     source: ModelSource
     text_sha256: str
     on_stage: OnStage
+    ranks: Ranks
     steps: int = 0
 
     @property
@@ -131,20 +136,34 @@ class _CollectRun:
             "versions": versions(),
         }
 
-    def collect(self, sequences: torch.Tensor, writer: StatisticsWriter) -> None:
+    def writer(self, target: Path, header: dict[str, Any]) -> StatisticsWriter | Follower:
+        """The folder in which the tables gather, as this rank sees it."""
+        hidden_states = self.job.hidden_states
+        if not self.ranks.first:
+            return Follower(target, self.model, propagate_dense=True, hidden_states=hidden_states, ranks=self.ranks)
+        identity = {**header, "device": self.job.device, "version of": {"journal": JOURNAL_FORMAT}}
+        options: dict[str, Any] = {"force": self.job.force, "hidden_states": hidden_states, "ranks": self.ranks}
+        return StatisticsWriter(target, identity, len(self.model.decoder.layers), **options)
+
+    def collect(self, sequences: torch.Tensor, writer: StatisticsWriter | Follower) -> None:
         """Run the layers, and keep the table of each."""
-        layers = range(writer.layers)
+        layers = range(len(self.model.decoder.layers))
+        done = sum(map(writer.done, layers))
+        if done:
+            self.on_stage(f"going on after {done} of {len(layers)} layers", 0, 1)
         head = HEAD in self.model.units and hasattr(self.model.decoder.body, "norm")
         units = [*layers, *([HEAD] if head else [])]
         if all(map(writer.done, units)):
             return
-        batches = -(-len(sequences) // self.batch_size)
+        share = self.ranks.share(len(sequences), self.batch_size)
+        batches = -(-(share.stop - share.start) // self.batch_size)
 
         def step(layer: int) -> None:
             self.steps += 1
             self.on_stage(f"collecting layer {layer}", self.steps, batches * len(layers))
 
         def visit(run: LayerRun) -> None:
+            self.ranks.agree(f"layer {run.index}", run.layer.parameters())
             if writer.done(run.index):
                 run.feed(keep=True, after=lambda start: step(run.index))
             else:
@@ -152,14 +171,15 @@ class _CollectRun:
 
         hidden = run_layers(
             self.model.decoder,
-            sequences.to(self.model.device),
+            sequences[share].to(self.model.device),
             visit,
             batch_size=self.batch_size,
+            first=share.start,
             resident=self.model.resident,
             room=writer.room,
         )
         if HEAD in units:
-            table = head_statistics(self.model.decoder, hidden, self.model.device)
+            table = head_statistics(self.model.decoder, hidden, self.model.device, self.ranks)
             writer.keep(HEAD, replace(table, document=np.asarray(self.documents)))
 
     def _table(self, run: LayerRun, step: Callable[[int], None]) -> LayerStatistics:
@@ -171,7 +191,7 @@ class _CollectRun:
 
         with LayerCollector(run.index, linears, activation_of(run.layer, run.index), self.recipe) as collector:
             run.feed(keep=True, after=batch_done)
-        norms = residual_norm(run.hidden)
+        norms = residual_norm(run.hidden, self.ranks)
         if not np.isfinite(norms).all():
             raise NonFiniteError(f"NaN or Inf in the output of layer {run.index}", hint="try --dtype float32")
-        return replace(collector.statistics(), residual_norm=norms)
+        return replace(collector.statistics(self.ranks), residual_norm=norms)

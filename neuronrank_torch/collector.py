@@ -16,6 +16,7 @@ from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics import SHARED_INPUT, LayerStatistics, merge, sample_positions
 from neuronrank_torch import kernels
 from neuronrank_torch.architecture import Decoder
+from neuronrank_torch.ranks import ALONE, Ranks
 
 Columns = dict[str, Tensor]
 
@@ -136,12 +137,12 @@ class LayerCollector:
             plain["sample"] = columns["sample"].reshape(-1, columns["sample"].shape[-1])
         self._rows.append(LayerStatistics.from_columns(plain))
 
-    def statistics(self) -> LayerStatistics:
-        """The table of all documents so far."""
-        return merge(self._rows)
+    def statistics(self, ranks: Ranks = ALONE) -> LayerStatistics:
+        """The table of all documents so far, those of other ranks included."""
+        return merge(ranks.union(self._rows))
 
 
-def head_statistics(decoder: Decoder, hidden: Tensor, device: torch.device) -> LayerStatistics:
+def head_statistics(decoder: Decoder, hidden: Tensor, device: torch.device, ranks: Ranks = ALONE) -> LayerStatistics:
     """Statistics of what enters the head: the hidden states after the decoder's final norm.
 
     Parameters
@@ -151,6 +152,8 @@ def head_statistics(decoder: Decoder, hidden: Tensor, device: torch.device) -> L
         After the last layer.
     device : torch.device
         Where the norm is.
+    ranks : Ranks
+        Each has hidden states of its own; the table is of all.
 
     Raises
     ------
@@ -162,10 +165,9 @@ def head_statistics(decoder: Decoder, hidden: Tensor, device: torch.device) -> L
     norm = getattr(decoder.body, "norm", None)
     if not isinstance(norm, nn.Module):
         raise InputError("the decoder has no final norm", hint="leave out --nr-prune-lm-head")
-    columns = torch.stack([norm(sequence.to(device)).float().square().mean(0) for sequence in hidden])
-    if not columns.isfinite().all():
+    rows = [norm(sequence.to(device)).float().square().mean(0).cpu() for sequence in hidden]
+    columns = torch.stack(ranks.union(rows)).numpy()
+    if not np.isfinite(columns).all():
         raise NonFiniteError("NaN or Inf in the input of the lm_head", hint="try --dtype float32")
-    documents = len(hidden)
-    return LayerStatistics(
-        np.arange(documents), np.full(documents, hidden.shape[1]), {"lm_head": columns.cpu().numpy()}
-    )
+    documents = len(columns)
+    return LayerStatistics(np.arange(documents), np.full(documents, hidden.shape[1]), {"lm_head": columns})

@@ -43,10 +43,15 @@ class LayerRun:
         The layer's forward with the model's arguments bound; takes hidden states alone.
     batch_size : int
         Sequences in a micro-batch.
+    first : int
+        Number of the first sequence.
     """
 
-    def __init__(self, index: int, layer: nn.Module, hidden: Tensor, forward: Forward, batch_size: int) -> None:
-        self.index, self.layer, self.hidden, self.forward, self.batch_size = index, layer, hidden, forward, batch_size
+    def __init__(
+        self, index: int, layer: nn.Module, hidden: Tensor, forward: Forward, batch_size: int, first: int
+    ) -> None:
+        self.index, self.layer, self.hidden, self.forward = index, layer, hidden, forward
+        self.batch_size, self.first = batch_size, first
 
     def feed(self, *, keep: bool, after: Callable[[int], None] = lambda first: None) -> None:
         """Run every micro-batch through the layer.
@@ -58,12 +63,12 @@ class LayerRun:
         after : callable
             Called after each micro-batch with the number of its first sequence.
         """
-        for first in range(0, len(self.hidden), self.batch_size):
-            batch = self.hidden[first : first + self.batch_size]
+        for start in range(0, len(self.hidden), self.batch_size):
+            batch = self.hidden[start : start + self.batch_size]
             output = self.forward(batch)
             if keep:
                 batch.copy_(output[0] if isinstance(output, tuple) else output)
-            after(first)
+            after(self.first + start)
 
 
 @contextmanager
@@ -117,7 +122,8 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
         del index, forward
         if not hidden:
             hidden.append(room((len(sequences), *args[0].shape[1:]), args[0]))
-        hidden[0][next(position)].copy_(args[0][0])
+        at = next(position)
+        hidden[0][at : at + 1].copy_(args[0])
         seen.append((*args[1:], kwargs))
         if not _same(seen[0], seen[-1]):
             raise InputError(f"{type(decoder.body).__name__} gives its layers arguments that depend on the text")
@@ -125,10 +131,15 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
         raise _Stop
 
     with _replaced(decoder.layers, first_layer):
-        for sequence in sequences:
+        for sequence in sequences if len(sequences) else _example(sequences):
             with suppress(_Stop):
                 decoder.body(input_ids=sequence[None], use_cache=False)
     return hidden[0]
+
+
+def _example(sequences: Tensor) -> Tensor:
+    """One sequence to call the model with, shape (1, seqlen); any where there is none, as on a rank without text."""
+    return sequences[:1] if len(sequences) else sequences.new_zeros(1, sequences.shape[1])
 
 
 def run_layers(
@@ -139,6 +150,7 @@ def run_layers(
     batch_size: int = 1,
     resident: Callable[[int], AbstractContextManager[None]] = lambda index: nullcontext(),
     room: Room = in_memory,
+    first: int = 0,
 ) -> Tensor:
     """Visit the layers in order; each visit decides how often its layer runs and whether the output is kept.
 
@@ -155,6 +167,8 @@ def run_layers(
         Context around each visit in which the layer of that number has its weights; elsewhere it needs none.
     room : callable
         See :data:`Room`.
+    first : int
+        Number of the first sequence: those before it are another rank's.
 
     Returns
     -------
@@ -167,14 +181,14 @@ def run_layers(
     def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         bound = partial(_call, forward, args[0].device, args[1:], kwargs)
         with resident(index):
-            visit(LayerRun(index, decoder.layers[index], hidden, bound, batch_size))
+            visit(LayerRun(index, decoder.layers[index], hidden, bound, batch_size, first))
         if index == last:
             raise _Stop
         # The model only carries this on to the next call, where the hidden states are taken from the buffer again.
         return args[0]
 
     with _replaced(decoder.layers, visit_layer), suppress(_Stop):
-        decoder.body(input_ids=sequences[:1], use_cache=False)
+        decoder.body(input_ids=_example(sequences), use_cache=False)
     return hidden
 
 

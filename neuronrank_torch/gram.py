@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from neuronrank_core.errors import NonFiniteError
+from neuronrank_torch.ranks import Ranks
 
 
 class GramCollector:
@@ -35,8 +37,9 @@ class GramCollector:
         dense_product: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.index, self.linears, self.names, self.dense_product = index, linears, tuple(names), dense_product
-        self.gram: dict[str, Tensor] = {}
-        self.cross: Tensor | None = None
+        self.gram = {name: self._zeros(name) for name in self.names}
+        crossed = dense_product is not None and "down_proj" in self.names
+        self.cross = self._zeros("down_proj") if crossed else None
         self._expected: Tensor | None = None
         self._hooks: list[Any] = []
 
@@ -57,6 +60,15 @@ class GramCollector:
         if error is None and not all(bool(gram.isfinite().all()) for gram in self.gram.values()):
             raise NonFiniteError(f"NaN or Inf in the inputs of layer {self.index}", hint="try --dtype float32")
 
+    def _zeros(self, name: str) -> Tensor:
+        inputs = self.linears[name].weight.shape[1]
+        return self.linears[name].weight.new_zeros(inputs, inputs, dtype=torch.float32)
+
+    def sum_over(self, ranks: Ranks) -> None:
+        """Add what the other ranks have summed, when all text has run."""
+        self.gram = {name: ranks.sum_in_order(gram) for name, gram in self.gram.items()}
+        self.cross = None if self.cross is None else ranks.sum_in_order(self.cross)
+
     def _expect(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         del module
         if self.dense_product is not None:
@@ -66,12 +78,8 @@ class GramCollector:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             del module
             x = args[0].flatten(0, -2).float()
-            if name not in self.gram:
-                self.gram[name] = x.new_zeros(x.shape[1], x.shape[1])
             self.gram[name].addmm_(x.T, x)
-            if name == "down_proj" and self._expected is not None:
-                if self.cross is None:
-                    self.cross = x.new_zeros(x.shape[1], x.shape[1])
+            if name == "down_proj" and self.cross is not None and self._expected is not None:
                 self.cross.addmm_(self._expected.T, x)
 
         return hook

@@ -12,13 +12,16 @@ import torch
 from neuronrank_core import MissingStatisticsError, Recipe
 from neuronrank_torch import corpus
 from neuronrank_torch.checkpoint import check_output
+from neuronrank_torch.follower import Follower
 from neuronrank_torch.journal import JOURNAL_FORMAT
 from neuronrank_torch.layer_store import LayerStore
 from neuronrank_torch.models import Dtype, ModelSource, load_model, open_model
-from neuronrank_torch.overlap import overlap_notes
+from neuronrank_torch.overlap import evaluation_notes
 from neuronrank_torch.partial import HiddenStates
 from neuronrank_torch.perplexity import Perplexity, evaluate
 from neuronrank_torch.pipeline import prune
+from neuronrank_torch.process_group import launched
+from neuronrank_torch.ranks import Ranks
 from neuronrank_torch.report import recipe_values, versions
 from neuronrank_torch.staging import Staging
 from neuronrank_torch.statistics_folder import StatisticsFolder
@@ -105,7 +108,8 @@ def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, 
     """Load, measure, prune, measure and save.
 
     A run that saves reads, prunes and writes layer by layer, and goes on where the same run was cut off; one that
-    does not has the model in memory as a whole.
+    does not has the model in memory as a whole. Started by torchrun, the processes share the texts, and the first alone
+    reads them and writes.
 
     Parameters
     ----------
@@ -124,31 +128,29 @@ def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, 
     NeuronRankError
         Of every kind; nothing is left under the output's name then.
     """
-    if job.save is not None:
-        check_output(job.save, None, job.force)
-    # Statistics and texts first: a missing file should not cost the time to load a model.
-    statistics = job.statistics()
-    if statistics is not None:
-        recipe = statistics.fitted(recipe)
+    with launched() as ranks:
+        if job.save is not None:
+            ranks.from_first(partial(check_output, job.save, None, job.force))
+        # Statistics and texts first: a missing file should not cost the time to load a model.
+        statistics = job.statistics()
+        if statistics is not None:
+            recipe = statistics.fitted(recipe)
+        text, eval_text = ranks.from_first(lambda: _texts(job, recipe))
+        job = replace(job, device=choose_device(job.device))
+        on_stage(f"loading {job.model}", 0, 1)
+        if job.save is None:
+            model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=job.device)
+            return _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage, ranks).in_memory(model)
+        streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
+        run = _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage, ranks)
+        with run.staging(streamed, job.save) as staging:
+            return run.streamed(streamed, staging)
+
+
+def _texts(job: Job, recipe: Recipe) -> tuple[str, str]:
+    """Calibration and evaluation text, each empty where it is not needed."""
     text = job.calibration_text(recipe)
-    eval_text = corpus.load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
-    job = replace(job, device=choose_device(job.device))
-    on_stage(f"loading {job.model}", 0, 1)
-    if job.save is None:
-        model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=job.device)
-        return _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage).in_memory(model)
-    streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
-    target = check_output(job.save, source, job.force)
-    run = _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage)
-    with Staging(
-        target,
-        streamed,
-        run.identity(),
-        force=job.force,
-        propagate_dense=recipe.propagate == "dense",
-        hidden_states=job.hidden_states,
-    ) as staging:
-        return run.streamed(streamed, staging)
+    return text, corpus.load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ class _Run:
     tokenizer: Any
     source: ModelSource
     on_stage: OnStage
+    ranks: Ranks
 
     def __post_init__(self) -> None:
         if self.statistics is not None:
@@ -182,20 +185,30 @@ class _Run:
             "version of": {**versions(), "journal": JOURNAL_FORMAT},
         }
 
+    def staging(self, model: StreamedModel, save: str) -> Staging | Follower:
+        """The folder in which the result grows, as this rank sees it."""
+        target = self.ranks.from_first(partial(check_output, save, self.source, self.job.force))
+        options: dict[str, Any] = {
+            "propagate_dense": self.recipe.propagate == "dense",
+            "hidden_states": self.job.hidden_states,
+            "ranks": self.ranks,
+        }
+        if self.ranks.first:
+            return Staging(target, model, self.identity(), force=self.job.force, **options)
+        return Follower(target, model, **options)
+
     def in_memory(self, model: Any) -> dict[str, Any]:
         """Prune a loaded model."""
         before = self._measure("before", model)
         report = self._prune(model)
         return self._report(report, before, self._measure("after", model))
 
-    def streamed(self, model: StreamedModel, staging: Staging) -> dict[str, Any]:
+    def streamed(self, model: StreamedModel, staging: Staging | Follower) -> dict[str, Any]:
         """Prune a streamed model and save it."""
         layers, done = len(model.decoder.layers), len(staging.units_done())
         if done:
             self.on_stage(f"going on after {min(done, layers)} of {layers} layers", 0, 1)
-        before = staging.journal.measured.get("before") or self._measure("before", model.model, model.resident)
-        if before is not None:
-            staging.journal.measure("before", before)
+        before = staging.measured("before", lambda: self._measure("before", model.model, model.resident))
         report = self._prune(model.model, staging)
         report = self._report(report, before, self._measure("after", model.model, staging.pruned))
         self.on_stage(f"saving {self.job.save}", 0, 1)
@@ -212,6 +225,7 @@ class _Run:
             on_progress=lambda layer, done, total: self.on_stage(f"pruning layer {layer}", done, total),
             store=store,
             statistics=self.statistics,
+            ranks=self.ranks,
         ).to_dict()
 
     def _measure(self, when: str, model: Any, resident: Resident | None = None) -> dict[str, Any] | None:
@@ -228,26 +242,17 @@ class _Run:
             batch_size=self.job.batch_size or 1,
             on_progress=partial(self.on_stage, f"perplexity {when}"),
             resident=resident,
+            ranks=self.ranks,
         ).to_dict()
 
     def _report(
         self, report: dict[str, Any], before: dict[str, Any] | None, after: dict[str, Any] | None
     ) -> dict[str, Any]:
-        report["job"] = {**asdict(self.job), "model_type": self.source.model_type}
+        report["job"] = {**asdict(self.job), "model_type": self.source.model_type, "processes": self.ranks.size}
         report["notes"] += evaluation_notes(self.text, self.eval_text, self.statistics)
         if before and after:
             report["perplexity"] = {"before": before, "after": after}
         return report
-
-
-def evaluation_notes(text: str, eval_text: str, statistics: StatisticsFolder | None) -> list[str]:
-    """What the user should know about the text to evaluate on, if there is one: whether it was calibrated on."""
-    if not eval_text:
-        return []
-    if statistics is None:
-        return list(overlap_notes(eval_text, text))
-    same = corpus.text_fingerprint(eval_text) == statistics.header["text_sha256"]
-    return list(overlap_notes(eval_text, text, same=same))
 
 
 def run_eval(
@@ -259,30 +264,32 @@ def run_eval(
     batch_size: int = 1,
     on_stage: OnStage = lambda stage, done, total: None,
 ) -> Perplexity:
-    """Load a model and measure its perplexity.
+    """Load a model and measure its perplexity; processes that torchrun started share the windows.
 
     Raises
     ------
     NeuronRankError
         If the model or the text cannot be used.
     """
-    text = corpus.load_text(evaluation.dataset, "evaluation")
-    on_stage(f"loading {model}", 0, 1)
-    chosen: dict[str, Any] = {"dtype": dtype, "device": choose_device(device)}
-    resident: Resident | None = None
-    try:
-        streamed, tokenizer, _ = open_model(model, **chosen)
-        loaded, resident = streamed.model, streamed.resident
-    except MissingStatisticsError:  # Without layers that could be pruned it can still be measured.
-        loaded, tokenizer, _ = load_model(model, **chosen)
-    return evaluate(
-        loaded,
-        tokenizer,
-        text,
-        seqlen=evaluation.seqlen,
-        windows=evaluation.windows,
-        bos_mode=evaluation.bos,
-        batch_size=batch_size,
-        on_progress=partial(on_stage, "perplexity"),
-        resident=resident,
-    )
+    with launched() as ranks:
+        text = ranks.from_first(lambda: corpus.load_text(evaluation.dataset, "evaluation"))
+        on_stage(f"loading {model}", 0, 1)
+        chosen: dict[str, Any] = {"dtype": dtype, "device": choose_device(device)}
+        resident: Resident | None = None
+        try:
+            streamed, tokenizer, _ = open_model(model, **chosen)
+            loaded, resident = streamed.model, streamed.resident
+        except MissingStatisticsError:  # Without layers that could be pruned it can still be measured.
+            loaded, tokenizer, _ = load_model(model, **chosen)
+        return evaluate(
+            loaded,
+            tokenizer,
+            text,
+            seqlen=evaluation.seqlen,
+            windows=evaluation.windows,
+            bos_mode=evaluation.bos,
+            batch_size=batch_size,
+            on_progress=partial(on_stage, "perplexity"),
+            resident=resident,
+            ranks=ranks,
+        )

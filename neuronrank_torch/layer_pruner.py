@@ -18,6 +18,7 @@ from neuronrank_torch.collector import LayerCollector
 from neuronrank_torch.executor import LayerRun
 from neuronrank_torch.gram import GramCollector, gated_product
 from neuronrank_torch.kernels import TorchKernels, inverse
+from neuronrank_torch.ranks import ALONE, Ranks
 from neuronrank_torch.report import LayerReport, ModuleReport
 from neuronrank_torch.surgery import remove_neurons
 
@@ -34,10 +35,14 @@ class LayerPruner:
     kernels : TorchKernels
     on_batch : callable
         Called with the layer's number after each micro-batch.
+    ranks : Ranks
+        Who shares the text; all prune by the statistics of all of it.
     """
 
-    def __init__(self, recipe: Recipe, kernels: TorchKernels, on_batch: Callable[[int], None]) -> None:
-        self.recipe, self.kernels, self.on_batch = recipe, kernels, on_batch
+    def __init__(
+        self, recipe: Recipe, kernels: TorchKernels, on_batch: Callable[[int], None], ranks: Ranks = ALONE
+    ) -> None:
+        self.recipe, self.kernels, self.on_batch, self.ranks = recipe, kernels, on_batch, ranks
         #: Sparsity ratios by layer, where they are not the recipe's.
         self.ratios: dict[int | str, float] = {}
 
@@ -68,7 +73,8 @@ class LayerPruner:
         first = GramCollector(run.index, linears, self._stages[0] if updating else ())
         with collector, first:
             self._feed(run, keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
-        statistics = collector.statistics() if self.recipe.requires else None
+        statistics = collector.statistics(self.ranks) if self.recipe.requires else None
+        first.sum_over(self.ranks)
         if self.recipe.whole_neurons:
             modules = self._remove_neurons(run.index, run.layer, linears, statistics, first.gram)
         else:
@@ -124,6 +130,7 @@ class LayerPruner:
             gram = GramCollector(run.index, linears, names, product if "down_proj" in names else None)
             with gram:
                 self._feed(run, keep=False)
+            gram.sum_over(self.ranks)
             refit(linears, dense, masks, gram)
 
     def _remove_neurons(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from zlib import crc32
 
+from neuronrank_torch.corpus import text_fingerprint
+from neuronrank_torch.statistics_folder import StatisticsFolder
+
 #: Words in a passage, and of how many words one begins a passage. Which ones do depends on the word alone, so that two
 #: texts are cut at the same places wherever they agree.
 _WORDS, _EVERY = 32, 32
@@ -32,6 +35,16 @@ def overlap_notes(evaluation: str, calibration: str, *, same: bool = False) -> I
     if share >= _NOTABLE:
         part = "is the calibration text" if share == 1.0 else f"shares about {share:.0%} with the calibration text"
         yield f"the evaluation text {part}: perplexity after pruning looks better than it is"
+
+
+def evaluation_notes(text: str, eval_text: str, statistics: StatisticsFolder | None) -> list[str]:
+    """What the user should know about the text to evaluate on, if there is one: whether it was calibrated on."""
+    if not eval_text:
+        return []
+    if statistics is None:
+        return list(overlap_notes(eval_text, text))
+    same = text_fingerprint(eval_text) == statistics.header["text_sha256"]
+    return list(overlap_notes(eval_text, text, same=same))
 
 
 def _passages(text: str) -> Iterator[str]:

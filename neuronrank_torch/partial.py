@@ -130,15 +130,10 @@ class PartialFolder:
         return size is not None and file.is_file() and file.stat().st_size == size
 
     def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Room for hidden states; on disk, the file is gone when nobody needs it any more."""
+        """Room for hidden states."""
         if self.hidden_states == "memory":
             return executor.in_memory(shape, like)
-        file = self.folder / "hidden"
-        size = torch.Size(shape).numel()
-        mapped = torch.from_file(str(file), shared=True, size=size, dtype=like.dtype).view(shape)
-        with suppress(OSError):  # Not POSIX: it goes with the folder.
-            file.unlink()
-        return mapped
+        return in_file(self.folder / "hidden", shape, like)
 
     def hand_over(self, header: Path) -> None:
         """Give the finished folder the output's name; all of its files get the permissions of ``header``, one of them.
@@ -150,3 +145,12 @@ class PartialFolder:
         """
         settle(self.output, header)
         move_in(self.output, self.target)
+
+
+def in_file(file: Path, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Room for hidden states in a file, which is gone when nobody needs it any more."""
+    size = torch.Size(shape).numel()
+    mapped = torch.from_file(str(file), shared=True, size=size, dtype=like.dtype).view(shape)
+    with suppress(OSError):  # Not POSIX: it goes with the folder.
+        file.unlink()
+    return mapped

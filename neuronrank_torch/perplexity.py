@@ -14,9 +14,11 @@ from neuronrank_core.errors import InputError, InvalidValueError, NonFiniteError
 from neuronrank_torch.architecture import Decoder, find_decoder
 from neuronrank_torch.corpus import BosMode, Tokens, bos_token, cut_windows, tokenize
 from neuronrank_torch.executor import LayerRun, layers_done, run_layers
+from neuronrank_torch.ranks import ALONE, Ranks
 from neuronrank_torch.streamed_model import HEAD, Resident
 
-#: Tokens that go through a streamed model together: their hidden states are in memory, and its weights are read once.
+#: Tokens that go through a streamed model together on each rank: their hidden states are in memory, and its weights
+#: are read once.
 STREAMED_TOKENS = 1 << 16
 #: Positions whose float32 log-probabilities are in memory at a time: 256 x 128k tokens are 128 MiB.
 _POSITIONS = 256
@@ -68,6 +70,7 @@ def evaluate(
     batch_size: int = 1,
     on_progress: OnProgress = lambda done, total: None,
     resident: Resident | None = None,
+    ranks: Ranks = ALONE,
 ) -> Perplexity:
     """Tokenize a text, cut it in windows and measure a model's perplexity on them.
 
@@ -80,7 +83,7 @@ def evaluate(
     seqlen, windows, bos_mode
         As in :func:`neuronrank_torch.corpus.cut_windows`; ``bos_mode`` matters only where the tokenizer adds a
         beginning-of-sequence token.
-    batch_size, on_progress, resident
+    batch_size, on_progress, resident, ranks
         As in :func:`perplexity`.
 
     Returns
@@ -97,7 +100,9 @@ def evaluate(
     bos = bos_token(tokenizer)
     cut = cut_windows(tokenize(tokenizer, text), seqlen=seqlen, windows=windows, bos=bos, bos_mode=bos_mode)
     used = None if bos is None else bos_mode
-    return perplexity(model, cut, batch_size=batch_size, bos=used, on_progress=on_progress, resident=resident)
+    return perplexity(
+        model, cut, batch_size=batch_size, bos=used, on_progress=on_progress, resident=resident, ranks=ranks
+    )
 
 
 def perplexity(
@@ -108,6 +113,7 @@ def perplexity(
     bos: BosMode | None = None,
     on_progress: OnProgress = lambda done, total: None,
     resident: Resident | None = None,
+    ranks: Ranks = ALONE,
 ) -> Perplexity:
     """Measure a model's perplexity on windows of tokens; the first token of each is given, not predicted.
 
@@ -126,6 +132,8 @@ def perplexity(
     resident : callable, optional
         Context in which a layer (by number) or the head of a model has its weights, if the model is streamed:
         :meth:`neuronrank_torch.streamed_model.StreamedModel.resident`.
+    ranks : Ranks
+        Processes that share the windows, each with the whole model; all get the figure that one alone would get.
 
     Returns
     -------
@@ -141,21 +149,29 @@ def perplexity(
     _check(model, windows, batch_size)
     count, seqlen = windows.shape
     decoder = None if resident is None else find_decoder(model)
-    block = count if decoder is None else -(-STREAMED_TOKENS // seqlen)
-    progress = _Progress(on_progress, count * (1 if decoder is None else 1 + len(decoder.layers)))
-    total = 0.0
+    blocks = _blocks(count, count if decoder is None else -(-STREAMED_TOKENS // seqlen), batch_size, ranks)
+    passes = 1 if decoder is None else 1 + len(decoder.layers)
+    progress = _Progress(on_progress, passes * sum(block.stop - block.start for block in blocks))
+    nll: list[float] = []
     with _evaluating(model):
-        for first in range(0, count, block):
-            tokens = torch.from_numpy(windows[first : first + block]).to(model.get_input_embeddings().weight.device)
+        for block in blocks:
+            tokens = torch.from_numpy(windows[block]).to(model.get_input_embeddings().weight.device)
             with ExitStack() as stack:
                 if decoder is not None and resident is not None:
                     hidden = _through_layers(decoder, tokens, batch_size, progress, resident)
                     stack.enter_context(layers_done(decoder, hidden))
                     stack.enter_context(resident(HEAD))
-                total += _block_nll(model, tokens, batch_size, first, progress)
+                nll += ranks.union(_block_nll(model, tokens, batch_size, block.start, progress))
     predicted = count * (seqlen - 1)
-    mean = total / predicted
+    mean = math.fsum(nll) / predicted
     return Perplexity(_exp(mean), mean, predicted, count, seqlen, bos)
+
+
+def _blocks(count: int, block: int, batch_size: int, ranks: Ranks) -> list[slice]:
+    """Windows of each block that are this rank's; the micro-batches are the same whatever the number of ranks."""
+    block = ranks.size * batch_size * -(-block // batch_size)
+    shares = ((first, ranks.share(min(block, count - first), batch_size)) for first in range(0, count, block))
+    return [slice(first + share.start, first + share.stop) for first, share in shares]
 
 
 class _Progress:
@@ -180,9 +196,9 @@ def _through_layers(
     return run_layers(decoder, windows, visit, batch_size=batch_size, resident=resident)
 
 
-def _block_nll(model: Any, windows: torch.Tensor, batch_size: int, first: int, progress: _Progress) -> float:
-    """Sum of -log p(token) over windows, of which the first has the number ``first``."""
-    total = 0.0
+def _block_nll(model: Any, windows: torch.Tensor, batch_size: int, first: int, progress: _Progress) -> list[float]:
+    """Sum of -log p(token) over each window; the first has the number ``first``."""
+    sums = []
     for start in range(0, len(windows), batch_size):
         batch = windows[start : start + batch_size]
         logits = model(input_ids=batch, use_cache=False).logits
@@ -193,9 +209,9 @@ def _block_nll(model: Any, windows: torch.Tensor, batch_size: int, first: int, p
                     f"the model's likelihoods are not finite in window {first + start + offset}",
                     hint="try --dtype float32, and check the model's weights",
                 )
-            total += nll
+            sums.append(nll)
         progress(len(batch))
-    return total
+    return sums
 
 
 def _window_nll(logits: torch.Tensor, targets: torch.Tensor) -> float:

@@ -21,6 +21,7 @@ from neuronrank_torch.executor import LayerRun, run_layers
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.layer_pruner import LayerPruner, module_reports
 from neuronrank_torch.layer_store import LayerStore
+from neuronrank_torch.ranks import ALONE, Ranks
 from neuronrank_torch.report import LayerReport, Report
 from neuronrank_torch.statistics_folder import StatisticsFolder
 from neuronrank_torch.streamed_model import HEAD, Unit
@@ -39,6 +40,7 @@ def prune(
     on_progress: Progress = lambda layer, done, total: None,
     store: LayerStore | None = None,
     statistics: StatisticsFolder | None = None,
+    ranks: Ranks = ALONE,
 ) -> Report:
     """Prune a model in place.
 
@@ -58,6 +60,9 @@ def prune(
         Where the layers' weights are while they are not at work; by default they stay in memory.
     statistics : StatisticsFolder, optional
         Statistics of this very model to prune by, instead of calibration text.
+    ranks : Ranks
+        Processes that share the text, each with the whole model and the same arguments; from
+        :func:`neuronrank_torch.process_group.launched`. All end with the same pruned model.
 
     Returns
     -------
@@ -77,7 +82,7 @@ def prune(
     started = time.perf_counter()
     if statistics is not None:
         recipe = statistics.fitted(recipe)
-    run = _PruneRun(model, recipe, on_progress, store or LayerStore())
+    run = _PruneRun(model, recipe, on_progress, store or LayerStore(), ranks)
     if batch_size is not None and batch_size < 1:
         raise InvalidValueError("batch_size", batch_size, "a whole number >= 1")
     training = {module: module.training for module in model.modules()}
@@ -131,18 +136,28 @@ def first_pruned(recipe: Recipe, layers: int) -> tuple[int, list[str]]:
     return 0 if last is None else layers - last, []
 
 
+def _idle(ranks: Ranks, sequences: int, batch_size: int) -> list[str]:
+    """What the user should know where there are more ranks than micro-batches."""
+    batches = -(-sequences // batch_size)
+    if ranks.size <= batches:
+        return []
+    return [f"{ranks.size - batches} of {ranks.size} processes had no text: lower --batch-size or raise --nsamples"]
+
+
 class _PruneRun:
     """One run over one model: what the layers' visits share."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, on_progress: Progress, store: LayerStore) -> None:
-        self.model, self.recipe, self.on_progress, self.store = model, recipe, on_progress, store
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, on_progress: Progress, store: LayerStore, ranks: Ranks
+    ) -> None:
+        self.model, self.recipe, self.on_progress, self.store, self.ranks = model, recipe, on_progress, store, ranks
         self.decoder: Decoder = find_decoder(model)
         self.head = untied_head(model) if recipe.prune_lm_head else None
         # Where a streamed model works; its layers are elsewhere now.
         self.device = next(p.device for p in model.parameters() if not p.is_meta)
         self.reports: list[LayerReport] = []
         self.first, self.notes = first_pruned(recipe, len(self.decoder.layers))
-        self.pruner = LayerPruner(recipe, TorchKernels(self.device), self._step)
+        self.pruner = LayerPruner(recipe, TorchKernels(self.device), self._step, ranks)
         self.steps = 0
 
     def by_statistics(self, statistics: StatisticsFolder | None) -> None:
@@ -183,7 +198,9 @@ class _PruneRun:
             for unit in (*layers, *([] if self.head is None else [HEAD])):
                 self._recalled(unit)
         else:
-            batches = -(-len(sequences) // batch_size)
+            self.notes += _idle(self.ranks, len(sequences), batch_size)
+            share = self.ranks.share(len(sequences), batch_size)
+            batches = -(-(share.stop - share.start) // batch_size)
             self.total = batches * sum(map(self._passes, layers))
             if self.recipe.allocate != "uniform":
                 self.total += batches * len(self.decoder.layers) * (self.store.ratios() is None)
@@ -191,16 +208,18 @@ class _PruneRun:
             hidden = self._run_layers(sequences, self._visit, batch_size)
             if self.head is not None:
                 with self.store.resident(HEAD):
-                    self._mask(HEAD, {HEAD: self.head}, head_statistics(self.decoder, hidden, self.device))
+                    self._mask(HEAD, {HEAD: self.head}, head_statistics(self.decoder, hidden, self.device, self.ranks))
         if self.recipe.whole_neurons:
             self._shrink_config()
 
     def _run_layers(self, sequences: Tensor, visit: Callable[[LayerRun], None], batch_size: int) -> Tensor:
+        share = self.ranks.share(len(sequences), batch_size)
         return run_layers(
             self.decoder,
-            sequences.to(self.device),
+            sequences[share].to(self.device),
             visit,
             batch_size=batch_size,
+            first=share.start,
             resident=self.store.resident,
             room=self.store.room,
         )
@@ -209,7 +228,7 @@ class _PruneRun:
         """Give each layer its sparsity ratio, once ``look`` has shown the pass every dense layer."""
         ratios = self.store.ratios()
         if ratios is None:
-            dense = AllocationPass(self.decoder, self.recipe, self.pruner.kernels, self.first, self._step)
+            dense = AllocationPass(self.decoder, self.recipe, self.pruner.kernels, self.first, self._step, self.ranks)
             look(dense)
             ratios = dense.ratios()
             self.store.keep_ratios(ratios)
@@ -224,6 +243,8 @@ class _PruneRun:
         return True
 
     def _record(self, unit: Unit, report: LayerReport | None) -> None:
+        module = self.decoder.layers[unit] if isinstance(unit, int) else untied_head(self.model)
+        self.ranks.agree(f"layer {unit}", module.parameters())
         self.reports += [] if report is None else [report]
         self.store.keep(unit, report)
 

@@ -13,8 +13,9 @@ from neuronrank_torch import corpus
 from neuronrank_torch.architecture import find_decoder, prunable_linears, untied_head
 from neuronrank_torch.checkpoint import check_output
 from neuronrank_torch.cost import estimate_memory, estimate_seconds
-from neuronrank_torch.job import Evaluation, Job, choose_device, evaluation_notes
+from neuronrank_torch.job import Evaluation, Job, choose_device
 from neuronrank_torch.models import open_model
+from neuronrank_torch.overlap import evaluation_notes
 from neuronrank_torch.pipeline import first_pruned, micro_batch
 from neuronrank_torch.report import LayerReport, ModuleReport, Report
 

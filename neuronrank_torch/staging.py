@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from safetensors import SafetensorError
 
 from neuronrank_core.errors import NeuronRankError
 from neuronrank_torch.checkpoint import write_durably
+from neuronrank_torch.follower import Opened
 from neuronrank_torch.layer_store import LayerStore
 from neuronrank_torch.models import quiet_transformers
 from neuronrank_torch.partial import HiddenStates, PartialFolder
+from neuronrank_torch.ranks import ALONE, Ranks
 from neuronrank_torch.report import LayerReport
 from neuronrank_torch.shards import join_shards, write_index, write_shard
 from neuronrank_torch.streamed_model import HEAD, REST, StreamedModel, Unit
-from neuronrank_torch.weights import SafetensorsWeights, WeightSource
+from neuronrank_torch.weights import FromFirst, SafetensorsWeights, WeightSource
 
 REPORT_NAME = "neuronrank.json"
 #: Up to this size a model is saved as one file; a larger one as a shard per layer.
@@ -37,6 +40,8 @@ class Staging(PartialFolder, LayerStore):
         See :class:`neuronrank_torch.partial.PartialFolder`.
     propagate_dense : bool
         Whether text goes on through the original weights of finished layers instead of the pruned ones.
+    ranks : Ranks
+        Of which this is the first; the others are :class:`neuronrank_torch.follower.Follower`.
     """
 
     inner = "model"
@@ -50,18 +55,21 @@ class Staging(PartialFolder, LayerStore):
         force: bool = False,
         propagate_dense: bool = False,
         hidden_states: HiddenStates = "memory",
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(target, identity, len(model.decoder.layers), force=force, hidden_states=hidden_states)
-        self.model, self.propagate_dense = model, propagate_dense
+        self.model, self.propagate_dense, self.ranks = model, propagate_dense, ranks
         tensors = [tensor for unit in model.units for tensor in model.tensors(unit).values()]
         self._join = (
             sum(tensor.nbytes for tensor in tensors) <= SINGLE_FILE_BYTES and len({t.dtype for t in tensors}) == 1
         )
 
     def entered(self) -> None:
-        """Give finished units the shapes that they have now."""
-        for unit in self.units_done():
-            self.model.reshape(unit, self.source(unit).shapes())
+        """Give finished units the shapes that they have now, and tell the other ranks."""
+        shapes = {unit: self.source(unit).shapes() for unit in self.units_done()}
+        for unit in shapes:
+            self.model.reshape(unit, shapes[unit])
+        self.ranks.from_first(lambda: Opened(shapes, self.journal.ratios, self.journal.measured))
 
     def shard(self, unit: Unit) -> Path:
         """File of a unit."""
@@ -91,7 +99,7 @@ class Staging(PartialFolder, LayerStore):
 
     def pruned(self, unit: Unit) -> AbstractContextManager[None]:
         """Context in which a unit has its pruned weights, if it is finished."""
-        return self.model.resident(unit, self.source(unit) if self.done(unit) else None)
+        return self.model.resident(unit, FromFirst(self.ranks, self.source(unit)) if self.done(unit) else None)
 
     def keep(self, unit: Unit, report: LayerReport | None = None) -> None:
         """Make a unit durable as it is in memory now."""
@@ -105,6 +113,15 @@ class Staging(PartialFolder, LayerStore):
     def keep_ratios(self, ratios: list[float]) -> None:
         """Make the ratios durable: finished layers no longer tell them."""
         self.journal.allocated(ratios)
+
+    def measured(self, what: str, measure: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """A perplexity that was measured before, or is now; made durable."""
+        if what not in self.journal.measured:
+            perplexity = measure()
+            if perplexity is None:
+                return None
+            self.journal.measure(what, perplexity)
+        return self.journal.measured[what]
 
     def _write(self, unit: Unit) -> None:
         write_durably(self.shard(unit), lambda path: write_shard(self.model.tensors(unit), path))

@@ -8,23 +8,32 @@ from typing import Any
 
 from neuronrank_core import LayerStatistics, NeuronRankError, save_statistics
 from neuronrank_torch.checkpoint import STATISTICS, write_durably
+from neuronrank_torch.follower import Opened
 from neuronrank_torch.partial import PartialFolder
+from neuronrank_torch.ranks import ALONE, Ranks
 from neuronrank_torch.statistics_folder import file_name
-from neuronrank_torch.streamed_model import Unit
+from neuronrank_torch.streamed_model import HEAD, Unit
 
 
 class StatisticsWriter(PartialFolder):
-    """See :class:`neuronrank_torch.partial.PartialFolder`."""
+    """See :class:`neuronrank_torch.partial.PartialFolder`; ``ranks`` as for the staging folder of a prune."""
 
     inner = "statistics"
+
+    def __init__(
+        self, target: Path, identity: dict[str, Any], layers: int, *, ranks: Ranks = ALONE, **options: Any
+    ) -> None:
+        super().__init__(target, identity, layers, **options)
+        self.ranks = ranks
+
+    def entered(self) -> None:
+        """Tell the other ranks what is finished."""
+        done = filter(self.done, (*range(self.layers), HEAD))
+        self.ranks.from_first(lambda: Opened(dict.fromkeys(done)))
 
     def done(self, unit: Unit) -> bool:
         """Whether a unit's table is on disk, by this process or one before."""
         return self.finished(self.output / file_name(unit))
-
-    def layers_done(self) -> int:
-        """How many layers are."""
-        return sum(map(self.done, range(self.layers)))
 
     def keep(self, unit: Unit, table: LayerStatistics) -> None:
         """Make a unit's table durable."""

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from neuronrank_torch.ranks import Ranks
 from neuronrank_torch.shards import read_header
 
 
@@ -107,6 +108,28 @@ class LoadedWeights(WeightSource):
     def tensor(self, name: str) -> Tensor:
         """See :class:`WeightSource`."""
         return self._tensors[name]
+
+
+class FromFirst(WeightSource):
+    """Tensors that the first rank reads for all; they have to ask for them together.
+
+    Parameters
+    ----------
+    ranks : Ranks
+    source : WeightSource, optional
+        Where the first rank reads them; the others have none.
+    """
+
+    def __init__(self, ranks: Ranks, source: WeightSource | None = None) -> None:
+        self.ranks, self.source = ranks, source
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See :class:`WeightSource`."""
+        return self.ranks.from_first(lambda: self.source.shapes())  # type: ignore[union-attr]
+
+    def tensor(self, name: str) -> Tensor:
+        """See :class:`WeightSource`."""
+        return self.ranks.from_first(lambda: self.source.tensor(name))  # type: ignore[union-attr]
 
 
 def stored_tensors(model: Any) -> dict[str, Tensor]:

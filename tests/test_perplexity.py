@@ -69,8 +69,8 @@ def test_a_layer_at_a_time_is_the_same(family, tied, monkeypatch):
     )
     assert result.nll == pytest.approx(expected.nll, rel=1e-6)
     assert (result.windows, result.predicted_tokens) == (7, 7 * 23)
-    # Blocks of 3, 3 and 1 windows through 2 layers and the head.
-    assert [done for done, _ in seen] == [2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18, 19, 20, 21]
+    # Blocks of 4 and 3 windows, whole micro-batches, through 2 layers and the head.
+    assert [done for done, _ in seen] == [2, 4, 6, 8, 10, 12, 14, 15, 17, 18, 20, 21]
     assert {total for _, total in seen} == {21}
 
 
