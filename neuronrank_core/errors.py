@@ -72,3 +72,8 @@ class MissingStatisticsError(NeuronRankError):
             f"No TF-IDF statistics for layer {layer}" + (f": {detail}" if detail else ""),
             hint="ensure the model has `layer.mlp.gate_proj` (a gated MLP) in every decoder layer",
         )
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add what else a user should know to an exception on its way (PEP 678; Python 3.10 has no ``add_note``)."""
+    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]

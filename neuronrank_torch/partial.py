@@ -11,7 +11,7 @@ from typing import IO, Any, Literal
 import torch
 from torch import Tensor
 
-from neuronrank_core.errors import NeuronRankError
+from neuronrank_core.errors import NeuronRankError, add_note
 from neuronrank_torch import executor
 from neuronrank_torch.checkpoint import move_in, settle
 from neuronrank_torch.journal import Journal
@@ -120,8 +120,7 @@ class PartialFolder:
                 f"{min(done, self.layers)} of {self.layers} layers are done and kept: "
                 "the same command goes on from there"
             )
-            # PEP 678 by hand: Python 3.10 has no BaseException.add_note.
-            error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
+            add_note(error, note)
         self._lock.close()
 
     def finished(self, file: Path) -> bool:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from neuronrank_core.errors import NeuronRankError
+from neuronrank_core.errors import NeuronRankError, add_note
 from neuronrank_torch.ranks import ALONE, Ranks, T
 
 #: What torchrun, or whatever else starts the processes, sets.
@@ -122,7 +122,7 @@ class ProcessGroup(Ranks):
             message = self._broadcast(message, -brought[failed], failed)
         if failed != self.rank:
             error: BaseException = pickle.loads(message)
-            error.__notes__ = [*getattr(error, "__notes__", []), f"this happened on rank {failed} of {self.size}"]
+            add_note(error, f"this happened on rank {failed} of {self.size}")
             raise error
         return brought
 
