@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from neuronrank_torch.checkpoint import write_durably
 from neuronrank_torch.report import LayerReport, ModuleReport
 
 #: Changes when a journal of before can no longer be taken over.
-JOURNAL_FORMAT = 1
+JOURNAL_FORMAT = 2
 #: Differences between two runs that an error names.
 _SHOWN = 3
 
@@ -41,7 +42,7 @@ class Journal:
     Raises
     ------
     InputError
-        If the journal there is of another run.
+        If the journal there is of another run, or damaged.
     """
 
     def __init__(self, file: Path, identity: dict[str, Any]) -> None:
@@ -57,7 +58,9 @@ class Journal:
     def _take_over(self) -> None:
         try:
             there = json.loads(self.file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            if there.pop("checksum", None) != _checksum(there):
+                raise ValueError("its checksum is wrong")
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise InputError(f"cannot read {self.file}: {error}", hint="discard that run with --force") from error
         changes = differences(there["identity"], self.identity)
         if changes:
@@ -92,8 +95,12 @@ class Journal:
             "measured": self.measured,
             "ratios": self.ratios,
         }
-        text = json.dumps(content, indent=2)
+        text = json.dumps({**content, "checksum": _checksum(content)}, indent=2)
         write_durably(self.file, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:

@@ -48,9 +48,12 @@ def shards(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         return []
-    names = read_json(folder / INDEX).get("weight_map", {}).values()
+    weights = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise InputError(f"{folder / INDEX} names no weights", hint="download the model again")
+    names = weights.values()
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(
                 f"{folder / INDEX} names a file outside its folder: {name}", hint="do not trust this model"
             )
@@ -86,7 +89,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; raises InputError where there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {file}: {first_line(error)}", hint="download the model again") from error
     if not isinstance(content, dict):
         raise InputError(f"cannot read {file}: not a JSON object", hint="download the model again")

@@ -216,7 +216,7 @@ def _locate(spec: str) -> tuple[Literal["folder", "gguf", "hub"], Path]:
     try:
         path = Path(spec).expanduser()
     except RuntimeError as error:
-        raise InputError(f"model not found: {spec} ({error})") from error
+        raise InputError(f"model not found: {spec} ({error})", hint="check the path") from error
     if path.is_dir():
         return "folder", path.resolve()
     if path.is_file():

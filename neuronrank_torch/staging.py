@@ -9,8 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from neuronrank_core.errors import NeuronRankError
-from neuronrank_torch.checkpoint import write_durably
+from neuronrank_torch.checkpoint import save_tokenizer, write_durably
 from neuronrank_torch.layer_store import LayerStore
 from neuronrank_torch.models import quiet_transformers
 from neuronrank_torch.partial import HiddenStates, PartialFolder
@@ -59,9 +58,12 @@ class Staging(PartialFolder, LayerStore):
         )
 
     def entered(self) -> None:
-        """Give finished units the shapes that they have now."""
+        """Give finished units the shapes that they have now; one that cannot be read is not finished."""
         for unit in self.units_done():
-            self.model.reshape(unit, self.source(unit).shapes())
+            try:
+                self.model.reshape(unit, self.source(unit).shapes())
+            except (SafetensorError, KeyError):
+                del self.journal.shards[self.shard(unit).name]
 
     def shard(self, unit: Unit) -> Path:
         """File of a unit."""
@@ -107,7 +109,8 @@ class Staging(PartialFolder, LayerStore):
         self.journal.allocated(ratios)
 
     def _write(self, unit: Unit) -> None:
-        write_durably(self.shard(unit), lambda path: write_shard(self.model.tensors(unit), path))
+        with self.saving():
+            write_durably(self.shard(unit), lambda path: write_shard(self.model.tensors(unit), path))
 
     def finish(self, tokenizer: Any, report: dict[str, Any]) -> None:
         """Complete the model and give it the output's name.
@@ -121,21 +124,16 @@ class Staging(PartialFolder, LayerStore):
         Raises
         ------
         NeuronRankError
-            If writing fails.
+            If writing fails, or something is there by now that must not be replaced.
         """
         text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        try:
+        with self.saving():
             self._complete_shards()
             with quiet_transformers():
                 self._save_configuration()
-                tokenizer.save_pretrained(self.output)
+                save_tokenizer(tokenizer, self.output)
             (self.output / REPORT_NAME).write_text(text, encoding="utf-8")
             self.hand_over(self.output / REPORT_NAME)
-        except (OSError, SafetensorError) as error:
-            raise NeuronRankError(
-                f"could not save to {self.target}: {error}",
-                hint="check free space and permissions; nothing was changed there",
-            ) from error
 
     def _complete_shards(self) -> None:
         self._write(REST)

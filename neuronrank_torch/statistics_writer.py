@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from neuronrank_core import LayerStatistics, NeuronRankError, save_statistics
+from neuronrank_core import LayerStatistics, save_statistics
 from neuronrank_torch.checkpoint import STATISTICS, write_durably
 from neuronrank_torch.partial import PartialFolder
 from neuronrank_torch.statistics_folder import file_name
@@ -17,6 +17,7 @@ class StatisticsWriter(PartialFolder):
     """See :class:`neuronrank_torch.partial.PartialFolder`."""
 
     inner = "statistics"
+    kind = STATISTICS
 
     def done(self, unit: Unit) -> bool:
         """Whether a unit's table is on disk, by this process or one before."""
@@ -29,7 +30,8 @@ class StatisticsWriter(PartialFolder):
     def keep(self, unit: Unit, table: LayerStatistics) -> None:
         """Make a unit's table durable."""
         file = self.output / file_name(unit)
-        write_durably(file, lambda path: save_statistics(path, table))
+        with self.saving():
+            write_durably(file, lambda path: save_statistics(path, table))
         self.journal.finish(file, None)
 
     def finish(self, header: dict[str, Any]) -> Path:
@@ -42,12 +44,7 @@ class StatisticsWriter(PartialFolder):
         """
         file = self.output / STATISTICS.header
         text = json.dumps(header, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        try:
+        with self.saving():
             file.write_text(text, encoding="utf-8")
             self.hand_over(file)
-        except OSError as error:
-            raise NeuronRankError(
-                f"could not save to {self.target}: {error}",
-                hint="check free space and permissions; nothing was changed there",
-            ) from error
         return self.target
