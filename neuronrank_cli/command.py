@@ -128,11 +128,10 @@ class Command(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt as stop:
-            click.echo(f"Interrupted; {'; '.join(_notes(stop)) or 'nothing half-done is left behind'}", err=True)
+            click.echo(f"Interrupted; {_left(stop)}", err=True)
             ctx.exit(INTERRUPTED)
         except SystemExit as stop:
-            for note in _notes(stop):
-                click.echo(f"Ended; {note}", err=True)
+            click.echo(f"Ended; {_left(stop)}", err=True)
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
@@ -146,6 +145,11 @@ class Command(click.Command):
             for note in _notes(error):
                 click.echo(f"Note: {note}", err=True)
             ctx.exit(failure.exit_code)
+
+
+def _left(stop: BaseException) -> str:
+    """What a run that was told to end has left behind."""
+    return "; ".join(_notes(stop)) or "nothing half-done is left behind"
 
 
 def _notes(error: BaseException) -> list[str]:

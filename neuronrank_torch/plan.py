@@ -38,6 +38,8 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     eval_text = corpus.load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
     job = replace(job, device=choose_device(job.device))
     streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
+    if job.save is not None:
+        check_output(job.save, source, job.force)
     if statistics is not None:
         statistics.check_model(source)
     model = streamed.model
