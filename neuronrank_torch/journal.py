@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from neuronrank_core.errors import InputError
 from neuronrank_torch.checkpoint import write_durably
 from neuronrank_torch.report import LayerReport, ModuleReport
+from neuronrank_torch.sealed import seal, unseal
 
 #: Changes when a journal of before can no longer be taken over.
 JOURNAL_FORMAT = 2
@@ -57,10 +57,8 @@ class Journal:
 
     def _take_over(self) -> None:
         try:
-            there = json.loads(self.file.read_text(encoding="utf-8"))
-            if there.pop("checksum", None) != _checksum(there):
-                raise ValueError("its checksum is wrong")
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            there = unseal(json.loads(self.file.read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as error:
             raise InputError(f"cannot read {self.file}: {error}", hint="discard that run with --force") from error
         changes = differences(there["identity"], self.identity)
         if changes:
@@ -95,12 +93,8 @@ class Journal:
             "measured": self.measured,
             "ratios": self.ratios,
         }
-        text = json.dumps({**content, "checksum": _checksum(content)}, indent=2)
+        text = json.dumps(seal(content), indent=2)
         write_durably(self.file, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:

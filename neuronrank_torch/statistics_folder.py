@@ -13,6 +13,7 @@ from neuronrank_core.statistics_io import FORMAT_VERSION, KINDS
 from neuronrank_torch.checkpoint import STATISTICS
 from neuronrank_torch.journal import differences
 from neuronrank_torch.models import ModelSource
+from neuronrank_torch.sealed import unseal
 from neuronrank_torch.streamed_model import Unit
 
 #: Settings that the tables were collected with and no recipe can change afterwards.
@@ -161,11 +162,14 @@ def _read_header(folder: Path) -> dict[str, Any]:
             f"{folder} is no statistics folder: it has no {STATISTICS.header}",
             hint="name a folder that `neuronrank collect --save` wrote",
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"cannot read {file}: {error}", hint="collect again") from error
     if version > FORMAT_VERSION:
         raise InputError(f"{folder} has format {version}, newer than {FORMAT_VERSION}", hint="upgrade neuronrank")
     missing = sorted(_KEYS - header.keys())
     if missing:
         raise InputError(f"{file} lacks {missing[0]}", hint="collect again")
-    return dict(header)
+    try:
+        return unseal(header)
+    except ValueError as error:
+        raise InputError(f"cannot read {file}: {error}", hint="collect again") from error

@@ -9,6 +9,7 @@ from typing import Any
 from neuronrank_core import LayerStatistics, save_statistics
 from neuronrank_torch.checkpoint import STATISTICS, write_durably
 from neuronrank_torch.partial import PartialFolder
+from neuronrank_torch.sealed import seal
 from neuronrank_torch.statistics_folder import file_name
 from neuronrank_torch.streamed_model import Unit
 
@@ -43,7 +44,7 @@ class StatisticsWriter(PartialFolder):
             If writing fails.
         """
         file = self.output / STATISTICS.header
-        text = json.dumps(header, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(seal(header), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         with self.saving():
             file.write_text(text, encoding="utf-8")
             self.hand_over(file)
