@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 
 from neuronrank_core.errors import InputError
@@ -83,6 +87,34 @@ def sampled_digest(file: Path) -> str:
             stream.seek(place * max(size - _BYTES, 0) // (_PLACES - 1) if size > _PLACES * _BYTES else place * _BYTES)
             digest.update(stream.read(_BYTES))
     return digest.hexdigest()
+
+
+def check_size(spec: str, config: Any, shapes: Collection[tuple[int, ...]]) -> None:
+    """Refuse a configuration of a far larger model than its weights are, before memory or hours go into building it.
+
+    Parameters
+    ----------
+    spec : str
+        Named in the error.
+    config : transformers.PreTrainedConfig
+    shapes : collection of tuple of int
+        Of the weights that there are.
+
+    Raises
+    ------
+    InputError
+        If it has more layers than there are tensors, or more than twice as many weights.
+    """
+    hint = "the checkpoint is incomplete or its config.json wrong: download it again"
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > len(shapes):
+        raise InputError(f"{spec} describes a model of {layers} layers, but holds {len(shapes)} tensors", hint=hint)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    described = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(map(math.prod, shapes))
+    if described > 2 * held:  # With room for what transformers renames, splits or shares.
+        raise InputError(f"{spec} describes a model of {described:,} weights, but holds {held:,}", hint=hint)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from tiny_files import small as small_model
 from tiny_files import write_gguf
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from neuronrank_torch import models
+
 from .conftest import Run
 from .faults import copied, refused, saved
 
@@ -109,6 +111,20 @@ def test_shards(run: Run, small: Flags, name: str, damage: str) -> None:
     act, says, hint = SHARDS[damage]
     act(folder)
     refused(run, *command(name, "source", small), code=2, says=says, hint=hint)
+
+
+@pytest.mark.parametrize("name", ["prune", "eval", "prune in memory"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_hidden_layers", 10**9), ("vocab_size", 10**12), ("hidden_size", 4096)]
+)
+def test_config_of_a_far_larger_model(
+    run: Run, small: Flags, model: Path, name: str, key: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of its size is built, which would take hours or all memory."""
+    config = copied(model) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
+    monkeypatch.setattr(models, "init_empty_weights", lambda **_: pytest.fail("built"))
+    refused(run, *command(name, "source", small), code=2, says="source describes a model of ", hint="config.json")
 
 
 @pytest.mark.parametrize("name", ["prune", "eval"])
