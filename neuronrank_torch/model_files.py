@@ -117,14 +117,14 @@ def check_size(spec: str, config: Any, shapes: Collection[tuple[int, ...]]) -> N
         raise InputError(f"{spec} describes a model of {described:,} weights, but holds {held:,}", hint=hint)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; raises InputError where there is none."""
+def read_json(file: Path, hint: str = "download the model again") -> dict[str, Any]:
+    """Read a JSON object; raises InputError, with this hint, where there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {file}: {first_line(error)}", hint="download the model again") from error
+        raise InputError(f"cannot read {file}: {first_line(error)}", hint=hint) from error
     if not isinstance(content, dict):
-        raise InputError(f"cannot read {file}: not a JSON object", hint="download the model again")
+        raise InputError(f"cannot read {file}: not a JSON object", hint=hint)
     return content
 
 
