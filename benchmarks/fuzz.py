@@ -37,6 +37,7 @@ from tiny_files import small, write_gguf
 
 from neuronrank_cli import command
 from neuronrank_cli.app import cli
+from neuronrank_torch.models import quiet_transformers
 
 #: What our own code raises only by mistake; a broad `except` must not make an answer of it.
 BUGS = (TypeError, AttributeError, NameError, IndexError, AssertionError, ZeroDivisionError, RecursionError)
@@ -64,6 +65,8 @@ class Result:
         end, problem = ended(arguments, limit)
         self.slowest = max(self.slowest, time.perf_counter() - started)
         self.ends[end] += 1
+        if self.ends.total() % 100 == 0:
+            click.echo(f"{dict(self.ends)}, {len(self.problems)} problems", err=True)
         if problem:
             self.problems.append({"arguments": arguments, "what": what, "problem": problem})
 
@@ -274,10 +277,10 @@ def _damaged_json(draw: st.DrawFn, content: bytes) -> bytes:
 
 def prepared(place: Path) -> None:
     """Everything that the commands read, in the working folder ``place``."""
-    tiny_model(layers=2, hidden=16, intermediate=32).save_pretrained(place / "model")
-    tiny_model(layers=2, hidden=16, intermediate=32).save_pretrained(place / "sharded", max_shard_size="12KB")
-    for name in ("model", "sharded"):
-        tiny_tokenizer(True).save_pretrained(place / name)
+    for name, shard_size in (("model", "1GB"), ("sharded", "12KB")):
+        with quiet_transformers():
+            tiny_model(layers=2, hidden=16, intermediate=32).save_pretrained(place / name, max_shard_size=shard_size)
+            tiny_tokenizer(True).save_pretrained(place / name)
     write_gguf(place / "tiny.gguf", small())
     (place / "empty").mkdir()
     (place / "blank.txt").write_text(" \n")

@@ -199,4 +199,4 @@ def test_an_activation_that_is_no_number(run: Run, small: Flags, model: Path, na
 
     _weights(copied(model), change)
     says = "not finite" if name in ("eval", "prune in memory") else "NaN or Inf in"
-    refused(run, *command(name, "source", small), code=1, says=says, hint="weights")
+    refused(run, *command(name, "source", small), code=1, says=says, hint="--dtype float32")
