@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 from click.testing import CliRunner
@@ -115,6 +116,17 @@ def _within(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """No hub: it would be asked for whatever looks like a name, five times."""
+    refusal = ConnectionError("no hub in the fuzz")
+    with (
+        mock.patch("huggingface_hub.snapshot_download", side_effect=refusal),
+        mock.patch.dict(sys.modules, {"datasets": None}),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -362,7 +374,7 @@ def repeated(examples: int, seed: int, act: Callable[[st.DataObject], None]) -> 
 def fuzz(examples: int, seed: int = 0, limit: float = 60.0) -> dict[str, Result]:
     """Run so many command lines and so many damaged files."""
     results = {"command lines": Result(), "damaged files": Result()}
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, _offline():
         source, place = Path(temporary, "source"), Path(temporary, "place")
         source.mkdir()
         prepared(source)
