@@ -169,18 +169,21 @@ JUNK = st.one_of(
     ),
     st.text(max_size=8),
 )
-WHOLE = st.one_of(st.integers(-2, 40), st.sampled_from([10**12, -(10**12), 10**20, 2**63]))
+WHOLE = st.one_of(st.integers(1, 20), st.integers(-2, 40), st.sampled_from([10**12, -(10**12), 10**20, 2**63]))
 REAL = st.one_of(
-    st.floats(-12, 12), st.floats(0, 1), st.sampled_from([float("nan"), float("inf"), 1e308, -1e308, 5e-324])
+    st.floats(-12, 12),
+    st.floats(0, 1),
+    st.floats(0.1, 3),
+    st.sampled_from([float("nan"), float("inf"), 1e308, -1e308, 5e-324]),
 )
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-3, 600), REAL, st.sampled_from([2**40, -(2**63), 10**30]), JUNK),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=4,
 )
-MODELS = ["model", "sharded", "tiny.gguf", "gone", "empty", "text.txt", "", ".", "builtin:x", "./a\x00b"]
+MODELS = ["model", "model", "sharded", "tiny.gguf", "gone", "empty", "text.txt", "", ".", "builtin:x", "./a\x00b"]
 TEXTS = ["text.txt", "text.jsonl", "builtin", "gone.txt", "empty", "blank.txt", "model", ""]
-PLACES = ["out", "new/out", "model", "stats", "text.txt", "text.txt/out", ".", "/proc/none", "empty", ""]
+PLACES = ["out", "out", "new/out", "model", "stats", "text.txt", "text.txt/out", ".", "/proc/none", "empty", ""]
 #: Values of flags that name something in the working folder.
 NAMES = {
     "model": MODELS,
@@ -209,7 +212,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
     name = draw(st.sampled_from([*sorted(cli.commands), "prune", "prune", "prune"]))
     parameters = [p for p in cli.commands[name].params if isinstance(p, click.Option)]
     arguments = [name, *(LIKELY.get(name, []) if draw(st.integers(0, 9)) else [])]
-    for parameter in draw(st.lists(st.sampled_from(parameters), max_size=6)):
+    for parameter in draw(st.lists(st.sampled_from(parameters), max_size=4, unique=True)):
         spelling = draw(st.sampled_from([*parameter.opts, *parameter.secondary_opts]))
         if draw(st.booleans()):
             spelling = "--" + spelling[2:].replace("-", "_")
@@ -232,7 +235,7 @@ def _values(parameter: click.Option) -> st.SearchStrategy[str]:
         right = REAL.map(repr)
     else:
         right = st.sampled_from(["2:4", "4:8", "3:7", "neurons", "unstructured", "cpu", "cuda:7", "0:2", "1:1", "meta"])
-    return st.one_of(right, right, right, JUNK)
+    return st.integers(0, 7).flatmap(lambda chance: right if chance else JUNK)
 
 
 @st.composite
