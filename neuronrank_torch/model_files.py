@@ -19,6 +19,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 #: How many places of a file its digest looks at, and how many bytes there.
 _PLACES, _BYTES = 256, 64 << 10
+_TOO_LARGE = "the checkpoint is incomplete or its config.json wrong: download it again"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
@@ -42,8 +43,10 @@ def check_folder(folder: Path) -> None:
                 hint="convert them to safetensors: huggingface.co/docs/safetensors/convert-weights",
             )
         raise InputError(f"{folder} has no weights (*.safetensors)", hint="name the folder of a complete model")
-    for shard in files:
-        _check_shard(shard)
+    tensors = sum(map(_check_shard, files))
+    for part in (config, config.get("text_config")):
+        # Before transformers makes lists of that length of it.
+        _check_depth(str(folder), part.get("num_hidden_layers") if isinstance(part, dict) else None, tensors)
 
 
 def shards(folder: Path) -> list[Path]:
@@ -64,12 +67,13 @@ def shards(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names))]
 
 
-def _check_shard(shard: Path) -> None:
+def _check_shard(shard: Path) -> int:
+    """Refuse a file that is missing or broken; else say how many tensors it holds."""
     if not shard.is_file():
         raise InputError(f"{shard} is missing, though the index names it", hint="download the model again")
     try:
-        with safe_open(shard, framework="pt"):
-            pass
+        with safe_open(shard, framework="pt") as content:
+            return len(content.keys())
     except SafetensorError as error:
         raise InputError(f"{shard} is truncated or corrupt: {first_line(error)}", hint="download it again") from error
 
@@ -105,16 +109,18 @@ def check_size(spec: str, config: Any, shapes: Collection[tuple[int, ...]]) -> N
     InputError
         If it has more layers than there are tensors, or more than twice as many weights.
     """
-    hint = "the checkpoint is incomplete or its config.json wrong: download it again"
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if layers > len(shapes):
-        raise InputError(f"{spec} describes a model of {layers} layers, but holds {len(shapes)} tensors", hint=hint)
+    _check_depth(spec, getattr(config.get_text_config(), "num_hidden_layers", None), len(shapes))
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     described = sum(parameter.numel() for parameter in model.parameters())
     held = sum(map(math.prod, shapes))
     if described > 2 * held:  # With room for what transformers renames, splits or shares.
-        raise InputError(f"{spec} describes a model of {described:,} weights, but holds {held:,}", hint=hint)
+        raise InputError(f"{spec} describes a model of {described:,} weights, but holds {held:,}", hint=_TOO_LARGE)
+
+
+def _check_depth(spec: str, layers: Any, tensors: int) -> None:
+    if isinstance(layers, int) and layers > tensors:
+        raise InputError(f"{spec} describes a model of {layers} layers, but holds {tensors} tensors", hint=_TOO_LARGE)
 
 
 def read_json(file: Path, hint: str = "download the model again") -> dict[str, Any]:

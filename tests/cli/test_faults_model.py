@@ -124,6 +124,8 @@ def test_config_of_a_far_larger_model(
     config = copied(model) / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
     monkeypatch.setattr(models, "init_empty_weights", lambda **_: pytest.fail("built"))
+    if key == "num_hidden_layers":
+        monkeypatch.setattr(models, "_checked_config", lambda *_: pytest.fail("listed"))
     refused(run, *command(name, "source", small), code=2, says="source describes a model of ", hint="config.json")
 
 
