@@ -131,13 +131,12 @@ class Command(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt as stop:
-            click.echo(f"Interrupted; {'; '.join(_notes(stop)) or 'nothing half-done is left behind'}", err=True)
+            click.echo(f"Interrupted; {_left(stop)}", err=True)
             ctx.exit(INTERRUPTED)
         except SystemExit as stop:
             if os.environ.get("NEURONRANK_DEBUG") and stop.__cause__ is not None:
                 traceback.print_exc(file=sys.__stderr__)
-            for note in _notes(stop):
-                click.echo(f"Ended; {note}", err=True)
+            click.echo(f"Ended; {_left(stop)}", err=True)
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
@@ -158,6 +157,11 @@ class Command(click.Command):
 def speaks() -> bool:
     """Whether this process talks to the user: of several that torchrun started, the first does so for all."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def _left(stop: BaseException) -> str:
+    """What a run that was told to end has left behind."""
+    return "; ".join(_notes(stop)) or "nothing half-done is left behind"
 
 
 def _notes(error: BaseException) -> list[str]:

@@ -10,6 +10,8 @@ from neuronrank_core import InvalidValueError, NeuronRankError
 
 #: Fields that errors name otherwise than the commands do.
 _SAME = {"topics": "tfidf_k", "windows": "eval_windows"}
+#: What allocators of torch and the operating system say, beside exceptions of their own.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory", "ALLOC_FAILED")
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -38,11 +40,12 @@ def explain(error: Exception, flags: Mapping[str, str]) -> Failure:
     """
     if any(_out_of_memory(cause) for cause in _chain(error)):
         smaller = ", ".join(flags[name] for name in ("batch_size", "nsamples", "seqlen") if name in flags)
-        return Failure(f"out of memory: {_first_line(error)}", f"lower {smaller}; or try another --device", 1)
+        disk = "keep hidden states in a file with --save and --hidden-states disk; " if "hidden_states" in flags else ""
+        return Failure(f"out of memory: {_first_line(error)}", f"lower {smaller}; {disk}or try another --device", 1)
     if isinstance(error, InvalidValueError):
         field = error.field if error.field in flags else _SAME.get(error.field, error.field)
         message = f"{flags.get(field, field)} is {error.value!r}, allowed: {error.allowed}"
-        return Failure(message, error.hint, error.exit_code)
+        return Failure(message, error.hint or "--help says what each flag is for", error.exit_code)
     if isinstance(error, NeuronRankError):
         return Failure(_first_line(error), error.hint, error.exit_code)
     if isinstance(error, OSError):
@@ -61,8 +64,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _out_of_memory(error: BaseException) -> bool:
     # By name: torch takes seconds to import, and where it was not there is no such error.
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return not isinstance(error, NeuronRankError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def _first_line(error: BaseException) -> str:

@@ -67,12 +67,17 @@ def error_histogram(context: ScoringContext, residual: float) -> NDArray[np.int6
         If an error is NaN or Inf, or ``residual`` is not above 0.
     """
     if not 0 < residual < math.inf:
-        raise NonFiniteError(f"the hidden states after layer {context.layer} are zero or not finite")
+        raise NonFiniteError(
+            f"the hidden states after layer {context.layer} are zero or not finite", hint="check the model's weights"
+        )
     counts = np.zeros(len(LOG2_EDGES) - 1, dtype=np.int64)
     for module in NEURON_AXIS:
         error = np.asarray(context.kernels.to_numpy(removal_error(module, context)), dtype=np.float64)
         if not np.isfinite(error).all():
-            raise NonFiniteError(f"NaN or Inf in the scores of layer {context.layer} {module}")
+            raise NonFiniteError(
+                f"NaN or Inf in the scores of layer {context.layer} {module}",
+                hint="check the weights, or lower the exponents",
+            )
         with np.errstate(divide="ignore"):
             exponent = np.log2(error.ravel() / residual).clip(LOG2_EDGES[0], LOG2_EDGES[-1])
         counts += np.histogram(exponent, LOG2_EDGES)[0]

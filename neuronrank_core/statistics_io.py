@@ -76,5 +76,5 @@ def load_statistics(path: Path | str, kinds: Collection[str] = KINDS) -> tuple[L
             columns = {name: file.get_tensor(name) for name in names}
             return LayerStatistics.from_columns(columns), json.loads(metadata.get("header", "{}"))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        hint = error.hint if isinstance(error, InputError) else ""
+        hint = (error.hint if isinstance(error, InputError) else "") or "it is missing or damaged: collect again"
         raise InputError(f"cannot read statistics from {path}: {error}", hint=hint) from error

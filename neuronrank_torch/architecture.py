@@ -44,7 +44,10 @@ def find_decoder(model: nn.Module) -> Decoder:
     InputError
         If a layer has several.
     """
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     for body in model.modules():
+        if embeddings is not None and all(module is not embeddings for module in body.modules()):
+            continue  # Layers that see pictures or sound, not tokens.
         layers = getattr(body, "layers", None)
         if not isinstance(layers, nn.ModuleList) or not any(_holders(layer, MLP_PROJECTIONS) for layer in layers):
             continue
@@ -72,7 +75,10 @@ def activation_of(layer: nn.Module, index: int) -> Callable[[Tensor], Tensor]:
     mlp = gated_mlp(layer, index)
     activation: Callable[[Tensor], Tensor] | None = getattr(mlp, "act_fn", None)
     if activation is None:
-        raise InputError(f"layer {index}: {type(mlp).__name__} has no activation function under the name `act_fn`")
+        raise InputError(
+            f"layer {index}: {type(mlp).__name__} has no activation function under the name `act_fn`",
+            hint="this family of models cannot be pruned yet",
+        )
     return activation
 
 

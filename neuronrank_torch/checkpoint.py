@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from neuronrank_core.errors import InputError
 from neuronrank_torch.models import ModelSource
@@ -92,6 +93,17 @@ def write_durably(file: Path, write: Callable[[Path], object]) -> None:
     _flush(temporary)
     temporary.replace(file)
     _flush(file.parent)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer; raises OSError where it cannot be written."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        # Tokenizers in Rust raise this very class, and nothing more telling, when a disk is full.
+        if type(error) is Exception:
+            raise OSError(str(error)) from error
+        raise
 
 
 def settle(folder: Path, plain: Path) -> None:

@@ -22,6 +22,7 @@ _SEPARATOR = "\n\n"
 #: Every fourth topic of the built-in text evaluates.
 _EVALUATION_STRIDE = 4
 _TEXT_SUFFIXES = {".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet"}
+_JSONL_HINT = 'each line must look like {"text": "..."}'
 _HUB_SPLITS: dict[Split, str] = {"calibration": "train", "evaluation": "test"}
 
 
@@ -205,7 +206,7 @@ def _documents(spec: str, split: Split) -> Iterator[str]:
     try:
         path = Path(spec).expanduser()
     except RuntimeError as error:
-        raise InputError(f"file not found: {spec} ({error})") from error
+        raise InputError(f"file not found: {spec} ({error})", hint="check the path") from error
     if path.is_dir():
         raise InputError(f"{spec} is a folder", hint="name a .txt or .jsonl file in it")
     if path.exists():
@@ -241,7 +242,7 @@ def _read_utf8(path: Path) -> str:
             f"{path} is not UTF-8 text (byte {error.start})", hint="convert it: iconv -f CURRENT_ENCODING -t utf-8"
         ) from error
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from error
 
 
 def _jsonl_documents(path: Path) -> Iterator[str]:
@@ -251,13 +252,13 @@ def _jsonl_documents(path: Path) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:  # Too many digits, or too deep.
+            raise InputError(f"{path}, line {number}: not JSON ({error})", hint=_JSONL_HINT) from error
         text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str):
             raise InputError(
                 f"{path}, line {number}: no `text` field that holds a string",
-                hint='each line must look like {"text": "..."}',
+                hint=_JSONL_HINT,
             )
         yield text
 

@@ -93,7 +93,8 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
             prune = time.perf_counter() - started
 
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
-    tokens = torch.randint(vocabulary, (batch_size, recipe.seqlen), generator=torch.Generator().manual_seed(0))
+    seqlen = recipe.seqlen if recipe.needs_text or eval_tokens else 2
+    tokens = torch.randint(vocabulary, (batch_size, seqlen), generator=torch.Generator().manual_seed(0))
     only = Decoder(model.decoder.body, model.decoder.layers[:1])
     with torch.no_grad():
         run_layers(only, tokens.to(model.device), visit, batch_size=batch_size, resident=model.resident)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from neuronrank_core.errors import InputError
 from neuronrank_torch.architecture import Decoder
+from neuronrank_torch.limits import check_tokens
 
 Forward = Callable[..., Any]
 Handler = Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any]
@@ -112,8 +113,10 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
     Raises
     ------
     InputError
-        If the model hands its layers arguments that depend on the text, which one call cannot stand for.
+        If the model hands its layers arguments that depend on the text, which one call cannot stand for; or as
+        :func:`neuronrank_torch.limits.check_tokens`.
     """
+    check_tokens(decoder.body, sequences)
     seen: list[tuple[Any, ...]] = []
     hidden: list[Tensor] = []
     position = itertools.count()
@@ -126,7 +129,10 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
         hidden[0][at : at + 1].copy_(args[0])
         seen.append((*args[1:], kwargs))
         if not _same(seen[0], seen[-1]):
-            raise InputError(f"{type(decoder.body).__name__} gives its layers arguments that depend on the text")
+            raise InputError(
+                f"{type(decoder.body).__name__} gives its layers arguments that depend on the text",
+                hint="this family of models cannot be pruned yet",
+            )
         del seen[1:]
         raise _Stop
 

@@ -61,6 +61,13 @@ def load_gguf_tokenizer(file: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
 
 
+def gguf_shapes(file: Path) -> list[tuple[int, ...]]:
+    """Shapes of the tensors that a GGUF file holds, with the axes in its own order."""
+    import gguf
+
+    return [tuple(map(int, tensor.shape)) for tensor in gguf.GGUFReader(file).tensors]
+
+
 class GgufWeights(WeightSource):
     """Tensors of a GGUF file, each dequantised when it is asked for, as transformers does it for a whole file.
 

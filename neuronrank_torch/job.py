@@ -19,7 +19,8 @@ from neuronrank_torch.models import Dtype, ModelSource, load_model, open_model
 from neuronrank_torch.overlap import evaluation_notes
 from neuronrank_torch.partial import HiddenStates
 from neuronrank_torch.perplexity import Perplexity, evaluate
-from neuronrank_torch.pipeline import prune
+from neuronrank_torch.pipeline import calibration_sequences, prune
+from neuronrank_torch.preflight import planned_layers
 from neuronrank_torch.process_group import launched
 from neuronrank_torch.ranks import Ranks
 from neuronrank_torch.report import recipe_values, versions
@@ -143,6 +144,7 @@ def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, 
             return _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage, ranks).in_memory(model)
         streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
         run = _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage, ranks)
+        run.check(streamed.model)
         with run.staging(streamed, job.save) as staging:
             return run.streamed(streamed, staging)
 
@@ -197,8 +199,15 @@ class _Run:
             return Staging(target, model, self.identity(), force=self.job.force, **options)
         return Follower(target, model, **options)
 
+    def check(self, model: Any) -> None:
+        """Refuse what cannot be pruned, or a text too short, before perplexity is measured or a layer is calibrated."""
+        planned_layers(model, self.recipe)
+        if self.text and self.job.evaluation:  # Else drawing them is the first step anyway.
+            calibration_sequences(self.tokenizer, self.recipe, self.text)
+
     def in_memory(self, model: Any) -> dict[str, Any]:
         """Prune a loaded model."""
+        self.check(model)
         before = self._measure("before", model)
         report = self._prune(model)
         return self._report(report, before, self._measure("after", model))

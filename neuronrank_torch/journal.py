@@ -10,9 +10,10 @@ from typing import Any
 from neuronrank_core.errors import InputError
 from neuronrank_torch.checkpoint import write_durably
 from neuronrank_torch.report import LayerReport, ModuleReport
+from neuronrank_torch.sealed import seal, unseal
 
 #: Changes when a journal of before can no longer be taken over.
-JOURNAL_FORMAT = 1
+JOURNAL_FORMAT = 2
 #: Differences between two runs that an error names.
 _SHOWN = 3
 
@@ -41,7 +42,7 @@ class Journal:
     Raises
     ------
     InputError
-        If the journal there is of another run.
+        If the journal there is of another run, or damaged.
     """
 
     def __init__(self, file: Path, identity: dict[str, Any]) -> None:
@@ -56,8 +57,8 @@ class Journal:
 
     def _take_over(self) -> None:
         try:
-            there = json.loads(self.file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            there = unseal(json.loads(self.file.read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as error:
             raise InputError(f"cannot read {self.file}: {error}", hint="discard that run with --force") from error
         changes = differences(there["identity"], self.identity)
         if changes:
@@ -92,7 +93,7 @@ class Journal:
             "measured": self.measured,
             "ratios": self.ratios,
         }
-        text = json.dumps(content, indent=2)
+        text = json.dumps(seal(content), indent=2)
         write_durably(self.file, lambda path: path.write_text(text, encoding="utf-8"))
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 
 from neuronrank_core.errors import InputError
@@ -15,6 +19,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 #: How many places of a file its digest looks at, and how many bytes there.
 _PLACES, _BYTES = 256, 64 << 10
+_TOO_LARGE = "the checkpoint is incomplete or its config.json wrong: download it again"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
@@ -38,8 +43,10 @@ def check_folder(folder: Path) -> None:
                 hint="convert them to safetensors: huggingface.co/docs/safetensors/convert-weights",
             )
         raise InputError(f"{folder} has no weights (*.safetensors)", hint="name the folder of a complete model")
-    for shard in files:
-        _check_shard(shard)
+    tensors = sum(map(_check_shard, files))
+    for part in (config, config.get("text_config")):
+        # Before transformers makes lists of that length of it.
+        _check_depth(str(folder), part.get("num_hidden_layers") if isinstance(part, dict) else None, tensors)
 
 
 def shards(folder: Path) -> list[Path]:
@@ -48,21 +55,25 @@ def shards(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         return []
-    names = read_json(folder / INDEX).get("weight_map", {}).values()
+    weights = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise InputError(f"{folder / INDEX} names no weights", hint="download the model again")
+    names = weights.values()
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(
                 f"{folder / INDEX} names a file outside its folder: {name}", hint="do not trust this model"
             )
     return [folder / name for name in sorted(set(names))]
 
 
-def _check_shard(shard: Path) -> None:
+def _check_shard(shard: Path) -> int:
+    """Refuse a file that is missing or broken; else say how many tensors it holds."""
     if not shard.is_file():
         raise InputError(f"{shard} is missing, though the index names it", hint="download the model again")
     try:
-        with safe_open(shard, framework="pt"):
-            pass
+        with safe_open(shard, framework="pt") as content:
+            return len(content.keys())
     except SafetensorError as error:
         raise InputError(f"{shard} is truncated or corrupt: {first_line(error)}", hint="download it again") from error
 
@@ -82,14 +93,44 @@ def sampled_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; raises InputError where there is none."""
+def check_size(spec: str, config: Any, shapes: Collection[tuple[int, ...]]) -> None:
+    """Refuse a configuration of a far larger model than its weights are, before memory or hours go into building it.
+
+    Parameters
+    ----------
+    spec : str
+        Named in the error.
+    config : transformers.PreTrainedConfig
+    shapes : collection of tuple of int
+        Of the weights that there are.
+
+    Raises
+    ------
+    InputError
+        If it has more layers than there are tensors, or more than twice as many weights.
+    """
+    _check_depth(spec, getattr(config.get_text_config(), "num_hidden_layers", None), len(shapes))
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    described = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(map(math.prod, shapes))
+    if described > 2 * held:  # With room for what transformers renames, splits or shares.
+        raise InputError(f"{spec} describes a model of {described:,} weights, but holds {held:,}", hint=_TOO_LARGE)
+
+
+def _check_depth(spec: str, layers: Any, tensors: int) -> None:
+    if isinstance(layers, int) and layers > tensors:
+        raise InputError(f"{spec} describes a model of {layers} layers, but holds {tensors} tensors", hint=_TOO_LARGE)
+
+
+def read_json(file: Path, hint: str = "download the model again") -> dict[str, Any]:
+    """Read a JSON object; raises InputError, with this hint, where there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file}: {first_line(error)}", hint="download the model again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {file}: {first_line(error)}", hint=hint) from error
     if not isinstance(content, dict):
-        raise InputError(f"cannot read {file}: not a JSON object", hint="download the model again")
+        raise InputError(f"cannot read {file}: not a JSON object", hint=hint)
     return content
 
 

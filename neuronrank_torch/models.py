@@ -17,12 +17,13 @@ from accelerate import init_empty_weights
 from neuronrank_core.errors import InputError, InvalidValueError, NeuronRankError
 from neuronrank_torch.gguf_loading import (
     GgufWeights,
+    gguf_shapes,
     is_gguf,
     load_gguf,
     load_gguf_tokenizer,
     readers_that_remember,
 )
-from neuronrank_torch.model_files import check_folder, first_line, sampled_digest, shards
+from neuronrank_torch.model_files import check_folder, check_size, first_line, sampled_digest, shards
 from neuronrank_torch.streamed_model import StreamedModel
 from neuronrank_torch.weights import LoadedWeights, SafetensorsWeights, WeightSource
 
@@ -101,12 +102,14 @@ def load_model(spec: str, *, dtype: Dtype = "auto", device: str | torch.device =
         raise InvalidValueError("dtype", dtype, f"auto, {', '.join(_DTYPES)}")
     target = _check_device(device)
     kind, path = _locate(spec)
-    with quiet_transformers(), _as_input_error(spec):
+    with quiet_transformers(), _as_input_error(spec), readers_that_remember():
         if kind == "gguf":
+            _checked_config(spec, kind, path)
             model, tokenizer, info = load_gguf(path, _DTYPES.get(dtype, torch.float32))
         else:
             check_folder(path)
             tokenizer = _load_tokenizer(path)
+            _checked_config(spec, kind, path)
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=_DTYPES.get(dtype, "auto"),
@@ -154,7 +157,7 @@ def open_model(
         else:
             check_folder(path)
             tokenizer = _load_tokenizer(path)
-        model = _skeleton(kind, path, dtype)
+        model = _skeleton(_checked_config(spec, kind, path), kind, path, dtype)
         weights = _weights(kind, path, model)
     if weights is None or not weights.fit(model):
         model, tokenizer, _ = load_model(spec, dtype=dtype)
@@ -170,13 +173,22 @@ def _weights(kind: str, path: Path, model: Any) -> WeightSource | None:
         return None
 
 
-def _skeleton(kind: str, path: Path, dtype: Dtype) -> Any:
-    """A model in eval mode with its parameters on the meta device and its buffers in memory."""
+def _checked_config(spec: str, kind: str, path: Path) -> Any:
+    """A model's configuration, which goes with its weights."""
     if kind == "gguf":
         config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        chosen: torch.dtype | None = _DTYPES.get(dtype, torch.float32)
+        check_size(spec, config, gguf_shapes(path))
     else:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        check_size(spec, config, SafetensorsWeights(shards(path)).shapes().values())
+    return config
+
+
+def _skeleton(config: Any, kind: str, path: Path, dtype: Dtype) -> Any:
+    """A model in eval mode with its parameters on the meta device and its buffers in memory."""
+    if kind == "gguf":
+        chosen: torch.dtype | None = _DTYPES.get(dtype, torch.float32)
+    else:
         chosen = _DTYPES.get(dtype) or config.dtype or SafetensorsWeights(shards(path)).first_dtype()
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
@@ -216,7 +228,7 @@ def _locate(spec: str) -> tuple[Literal["folder", "gguf", "hub"], Path]:
     try:
         path = Path(spec).expanduser()
     except RuntimeError as error:
-        raise InputError(f"model not found: {spec} ({error})") from error
+        raise InputError(f"model not found: {spec} ({error})", hint="check the path") from error
     if path.is_dir():
         return "folder", path.resolve()
     if path.is_file():

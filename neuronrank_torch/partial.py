@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from neuronrank_core.errors import NeuronRankError, add_note
 from neuronrank_torch import executor
-from neuronrank_torch.checkpoint import move_in, settle
+from neuronrank_torch.checkpoint import MODEL, check_output, move_in, settle
 from neuronrank_torch.journal import Journal
 
 try:
@@ -22,6 +25,7 @@ except ImportError:  # Not POSIX: two runs on one output are not kept apart ther
     fcntl = None  # type: ignore[assignment]
 
 HiddenStates = Literal["memory", "disk"]
+_JOURNAL = "journal.json"
 
 
 class PartialFolder:
@@ -51,6 +55,8 @@ class PartialFolder:
 
     #: Name of the folder inside that becomes the output.
     inner = "output"
+    #: What the output is.
+    kind = MODEL
 
     def __init__(
         self,
@@ -70,10 +76,14 @@ class PartialFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
         try:
+            # Another run may have finished since it was checked.
+            check_output(self.target, None, self.force, self.kind)
             self.journal = self._opened_journal()
             self.output.mkdir(exist_ok=True)
             self.entered()
         except BaseException:
+            if not (self.folder / _JOURNAL).exists():
+                shutil.rmtree(self.folder, ignore_errors=True)
             self._lock.close()
             raise
         return self
@@ -82,10 +92,14 @@ class PartialFolder:
         """Called inside the lock, when it is known what is finished."""
 
     def _locked(self) -> IO[str]:
-        lock = (self.folder / "lock").open("w")
+        file = self.folder / "lock"
+        lock = file.open("w")
         if fcntl is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A run that finished meanwhile took its file away; a third may hold the lock on a new one.
+                if not os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+                    raise BlockingIOError
             except OSError as error:
                 lock.close()
                 raise NeuronRankError(
@@ -94,7 +108,7 @@ class PartialFolder:
         return lock
 
     def _opened_journal(self) -> Journal:
-        file = self.folder / "journal.json"
+        file = self.folder / _JOURNAL
         try:
             journal = Journal(file, self.identity)
         except NeuronRankError:
@@ -128,11 +142,23 @@ class PartialFolder:
         size = self.journal.shards.get(file.name)
         return size is not None and file.is_file() and file.stat().st_size == size
 
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Have what fails while writing say what it was for."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise NeuronRankError(
+                f"could not save to {self.target}: {error}",
+                hint="check free space and permissions; nothing was changed there",
+            ) from error
+
     def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Room for hidden states."""
         if self.hidden_states == "memory":
             return executor.in_memory(shape, like)
-        return in_file(self.folder / "hidden", shape, like)
+        with self.saving():
+            return in_file(self.folder / "hidden", shape, like)
 
     def hand_over(self, header: Path) -> None:
         """Give the finished folder the output's name; all of its files get the permissions of ``header``, one of them.
@@ -141,14 +167,21 @@ class PartialFolder:
         ------
         OSError
             If that fails; nothing is changed under the output's name then.
+        InputError
+            If something is there by now that must not be replaced.
         """
         settle(self.output, header)
+        check_output(self.target, None, self.force, self.kind)
         move_in(self.output, self.target)
 
 
 def in_file(file: Path, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Room for hidden states in a file, which is gone when nobody needs it any more."""
     size = torch.Size(shape).numel()
+    if hasattr(os, "posix_fallocate"):
+        # A disk that is full is an error now, and not the end of the process when the map is written to.
+        with file.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, max(1, size * like.element_size()))
     mapped = torch.from_file(str(file), shared=True, size=size, dtype=like.dtype).view(shape)
     with suppress(OSError):  # Not POSIX: it goes with the folder.
         file.unlink()

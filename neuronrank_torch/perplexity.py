@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from neuronrank_core.errors import InputError, InvalidValueError, NonFiniteError
+from neuronrank_core.errors import InvalidValueError, NonFiniteError
 from neuronrank_torch.architecture import Decoder, find_decoder
 from neuronrank_torch.corpus import BosMode, Tokens, bos_token, cut_windows, tokenize
 from neuronrank_torch.executor import LayerRun, layers_done, run_layers
+from neuronrank_torch.limits import check_tokens
 from neuronrank_torch.ranks import ALONE, Ranks
 from neuronrank_torch.streamed_model import HEAD, Resident
 
@@ -142,7 +143,8 @@ def perplexity(
     Raises
     ------
     InputError
-        If there is nothing to predict, or the windows hold tokens the model does not have.
+        If there is nothing to predict, or the model has no place for the windows
+        (:func:`neuronrank_torch.limits.check_tokens`).
     NonFiniteError
         If a likelihood is not finite.
     """
@@ -232,7 +234,9 @@ def _exp(nll: float) -> float:
     try:
         return math.exp(nll)
     except OverflowError as error:
-        raise NonFiniteError(f"perplexity overflows: the mean negative log-likelihood is {nll:.4g}") from error
+        raise NonFiniteError(
+            f"perplexity overflows: the mean negative log-likelihood is {nll:.4g}", hint="check the model's weights"
+        ) from error
 
 
 def _check(model: Any, windows: Tokens, batch_size: int) -> None:
@@ -240,13 +244,7 @@ def _check(model: Any, windows: Tokens, batch_size: int) -> None:
         raise InvalidValueError("batch_size", batch_size, "an integer >= 1")
     if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
         raise InvalidValueError("shape of windows", windows.shape, "(at least 1, at least 2)")
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    # Out of range, an embedding reads beyond its table: on CUDA that ends the whole process's use of the device.
-    if windows.max() >= vocabulary:
-        raise InputError(
-            f"token {windows.max()} is outside the model's vocabulary of {vocabulary}",
-            hint="use the tokenizer that belongs to the model",
-        )
+    check_tokens(model, windows)
 
 
 @contextmanager

@@ -10,8 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from neuronrank_core.errors import NeuronRankError
-from neuronrank_torch.checkpoint import write_durably
+from neuronrank_torch.checkpoint import save_tokenizer, write_durably
 from neuronrank_torch.follower import Opened
 from neuronrank_torch.layer_store import LayerStore
 from neuronrank_torch.models import quiet_transformers
@@ -65,10 +64,18 @@ class Staging(PartialFolder, LayerStore):
         )
 
     def entered(self) -> None:
-        """Give finished units the shapes that they have now, and tell the other ranks."""
-        shapes = {unit: self.source(unit).shapes() for unit in self.units_done()}
-        for unit in shapes:
-            self.model.reshape(unit, shapes[unit])
+        """Give finished units the shapes that they have now, and tell the other ranks.
+
+        A unit that cannot be read is not finished.
+        """
+        shapes = {}
+        for unit in self.units_done():
+            try:
+                shapes[unit] = self.source(unit).shapes()
+                self.model.reshape(unit, shapes[unit])
+            except (SafetensorError, KeyError):
+                del self.journal.shards[self.shard(unit).name]
+                shapes.pop(unit, None)
         self.ranks.from_first(lambda: Opened(shapes, self.journal.ratios, self.journal.measured))
 
     def shard(self, unit: Unit) -> Path:
@@ -124,7 +131,8 @@ class Staging(PartialFolder, LayerStore):
         return self.journal.measured[what]
 
     def _write(self, unit: Unit) -> None:
-        write_durably(self.shard(unit), lambda path: write_shard(self.model.tensors(unit), path))
+        with self.saving():
+            write_durably(self.shard(unit), lambda path: write_shard(self.model.tensors(unit), path))
 
     def finish(self, tokenizer: Any, report: dict[str, Any]) -> None:
         """Complete the model and give it the output's name.
@@ -138,21 +146,16 @@ class Staging(PartialFolder, LayerStore):
         Raises
         ------
         NeuronRankError
-            If writing fails.
+            If writing fails, or something is there by now that must not be replaced.
         """
         text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        try:
+        with self.saving():
             self._complete_shards()
             with quiet_transformers():
                 self._save_configuration()
-                tokenizer.save_pretrained(self.output)
+                save_tokenizer(tokenizer, self.output)
             (self.output / REPORT_NAME).write_text(text, encoding="utf-8")
             self.hand_over(self.output / REPORT_NAME)
-        except (OSError, SafetensorError) as error:
-            raise NeuronRankError(
-                f"could not save to {self.target}: {error}",
-                hint="check free space and permissions; nothing was changed there",
-            ) from error
 
     def _complete_shards(self) -> None:
         self._write(REST)

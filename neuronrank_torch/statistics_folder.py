@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +11,13 @@ from neuronrank_core import InputError, InvalidValueError, LayerStatistics, Reci
 from neuronrank_core.statistics_io import FORMAT_VERSION, KINDS
 from neuronrank_torch.checkpoint import STATISTICS
 from neuronrank_torch.journal import differences
+from neuronrank_torch.model_files import read_json
 from neuronrank_torch.models import ModelSource
+from neuronrank_torch.sealed import unseal
 from neuronrank_torch.streamed_model import Unit
 
 #: Settings that the tables were collected with and no recipe can change afterwards.
 _FIXED = ("signal", "threshold", "tokens_per_document")
-#: What a header holds.
-_KEYS = {"model", "fingerprint", "model_type", "layers", "dataset", "text_sha256", "dtype", "versions", *_FIXED} | {
-    *("nsamples", "seqlen", "seed", "bos", "batch_size", "documents")
-}
 
 
 class StatisticsFolder:
@@ -153,19 +150,16 @@ def file_name(unit: Unit) -> str:
 
 def _read_header(folder: Path) -> dict[str, Any]:
     file = folder / STATISTICS.header
-    try:
-        header = json.loads(file.read_text(encoding="utf-8"))
-        version = int(header["format"])
-    except FileNotFoundError as error:
+    if not file.is_file():
         raise InputError(
             f"{folder} is no statistics folder: it has no {STATISTICS.header}",
             hint="name a folder that `neuronrank collect --save` wrote",
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read {file}: {error}", hint="collect again") from error
-    if version > FORMAT_VERSION:
+        )
+    header = read_json(file, hint="collect again")
+    version = header.get("format")
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise InputError(f"{folder} has format {version}, newer than {FORMAT_VERSION}", hint="upgrade neuronrank")
-    missing = sorted(_KEYS - header.keys())
-    if missing:
-        raise InputError(f"{file} lacks {missing[0]}", hint="collect again")
-    return dict(header)
+    try:
+        return unseal(header)
+    except ValueError as error:
+        raise InputError(f"cannot read {file}: {error}", hint="collect again") from error

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from neuronrank_core import LayerStatistics, NeuronRankError, save_statistics
+from neuronrank_core import LayerStatistics, save_statistics
 from neuronrank_torch.checkpoint import STATISTICS, write_durably
 from neuronrank_torch.follower import Opened
 from neuronrank_torch.partial import PartialFolder
 from neuronrank_torch.ranks import ALONE, Ranks
+from neuronrank_torch.sealed import seal
 from neuronrank_torch.statistics_folder import file_name
 from neuronrank_torch.streamed_model import HEAD, Unit
 
@@ -19,6 +20,7 @@ class StatisticsWriter(PartialFolder):
     """See :class:`neuronrank_torch.partial.PartialFolder`; ``ranks`` as for the staging folder of a prune."""
 
     inner = "statistics"
+    kind = STATISTICS
 
     def __init__(
         self, target: Path, identity: dict[str, Any], layers: int, *, ranks: Ranks = ALONE, **options: Any
@@ -38,7 +40,8 @@ class StatisticsWriter(PartialFolder):
     def keep(self, unit: Unit, table: LayerStatistics) -> None:
         """Make a unit's table durable."""
         file = self.output / file_name(unit)
-        write_durably(file, lambda path: save_statistics(path, table))
+        with self.saving():
+            write_durably(file, lambda path: save_statistics(path, table))
         self.journal.finish(file, None)
 
     def finish(self, header: dict[str, Any]) -> Path:
@@ -50,13 +53,8 @@ class StatisticsWriter(PartialFolder):
             If writing fails.
         """
         file = self.output / STATISTICS.header
-        text = json.dumps(header, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        try:
+        text = json.dumps(seal(header), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        with self.saving():
             file.write_text(text, encoding="utf-8")
             self.hand_over(file)
-        except OSError as error:
-            raise NeuronRankError(
-                f"could not save to {self.target}: {error}",
-                hint="check free space and permissions; nothing was changed there",
-            ) from error
         return self.target

@@ -46,7 +46,7 @@ def save_model(
 ) -> Path:
     """Save a model as it is."""
     target = check_output(path, None, force)
-    with staging(model, target) as stage:
+    with staging(model, target, force=force) as stage:
         keep_all(stage)
         stage.finish(tokenizer or tiny_tokenizer(), report or {})
     return target

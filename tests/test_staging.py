@@ -209,22 +209,26 @@ class TestJournal:
 
 
 class TestFails:
-    @pytest.fixture(params=["shard", "tokenizer", "report", "rename"])
+    @pytest.fixture(params=["shard", "tokenizer", "rust", "report", "rename"])
     def failing(self, request, monkeypatch):
         """A full disk, at one step after another; returns what lifts it."""
 
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
+        def full_in_rust(*_, **__):
+            raise Exception("No space left on device (os error 28)")
+
         owner, name = {
             "shard": (module, "join_shards"),
             "tokenizer": (transformers.PreTrainedTokenizerBase, "save_pretrained"),
+            "rust": (transformers.PreTrainedTokenizerBase, "save_pretrained"),
             "report": (Path, "write_text"),
             "rename": (Path, "rename"),
         }[request.param]
 
         def start():
-            monkeypatch.setattr(owner, name, full)
+            monkeypatch.setattr(owner, name, full_in_rust if request.param == "rust" else full)
 
         return start, monkeypatch.undo
 

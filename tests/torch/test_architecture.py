@@ -58,6 +58,19 @@ def test_a_nested_decoder_is_found_and_pruned() -> None:
     assert all(zeros(inner, 1)[name].mean() == 0.5 for name in MLP)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_gated_layers_that_see_no_tokens_are_passed_over(first: bool) -> None:
+    model, other = small(), small(seed=1)
+    tower = nn.ModuleDict({"layers": other.model.layers})
+    parts = {"tower": tower, "model": model} if first else {"model": model, "tower": tower}
+    both = nn.ModuleDict(parts)
+    both.get_input_embeddings = model.get_input_embeddings
+    assert find_decoder(both).body is model.model
+    both.get_input_embeddings = nn.Module
+    with pytest.raises(MissingStatisticsError, match="no decoder layers with a gated MLP"):
+        find_decoder(both)
+
+
 def test_linears_come_by_short_name() -> None:
     layer = small().model.layers[0]
     assert list(prunable_linears(layer, 0)) == list(MLP)

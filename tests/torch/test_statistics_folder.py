@@ -22,6 +22,7 @@ from neuronrank_torch.collect import run_collect
 from neuronrank_torch.job import Job, run_prune
 from neuronrank_torch.models import load_model
 from neuronrank_torch.pipeline import calibration_sequences
+from neuronrank_torch.sealed import seal, unseal
 from neuronrank_torch.statistics_folder import StatisticsFolder
 
 LAYERS = 3
@@ -134,9 +135,9 @@ def copied(stats: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any] 
     folder.mkdir()
     for file in stats.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    header = json.loads((folder / "statistics.json").read_text())
+    header = unseal(json.loads((folder / "statistics.json").read_text()))
     change(header)
-    (folder / "statistics.json").write_text(json.dumps(header))
+    (folder / "statistics.json").write_text(json.dumps(seal(header)))
     return folder
 
 
@@ -196,8 +197,6 @@ def test_topics_are_held_against_what_was_collected(stats: Path) -> None:
     ("change", "message"),
     [
         (lambda h: h.update(format=2), "newer than 1"),
-        (lambda h: h.pop("format"), "cannot read"),
-        (lambda h: h.pop("signal"), "lacks signal"),
         (lambda h: h.update(documents=[0, 1, 2, 3, 4, 7]), "not of the documents"),
     ],
 )

@@ -1,0 +1,35 @@
+"""What a model has room for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neuronrank_core.errors import InputError, InvalidValueError
+
+
+def check_tokens(model: Any, sequences: Any) -> None:
+    """Refuse sequences that a model has no embedding or no position for.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    sequences : int64 ndarray or Tensor, shape (sequences, seqlen)
+
+    Raises
+    ------
+    InputError
+        Names the token, or the length and what the model's configuration allows.
+    """
+    vocabulary, top = model.get_input_embeddings().weight.shape[0], int(sequences.max())
+    # Out of range, an embedding reads beyond its table: on CUDA that ends the whole process's use of the device.
+    if top >= vocabulary:
+        raise InputError(
+            f"token {top} is outside the model's vocabulary of {vocabulary}",
+            hint="use the tokenizer that belongs to the model",
+        )
+    # Beyond these, a model answers with nonsense, or not at all.
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and sequences.shape[1] > positions:
+        raise InvalidValueError(
+            "seqlen", sequences.shape[1], f"[2, {positions}]", hint="the model has max_position_embeddings no larger"
+        )

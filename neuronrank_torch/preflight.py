@@ -1,0 +1,53 @@
+"""What a run will prune, worked out from shapes alone: what cannot be is refused before any costly work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from neuronrank_core import Recipe
+from neuronrank_core.masking import target_zeros
+from neuronrank_torch.architecture import find_decoder, prunable_linears, untied_head
+from neuronrank_torch.pipeline import first_pruned
+from neuronrank_torch.report import LayerReport, ModuleReport
+
+
+def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[str]]:
+    """The layers (and the head) that a recipe prunes in a model, with the zeros it will choose.
+
+    Returns
+    -------
+    layers : list of LayerReport
+    notes : list of str
+        What the user should know.
+
+    Raises
+    ------
+    InputError
+        If the recipe asks for modules that the model does not have, or that its pattern does not fit.
+    MissingStatisticsError
+        If the model has no gated MLP.
+    """
+    decoder = find_decoder(model)
+    first, notes = first_pruned(recipe, len(decoder.layers))
+    layers = [
+        _planned(index, prunable_linears(layer, index, include_attention=recipe.include_attention), recipe)
+        for index, layer in enumerate(decoder.layers)
+        if index >= first
+    ]
+    if recipe.prune_lm_head:
+        layers.append(_planned("lm_head", {"lm_head": untied_head(model)}, recipe))
+    return layers, notes
+
+
+def _planned(layer: int | str, linears: dict[str, nn.Linear], recipe: Recipe) -> LayerReport:
+    modules = []
+    for name, linear in linears.items():
+        rows, columns = linear.out_features, linear.in_features
+        if recipe.whole_neurons:
+            neurons, others = (columns, rows) if name == "down_proj" else (rows, columns)
+            modules.append(ModuleReport(name, rows * columns, 0, int(recipe.ratio * neurons) * others))
+        else:
+            modules.append(ModuleReport(name, rows * columns, target_zeros(name, (rows, columns), recipe)))
+    return LayerReport(layer, tuple(modules), 0.0)
