@@ -20,7 +20,8 @@ def check_tokens(model: Any, sequences: Any) -> None:
     InputError
         Names the token, or the length and what the model's configuration allows.
     """
-    vocabulary, top = model.get_input_embeddings().weight.shape[0], int(sequences.max())
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    top = int(sequences.max()) if len(sequences) else 0  # Of several ranks, one may have none.
     # Out of range, an embedding reads beyond its table: on CUDA that ends the whole process's use of the device.
     if top >= vocabulary:
         raise InputError(

@@ -152,7 +152,7 @@ def test_a_run_repeats_from_its_report(
     from neuronrank_torch.job import Evaluation, Job, run_prune
 
     job = {**report["job"], "save": "two", "evaluation": Evaluation(**report["job"]["evaluation"])}
-    del job["model_type"]
+    del job["model_type"], job["processes"]
     again = run_prune(Job(**job), Recipe(**report["recipe"]))
     flags = []
     for name, value in report["recipe"].items():

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 
 from neuronrank_cli.app import cli
+from neuronrank_torch.sealed import seal, unseal
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 BUDGET = ["--nsamples", 6, "--seqlen", 64]
@@ -208,9 +209,9 @@ def test_mistakes(made: tuple[Path, dict[str, Any]], place: Path, arguments: lis
 
 def test_statistics_of_another_model_are_refused(place: Path) -> None:
     shutil.copytree("stats", "foreign")
-    header = json.loads((place / "foreign" / "statistics.json").read_text())
-    header["fingerprint"] = {"model.safetensors": [1, 1]}
-    (place / "foreign" / "statistics.json").write_text(json.dumps(header))
+    header = unseal(json.loads((place / "foreign" / "statistics.json").read_text()))
+    header["fingerprint"] = {"model.safetensors": "another"}
+    (place / "foreign" / "statistics.json").write_text(json.dumps(seal(header)))
     result = neuronrank("report", "pruned", "--stats", "foreign", "--save", "new.html", code=2)
     assert "statistics of another model" in result.stderr
 
