@@ -48,6 +48,10 @@ class InvalidValueError(InputError):
         self.field, self.value, self.allowed = field, value, allowed
 
 
+class UnsupportedModelError(InputError):
+    """A model that transformers can run, but that cannot be pruned."""
+
+
 class NonFiniteError(NeuronRankError, ArithmeticError):
     """NaN or Inf in weights, signals or scores."""
 

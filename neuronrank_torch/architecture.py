@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from neuronrank_core.errors import InputError, MissingStatisticsError
+from neuronrank_core.errors import InputError, MissingStatisticsError, UnsupportedModelError
+from neuronrank_torch.experts import find_experts
 
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -40,32 +41,49 @@ def find_decoder(model: nn.Module) -> Decoder:
     Raises
     ------
     MissingStatisticsError
-        If no list of layers with gated MLPs is there, or one of its layers has none.
-    InputError
-        If a layer has several.
+        If no list of layers with gated MLPs or experts is there, or one of its layers has neither.
+    UnsupportedModelError
+        If a layer has several, or experts that cannot be pruned.
     """
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     for body in model.modules():
         if embeddings is not None and all(module is not embeddings for module in body.modules()):
             continue  # Layers that see pictures or sound, not tokens.
         layers = getattr(body, "layers", None)
-        if not isinstance(layers, nn.ModuleList) or not any(_holders(layer, MLP_PROJECTIONS) for layer in layers):
+        if not isinstance(layers, nn.ModuleList):
+            continue
+        if not any(_holders(layer, MLP_PROJECTIONS) or find_experts(layer, i) for i, layer in enumerate(layers)):
             continue
         for index in range(len(layers)):
-            gated_mlp(layers[index], index)
+            _check(layers[index], index)
         return Decoder(body, list(layers))
     raise MissingStatisticsError(0, f"{type(model).__name__} has no decoder layers with a gated MLP")
 
 
+def _check(layer: nn.Module, index: int) -> None:
+    """Refuse a layer of which nothing, or only a part, could be pruned."""
+    if find_experts(layer, index) is None:
+        gated_mlp(layer, index)
+    elif _holders(layer, MLP_PROJECTIONS):
+        raise UnsupportedModelError(
+            f"layer {index} ({type(layer).__name__}) has a shared expert besides the routed ones",
+            hint="only mixtures of routed experts alone can be pruned yet",
+        )
+
+
 def gated_mlp(layer: nn.Module, index: int) -> nn.Module:
     """The gated MLP of a layer; raises MissingStatisticsError where there is none, InputError where there are more."""
+    if find_experts(layer, index) is not None:
+        raise UnsupportedModelError(
+            f"layer {index} ({type(layer).__name__}) is a mixture of experts", hint="only `prune` works with those yet"
+        )
     mlps = _holders(layer, MLP_PROJECTIONS)
     if not mlps:
         raise MissingStatisticsError(index, f"{type(layer).__name__} has no gated MLP")
     if len(mlps) > 1:
-        raise InputError(
+        raise UnsupportedModelError(
             f"layer {index} ({type(layer).__name__}) has {len(mlps)} gated MLPs",
-            hint="mixtures of experts cannot be pruned yet",
+            hint="mixtures of experts can be pruned where transformers fuses the experts, as in Mixtral",
         )
     return mlps[0]
 
@@ -94,14 +112,25 @@ def prunable_linears(layer: nn.Module, index: int, *, include_attention: bool = 
     """
     mlp = gated_mlp(layer, index)
     found = {name: getattr(mlp, name) for name in MLP_PROJECTIONS}
-    if include_attention:
-        attention = next(iter(_holders(layer, ATTENTION_PROJECTIONS)), None)
-        if attention is None:
-            raise InputError(
-                f"layer {index} ({type(layer).__name__}) has no q/k/v/o projections", hint="use --nr-skip-attention"
-            )
-        found |= {name: getattr(attention, name) for name in ATTENTION_PROJECTIONS}
-    return found
+    return found | attention_linears(layer, index) if include_attention else found
+
+
+def attention_linears(layer: nn.Module, index: int) -> dict[str, nn.Linear]:
+    """Attention projections of a layer by short name; raises InputError where it has none."""
+    attention = next(iter(_holders(layer, ATTENTION_PROJECTIONS)), None)
+    if attention is None:
+        raise InputError(
+            f"layer {index} ({type(layer).__name__}) has no q/k/v/o projections", hint="use --nr-skip-attention"
+        )
+    return {name: getattr(attention, name) for name in ATTENTION_PROJECTIONS}
+
+
+def reported_linears(layer: nn.Module, index: int, *, include_attention: bool = False) -> dict[str, nn.Linear]:
+    """Linear layers to prune, by their name in a report: ``gate_proj``, or ``experts.3.gate_proj`` of an expert."""
+    experts = find_experts(layer, index)
+    if experts is None:
+        return prunable_linears(layer, index, include_attention=include_attention)
+    return dict(experts.named_linears()) | (attention_linears(layer, index) if include_attention else {})
 
 
 def has_attention(layer: nn.Module) -> bool:

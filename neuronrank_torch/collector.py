@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -29,9 +29,9 @@ class LayerCollector:
 
     Parameters
     ----------
-    index : int
+    index : int or str
         The layer's number, named in errors.
-    linears : dict of nn.Linear
+    linears : dict of nn.Module
         From :func:`neuronrank_torch.architecture.prunable_linears`.
     activation : callable
         The MLP's activation function.
@@ -41,8 +41,8 @@ class LayerCollector:
 
     def __init__(
         self,
-        index: int,
-        linears: dict[str, nn.Linear],
+        index: int | str,
+        linears: Mapping[str, nn.Module],
         activation: Callable[[Tensor], Tensor],
         recipe: Recipe,
     ) -> None:

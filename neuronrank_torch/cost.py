@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from neuronrank_core import Recipe
-from neuronrank_torch.architecture import Decoder, prunable_linears
+from neuronrank_torch.architecture import Decoder, reported_linears
 from neuronrank_torch.executor import LayerRun, run_layers
+from neuronrank_torch.expert_pruner import ExpertPruner
 from neuronrank_torch.kernels import TorchKernels
-from neuronrank_torch.layer_pruner import LayerPruner
 from neuronrank_torch.perplexity import STREAMED_TOKENS
 from neuronrank_torch.streamed_model import HEAD, REST, StreamedModel
 
@@ -40,7 +40,7 @@ def estimate_memory(
         Tokens that perplexity is measured on.
     """
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
-    linears = prunable_linears(model.decoder.layers[0], 0, include_attention=recipe.include_attention).values()
+    linears = reported_linears(model.decoder.layers[0], 0, include_attention=recipe.include_attention).values()
     weights = [linear.weight for linear in linears]
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
     calibration = recipe.nsamples * recipe.seqlen if recipe.needs_text and hidden_in_memory else 0
@@ -73,7 +73,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     """
     layers = len(model.decoder.layers)
     # One micro-batch may hold fewer tokens than there are topics.
-    pruner = LayerPruner(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device), lambda layer: None)
+    pruner = ExpertPruner(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device), lambda layer: None)
     passes = sum(pruner.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
     if recipe.allocate != "uniform":
         passes += layers
@@ -89,7 +89,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
             pruner.visit(run, outputs_needed=False)
             prune = time.perf_counter() - started - forward * pruner.passes(outputs_needed=False)
         else:
-            pruner.mask(0, prunable_linears(run.layer, 0, include_attention=recipe.include_attention), None)
+            pruner.by_statistics(0, run.layer, None)
             prune = time.perf_counter() - started
 
     vocabulary = model.model.get_input_embeddings().weight.shape[0]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from neuronrank_core import MissingStatisticsError, Recipe
+from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch import corpus
 from neuronrank_torch.checkpoint import check_output
 from neuronrank_torch.follower import Follower
@@ -288,7 +289,7 @@ def run_eval(
         try:
             streamed, tokenizer, _ = open_model(model, **chosen)
             loaded, resident = streamed.model, streamed.resident
-        except MissingStatisticsError:  # Without layers that could be pruned it can still be measured.
+        except (MissingStatisticsError, UnsupportedModelError):  # What cannot be pruned can still be measured.
             loaded, tokenizer, _ = load_model(model, **chosen)
         return evaluate(
             loaded,

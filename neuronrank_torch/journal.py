@@ -117,4 +117,5 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
 def _to_report(content: dict[str, Any] | None) -> LayerReport | None:
     if content is None:
         return None
-    return LayerReport(**{**content, "modules": tuple(ModuleReport(**module) for module in content["modules"])})
+    modules = tuple(ModuleReport(**module) for module in content["modules"])
+    return LayerReport(**{**content, "modules": modules, "notes": tuple(content["notes"])})

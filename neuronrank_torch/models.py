@@ -24,6 +24,7 @@ from neuronrank_torch.gguf_loading import (
     readers_that_remember,
 )
 from neuronrank_torch.model_files import check_folder, check_size, first_line, sampled_digest, shards
+from neuronrank_torch.split_experts import whole_experts
 from neuronrank_torch.streamed_model import StreamedModel
 from neuronrank_torch.weights import LoadedWeights, SafetensorsWeights, WeightSource
 
@@ -168,7 +169,7 @@ def open_model(
 def _weights(kind: str, path: Path, model: Any) -> WeightSource | None:
     """The model's weights one by one, where this version of transformers knows how to."""
     try:
-        return GgufWeights(path, model) if kind == "gguf" else SafetensorsWeights(shards(path))
+        return GgufWeights(path, model) if kind == "gguf" else whole_experts(SafetensorsWeights(shards(path)))
     except (ImportError, AttributeError, NotImplementedError):
         return None
 

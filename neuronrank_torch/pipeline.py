@@ -18,8 +18,10 @@ from neuronrank_torch.allocation import AllocationPass
 from neuronrank_torch.architecture import Decoder, find_decoder, gated_mlp, prunable_linears, untied_head
 from neuronrank_torch.collector import head_statistics
 from neuronrank_torch.executor import LayerRun, run_layers
+from neuronrank_torch.expert_pruner import ExpertPruner
+from neuronrank_torch.experts import refuse_modes
 from neuronrank_torch.kernels import TorchKernels
-from neuronrank_torch.layer_pruner import LayerPruner, module_reports
+from neuronrank_torch.layer_pruner import module_reports
 from neuronrank_torch.layer_store import LayerStore
 from neuronrank_torch.ranks import ALONE, Ranks
 from neuronrank_torch.report import LayerReport, Report
@@ -106,7 +108,7 @@ def prune(
         sum(p.numel() for p in model.parameters()),
         calibration,
         time.perf_counter() - started,
-        tuple(run.notes),
+        (*run.notes, *(note for layer in run.reports for note in layer.notes)),
     )
 
 
@@ -152,12 +154,13 @@ class _PruneRun:
     ) -> None:
         self.model, self.recipe, self.on_progress, self.store, self.ranks = model, recipe, on_progress, store, ranks
         self.decoder: Decoder = find_decoder(model)
+        refuse_modes(self.decoder.layers, recipe)
         self.head = untied_head(model) if recipe.prune_lm_head else None
         # Where a streamed model works; its layers are elsewhere now.
         self.device = next(p.device for p in model.parameters() if not p.is_meta)
         self.reports: list[LayerReport] = []
         self.first, self.notes = first_pruned(recipe, len(self.decoder.layers))
-        self.pruner = LayerPruner(recipe, TorchKernels(self.device), self._step, ranks)
+        self.pruner = ExpertPruner(recipe, TorchKernels(self.device), self._step, ranks)
         self.steps = 0
 
     def by_statistics(self, statistics: StatisticsFolder | None) -> None:

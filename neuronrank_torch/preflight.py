@@ -8,7 +8,8 @@ from torch import nn
 
 from neuronrank_core import Recipe
 from neuronrank_core.masking import target_zeros
-from neuronrank_torch.architecture import find_decoder, prunable_linears, untied_head
+from neuronrank_torch.architecture import find_decoder, reported_linears, untied_head
+from neuronrank_torch.experts import refuse_modes
 from neuronrank_torch.pipeline import first_pruned
 from neuronrank_torch.report import LayerReport, ModuleReport
 
@@ -30,9 +31,10 @@ def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[
         If the model has no gated MLP.
     """
     decoder = find_decoder(model)
+    refuse_modes(decoder.layers, recipe)
     first, notes = first_pruned(recipe, len(decoder.layers))
     layers = [
-        _planned(index, prunable_linears(layer, index, include_attention=recipe.include_attention), recipe)
+        _planned(index, reported_linears(layer, index, include_attention=recipe.include_attention), recipe)
         for index, layer in enumerate(decoder.layers)
         if index >= first
     ]
@@ -49,5 +51,6 @@ def _planned(layer: int | str, linears: dict[str, nn.Linear], recipe: Recipe) ->
             neurons, others = (columns, rows) if name == "down_proj" else (rows, columns)
             modules.append(ModuleReport(name, rows * columns, 0, int(recipe.ratio * neurons) * others))
         else:
-            modules.append(ModuleReport(name, rows * columns, target_zeros(name, (rows, columns), recipe)))
+            zeros = target_zeros(name.rpartition(".")[2], (rows, columns), recipe)
+            modules.append(ModuleReport(name, rows * columns, zeros))
     return LayerReport(layer, tuple(modules), 0.0)

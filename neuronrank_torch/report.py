@@ -35,6 +35,7 @@ class LayerReport:
     layer: int | str
     modules: tuple[ModuleReport, ...]
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:

@@ -18,6 +18,7 @@ from neuronrank_torch.partial import HiddenStates, PartialFolder
 from neuronrank_torch.ranks import ALONE, Ranks
 from neuronrank_torch.report import LayerReport
 from neuronrank_torch.shards import join_shards, write_index, write_shard
+from neuronrank_torch.split_experts import whole_experts
 from neuronrank_torch.streamed_model import HEAD, REST, StreamedModel, Unit
 from neuronrank_torch.weights import FromFirst, SafetensorsWeights, WeightSource
 
@@ -98,7 +99,7 @@ class Staging(PartialFolder, LayerStore):
 
     def source(self, *units: Unit) -> WeightSource:
         """Weights of finished units."""
-        return SafetensorsWeights(self.shard(unit) for unit in units)
+        return whole_experts(SafetensorsWeights(self.shard(unit) for unit in units))
 
     def resident(self, unit: Unit) -> AbstractContextManager[None]:
         """Context in which a unit has the weights to go on with."""
@@ -132,7 +133,8 @@ class Staging(PartialFolder, LayerStore):
 
     def _write(self, unit: Unit) -> None:
         with self.saving():
-            write_durably(self.shard(unit), lambda path: write_shard(self.model.tensors(unit), path))
+            tensors = self.model.source.as_stored(self.model.tensors(unit))
+            write_durably(self.shard(unit), lambda path: write_shard(tensors, path))
 
     def finish(self, tokenizer: Any, report: dict[str, Any]) -> None:
         """Complete the model and give it the output's name.

@@ -31,6 +31,10 @@ class WeightSource(ABC):
         """Say which tensors will be read next, so that a slow disk can get to work."""
         del names
 
+    def as_stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the model by the names, and in the parts, that a checkpoint like this one has them in."""
+        return tensors
+
     def fit(self, model: Any) -> bool:
         """Whether the tensors are the model's own, so that they can be taken as they are.
 

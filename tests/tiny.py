@@ -11,13 +11,17 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 Family = Literal["llama", "mistral", "qwen3", "gemma3"]
+#: Families whose MLPs are mixtures of experts.
+MoeFamily = Literal["mixtral", "qwen3_moe"]
 
 #: Specials first, then one token for each of the 256 bytes.
 BOS, EOS = 0, 1
@@ -26,7 +30,7 @@ VOCAB = 258
 
 
 def tiny_config(
-    family: Family = "llama",
+    family: Family | MoeFamily = "llama",
     *,
     layers: int = 4,
     hidden: int = 64,
@@ -66,11 +70,17 @@ def tiny_config(
             query_pre_attn_scalar=hidden // 4,
             hidden_activation="gelu_pytorch_tanh",
         )
+    if family == "mixtral":
+        return MixtralConfig(**common, num_local_experts=4, num_experts_per_tok=2)
+    if family == "qwen3_moe":
+        # The second layer is dense, as `mlp_only_layers` of some of that family are.
+        experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": intermediate // 2}
+        return Qwen3MoeConfig(**common, **experts, norm_topk_prob=True, mlp_only_layers=[1])
     raise ValueError(f"unknown family {family!r}")
 
 
 def tiny_model(
-    family: Family = "llama",
+    family: Family | MoeFamily = "llama",
     *,
     layers: int = 4,
     hidden: int = 64,

@@ -12,7 +12,7 @@ from neuronrank_core import METHODS, LayerStatistics, Recipe, ScoringContext, pr
 from neuronrank_core.kernels import Kernels
 from neuronrank_core.overlap import Overlap, overlap
 from neuronrank_core.scoring import NEURON_AXIS
-from neuronrank_torch.architecture import gated_mlp, prunable_linears
+from neuronrank_torch.architecture import gated_mlp, reported_linears
 from neuronrank_torch.layer_pruner import module_reports
 from neuronrank_torch.streamed_model import StreamedModel
 
@@ -33,7 +33,7 @@ def saved_zeros(
     counted = []
     for index, layer in enumerate(model.decoder.layers):
         with model.resident(index):
-            modules = module_reports(prunable_linears(layer, index, include_attention=include_attention))
+            modules = module_reports(reported_linears(layer, index, include_attention=include_attention))
         counted.append({"layer": index, "modules": {m.name: {"size": m.size, "zeros": m.zeros} for m in modules}})
         on_layer(index)
     return counted

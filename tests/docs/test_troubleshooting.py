@@ -12,7 +12,14 @@ PAGE = (ROOT / "docs" / "start" / "troubleshooting.md").read_text("utf-8")
 #: First cells of the tables, less their backticks.
 LISTED = {line.split(" | ")[0].removeprefix("| ").replace("`", "").strip() for line in PAGE.splitlines()}
 #: Which argument of an error is its message. Of InvalidValueError, whose message has one form, nothing is.
-MESSAGE = {"InputError": 0, "NonFiniteError": 0, "NeuronRankError": 0, "UsageError": 0, "MissingStatisticsError": 1}
+MESSAGE = {
+    "InputError": 0,
+    "UnsupportedModelError": 0,
+    "NonFiniteError": 0,
+    "NeuronRankError": 0,
+    "UsageError": 0,
+    "MissingStatisticsError": 1,
+}
 
 
 def template(message: ast.expr) -> str | None:
