@@ -18,6 +18,7 @@ from neuronrank_cli.evaluate import evaluate
 from neuronrank_cli.merge import merge
 from neuronrank_cli.prune import prune
 from neuronrank_cli.report import report
+from neuronrank_cli.tune import tune
 from neuronrank_cli.verify import verify
 from neuronrank_core import __version__
 
@@ -52,6 +53,7 @@ cli.add_command(prune)
 cli.add_command(evaluate)
 cli.add_command(collect)
 cli.add_command(merge)
+cli.add_command(tune)
 cli.add_command(config)
 cli.add_command(verify)
 cli.add_command(report)

@@ -196,9 +196,10 @@ def text_flag(flag: str, section: str, what: str, default: str | None = "builtin
     return click.option(flag, cls=Flag, section=section, metavar="SOURCE", default=default, help=text, **attributes)
 
 
-def windows_flag(flag: str, section: str) -> Decorator:
+def windows_flag(flag: str, section: str, default: int | None = None) -> Decorator:
     """A flag that says how much of a text to measure on."""
-    return count_flag(flag, section, "Windows to measure on.", default_text="all")
+    text = "" if default else "all"
+    return count_flag(flag, section, "Windows to measure on.", default_text=text, default=default)
 
 
 def count_flag(flag: str, section: str, text: str, *, low: int = 1, **attributes: Any) -> Decorator:

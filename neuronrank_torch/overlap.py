@@ -13,7 +13,7 @@ from neuronrank_torch.statistics_folder import StatisticsFolder
 _WORDS, _EVERY = 32, 32
 #: Share of the passages from which they are worth a word: less are set phrases, licences and the like (the two halves
 #: of the built-in text have 5 % in common).
-_NOTABLE = 0.1
+NOTABLE = 0.1
 
 
 def overlap(text: str, other: str) -> float:
@@ -32,7 +32,7 @@ def overlap_notes(evaluation: str, calibration: str, *, same: bool = False) -> I
         Whether they are known to be equal, where the calibration text is not at hand.
     """
     share = 1.0 if same or evaluation == calibration else overlap(evaluation, calibration)
-    if share >= _NOTABLE:
+    if share >= NOTABLE:
         part = "is the calibration text" if share == 1.0 else f"shares about {share:.0%} with the calibration text"
         yield f"the evaluation text {part}: perplexity after pruning looks better than it is"
 

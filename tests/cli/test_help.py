@@ -31,6 +31,7 @@ SECTIONS = {
     "verify": ["Model", "What to compare on", "Output"],
     "collect": ["Model", "Text", "What to measure", "Output"],
     "merge": ["Output"],
+    "tune": ["Model", "Search", "What to prune", "What recipes are compared on", "Test", "Output"],
     "config": ["Output"],
     "report": ["Model", "Statistics", "Generated text", "Output"],
     "compare": ["Model", "Perplexity and speed", "Output"],
@@ -90,12 +91,12 @@ import sys
 from click.testing import CliRunner
 from neuronrank_cli.app import cli
 for arguments in (["--help"], ["--version"], ["prune", "--help"], ["eval", "--help"], ["verify", "--help"], ["prune"],
-                  ["collect", "--help"], ["merge", "--help"], ["config", "--show", "prune"],
+                  ["collect", "--help"], ["merge", "--help"], ["tune", "--help"], ["config", "--show", "prune"],
                   ["report", "--help"], ["compare", "--help"], ["eval", "--model", "m", "--tasks", ","],
                   ["prune", "--model", "m"], ["prune", "--model", "m", "--save", "s", "--seed", "-1"],
                   ["prune", "--bogus"]):
     CliRunner().invoke(cli, arguments)
-print(sorted({"torch", "transformers", "datasets", "neuronrank_torch"} & sys.modules.keys()))
+print(sorted({"torch", "transformers", "datasets", "optuna", "neuronrank_torch"} & sys.modules.keys()))
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert shown.stdout == "[]\n"

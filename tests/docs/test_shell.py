@@ -15,7 +15,8 @@ from .pages import Block, blocks
 
 def commands(block: Block) -> Iterator[list[str]]:
     """The commands in a block: those after a ``$`` where it shows a session, else all lines that run the program."""
-    text = re.sub(r" --config \S+", "", block.code.replace("\\\n", " "))  # The file is not there.
+    # The file is not there; it may name the model.
+    text = re.sub(r" --config \S+", " --model x", block.code.replace("\\\n", " "))
     start = r"^\$ +(?:[A-Z_]+=\S+ +)*" if block.language == "console" else r"^ *(?:[A-Z_]+=\S+ +)*"
     for line in re.findall(start + r"(neuronrank\b.*)$", text, flags=re.MULTILINE):
         words = shlex.split(line, comments=True)

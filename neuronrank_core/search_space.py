@@ -1,0 +1,136 @@
+"""What a search may choose, and where it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Protocol
+
+from neuronrank_core.methods import METHODS
+from neuronrank_core.recipe import MODES, PRESETS, Exponents, Recipe
+
+#: Lowest and highest value and step. Steps make recipes that can be read, and 0 (a factor left out) can be hit.
+RANGES = {
+    "weight_exp": (0.5, 1.5, 0.125),
+    "input_exp": (0.0, 1.5, 0.25),
+    "tf_exp": (0.0, 2.0, 0.125),
+    "idf_exp": (0.0, 3.0, 0.25),
+    "spikiness_exp": (0.0, 1.0, 0.25),
+    "q_active": (0.3, 0.9, 0.05),
+}
+#: In the order in which they are chosen: whether a later one has an effect depends on the earlier ones.
+NAMES = ("weight_exp", "input_exp", "tf_exp", "idf_exp", "spikiness_exp", "tfidf_mode", "q_active", "tfidf_k")
+#: Number of topics: at most, and in steps of.
+_TOPICS, _TOPICS_STEP = 256, 16
+DEFAULT_METHODS = ("neuronrank_wanda", "neuronrank_tfidf", "wanda")
+
+
+class Trial(Protocol):
+    """The part of an Optuna trial that the space asks."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float:
+        """A number from a grid."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int) -> int:
+        """A whole number from a grid."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The recipes that a search may try.
+
+    Parameters
+    ----------
+    base : Recipe
+        What is not searched: sparsity, scope, signal, documents.
+    methods : tuple of str
+        To choose from.
+    allocations : tuple of str
+        To choose from.
+    """
+
+    base: Recipe
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    allocations: tuple[str, ...] = ("uniform",)
+
+    def recipe(self, trial: Trial) -> Recipe:
+        """The recipe of a trial, which is asked only for what that recipe reads."""
+        method = trial.suggest_categorical("method", self.methods)
+        # Fewer topics than tokens, whatever mode is chosen next.
+        recipe = replace(self.base, method=method, tfidf_k=min(self._topics, Recipe.tfidf_k))
+        if len(self.allocations) > 1:
+            recipe = replace(recipe, allocate=trial.suggest_categorical("allocate", self.allocations))
+        for name in NAMES:
+            if not recipe.without_effect({name}):
+                recipe = replace(recipe, **{name: self._suggest(trial, name)})
+        return canonical(recipe)
+
+    def _suggest(self, trial: Trial, name: str) -> Any:
+        if name == "tfidf_mode":
+            return trial.suggest_categorical(name, MODES)
+        if name == "tfidf_k":
+            return trial.suggest_int(name, min(_TOPICS_STEP, self._topics), self._topics, step=_TOPICS_STEP)
+        low, high, step = RANGES[name]
+        return round(trial.suggest_float(name, low, high, step=step), 6)
+
+    @property
+    def _topics(self) -> int:
+        tokens = self.base.nsamples * min(self.base.seqlen, self.base.tokens_per_document)
+        return min(_TOPICS, tokens - tokens % _TOPICS_STEP or tokens)
+
+    def starts(self) -> dict[str, Recipe]:
+        """Recipes that every search tries first, by name: Wanda, defaults, presets, allocation; no two are equal."""
+        named: dict[str, Recipe] = {}
+        for name, recipe in self._starts():
+            if recipe not in named.values():
+                named[name] = recipe
+        return named
+
+    def _starts(self) -> Iterator[tuple[str, Recipe]]:
+        for method in dict.fromkeys(("wanda", *self.methods)):
+            yield method, canonical(replace(self.base, method=method))
+        main = Recipe.method
+        for allocate in self.allocations if main in self.methods else ():
+            yield f"{main}, allocate {allocate}", canonical(replace(self.base, method=main, allocate=allocate))
+        for method in self.methods:
+            for preset, exponents in PRESETS.items():
+                # Only the exponents that the method reads are left in it: for others it is the method's default.
+                chosen: dict[str, Any] = {"method": method, **exponents}
+                yield f"{method}, {preset}", canonical(replace(self.base, **chosen))
+
+    def parameters(self, recipe: Recipe) -> dict[str, Any]:
+        """What a trial would have chosen for a recipe; empty for one that lies outside the space."""
+        known = _Known(recipe)
+        if recipe.method not in self.methods or self.recipe(known) != recipe:
+            return {}
+        return known.chosen
+
+
+class _Known:
+    """A trial that chooses what a recipe says, and keeps a record."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.values = {**asdict(recipe), **asdict(recipe.exponents)}
+        self.chosen: dict[str, Any] = {}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        del choices
+        self.chosen[name] = self.values[name]
+        return self.chosen[name]
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float:
+        return float(self.suggest_categorical(name, (low, high, step)))
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int) -> int:
+        return int(self.suggest_categorical(name, (low, high, step)))
+
+
+def canonical(recipe: Recipe) -> Recipe:
+    """The recipe with defaults for what it does not read, so that recipes that do the same are equal."""
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(Recipe)}
+    own = {**asdict(Exponents()), **METHODS[recipe.method].defaults}
+    dead = {*recipe.without_effect(defaults), *(name for name in own if getattr(recipe, name) == own[name])}
+    return replace(recipe, **{name: defaults[name] for name in dead})

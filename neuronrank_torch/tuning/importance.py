@@ -1,0 +1,65 @@
+"""How much each setting mattered in a search."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.importance import PedAnovaImportanceEvaluator
+
+from neuronrank_core import Recipe
+
+#: What a setting is where the recipe does not read it: the factor is left out, or counts as Wanda has it.
+_UNREAD = {"tf_exp": 0.0, "idf_exp": 0.0, "spikiness_exp": 0.0, "weight_exp": 1.0, "input_exp": 1.0}
+_CHOICES, _NUMBERS = ("method", "allocate", "tfidf_mode"), (*_UNREAD, "q_active", "tfidf_k")
+#: Share of the trials that count as good.
+_GOOD = 0.25
+
+
+def importances(trials: Sequence[tuple[Recipe, float]]) -> dict[str, float]:
+    """Share of each setting in what tells the best quarter of the trials from the others, by PED-ANOVA; largest first.
+
+    Recipes read different settings. Here each has a value for all of them, so that all trials can be compared.
+
+    Parameters
+    ----------
+    trials : sequence of (Recipe, perplexity)
+
+    Returns
+    -------
+    dict
+        Of the settings that had more than one value; empty where fewer than four trials were measured.
+    """
+    rows = [_row(recipe) for recipe, _ in trials]
+    varied = [name for name in (*_CHOICES, *_NUMBERS) if len({row[name] for row in rows}) > 1]
+    if len(rows) < 4 or not varied:
+        return {}
+    values = {name: [row[name] for row in rows] for name in varied}
+    distributions: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(sorted(set(of)))
+        if name in _CHOICES
+        else FloatDistribution(float(min(of)), float(max(of)))
+        for name, of in values.items()
+    }
+    study = optuna.create_study()
+    for row, (_, perplexity) in zip(rows, trials, strict=True):
+        chosen = {name: row[name] for name in varied}
+        study.add_trial(
+            optuna.trial.create_trial(params=chosen, distributions=distributions, value=math.log(perplexity))
+        )
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=_GOOD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(share) for name, share in sorted(shares.items(), key=lambda item: -item[1])}
+
+
+def _row(recipe: Recipe) -> dict[str, Any]:
+    values = {**asdict(recipe), **asdict(recipe.exponents)}
+    unread = recipe.without_effect(_UNREAD)
+    return {name: _UNREAD[name] if name in unread else values[name] for name in (*_CHOICES, *_NUMBERS)}
