@@ -65,7 +65,8 @@ def gguf_shapes(file: Path) -> list[tuple[int, ...]]:
     """Shapes of the tensors that a GGUF file holds, with the axes in its own order."""
     import gguf
 
-    return [tuple(map(int, tensor.shape)) for tensor in gguf.GGUFReader(file).tensors]
+    content = gguf.GGUFReader(str(file))  # As transformers calls it: the file is parsed once for all.
+    return [tuple(map(int, tensor.shape)) for tensor in content.tensors]
 
 
 class GgufWeights(WeightSource):
@@ -85,7 +86,7 @@ class GgufWeights(WeightSource):
         import gguf
         from transformers import modeling_gguf_pytorch_utils as reader
 
-        content = gguf.GGUFReader(str(file))  # As transformers calls it: what was read for the tokenizer serves again.
+        content = gguf.GGUFReader(str(file))  # As in gguf_shapes.
         architecture = reader.read_field(content, "general.architecture")[0]
         processor = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)
         self._processor = processor(config=model.config.to_dict())

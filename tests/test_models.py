@@ -94,7 +94,8 @@ class TestGguf:
     def test_dtype(self, gguf_file):
         assert load_model(str(gguf_file), dtype="bfloat16")[0].dtype == torch.bfloat16
 
-    def test_file_is_parsed_once_and_readers_are_put_back(self, gguf_file, monkeypatch):
+    @pytest.mark.parametrize("read", [load_model, open_model])
+    def test_file_is_parsed_once_and_readers_are_put_back(self, gguf_file, monkeypatch, read):
         parsed = []
 
         class Counting(gguf.GGUFReader):
@@ -104,7 +105,7 @@ class TestGguf:
 
         monkeypatch.setattr(gguf, "GGUFReader", Counting)
         names = gguf.get_tensor_name_map
-        gguf_loading.load_gguf(gguf_file, torch.float32)
+        read(str(gguf_file))
         assert len(parsed) == 1
         assert gguf.GGUFReader is Counting
         assert gguf.get_tensor_name_map is names
