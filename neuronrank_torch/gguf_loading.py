@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -118,6 +119,9 @@ def readers_that_remember() -> Iterator[None]:
     from transformers import modeling_gguf_pytorch_utils as reader
 
     with ExitStack() as stack:
+        if gc.isenabled():  # Parsing makes hundreds of thousands of small objects, and none of them is garbage.
+            gc.disable()
+            stack.callback(gc.enable)
         for name in ("GGUFReader", "get_tensor_name_map"):
             _replace(stack, gguf, name, functools.cache(getattr(gguf, name)))
         if hasattr(reader, "tqdm"):  # This bar does not follow the switch of transformers.
