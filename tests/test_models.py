@@ -15,7 +15,7 @@ from tiny import tiny_tokenizer
 from tiny_files import logits, small, write_folder, write_gguf
 
 from neuronrank_core.errors import InputError
-from neuronrank_torch import gguf_loading, models
+from neuronrank_torch import models
 from neuronrank_torch.model_files import sampled_digest
 from neuronrank_torch.models import load_model, open_model
 
