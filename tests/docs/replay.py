@@ -9,6 +9,7 @@ anything.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -68,10 +69,14 @@ def main() -> int:
     """Replay the page; 1 where it is wrong."""
     wrong = 0
     found = list(steps(Path(sys.argv[1])))
+    # The tutorial's reader has the environment activated.
+    activated = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with tempfile.TemporaryDirectory() as folder:
         for command, shown in found:
             print("$", command[-1].splitlines()[0], flush=True)
-            done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            done = subprocess.run(
+                command, cwd=folder, env=activated, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
             line = missing(shown, done.stdout.splitlines()) if done.returncode == 0 else f"exit code {done.returncode}"
             if line is not None:
                 wrong += 1
