@@ -26,6 +26,20 @@ from neuronrank_torch.report import versions
 from neuronrank_torch.shards import write_index, write_shard
 
 
+def llama_config(layers: int, hidden: int, intermediate: int, vocab: int, heads: int) -> LlamaConfig:
+    """Configuration of a bfloat16 LLaMA of this shape."""
+    return LlamaConfig(
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        vocab_size=vocab,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )
+
+
 def write_model(folder: Path, config: LlamaConfig, seed: int = 0) -> None:
     """Write a LLaMA of random bfloat16 weights, one shard in memory at a time."""
     folder.mkdir(parents=True)
@@ -102,16 +116,7 @@ def main(
     flags: tuple[str, ...],
 ) -> None:
     """Write the model, prune it with FLAGS added to the command, and print what it took as JSON."""
-    config = LlamaConfig(
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        vocab_size=vocab,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        dtype="bfloat16",
-        architectures=["LlamaForCausalLM"],
-    )
+    config = llama_config(layers, hidden, intermediate, vocab, heads)
     with tempfile.TemporaryDirectory(dir=work) as place:
         model, pruned = Path(place, "model"), Path(place, "pruned")
         write_model(model, config)

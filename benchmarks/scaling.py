@@ -20,9 +20,8 @@ from typing import Any
 
 import click
 import numpy as np
-from low_memory import write_model
+from low_memory import llama_config, write_model
 from quality import read_cells
-from transformers import LlamaConfig
 
 from neuronrank_torch.report import versions
 
@@ -136,16 +135,7 @@ def main(
         if not left:
             continue
         hidden, intermediate, heads, _ = SHAPES[shape]
-        config = LlamaConfig(
-            num_hidden_layers=layers,
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            vocab_size=vocab,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            dtype="bfloat16",
-            architectures=["LlamaForCausalLM"],
-        )
+        config = llama_config(layers, hidden, intermediate, vocab, heads)
         with tempfile.TemporaryDirectory(dir=work) as place:
             write_model(Path(place, "model"), config)
             for tokens in left:
