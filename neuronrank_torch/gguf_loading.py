@@ -6,12 +6,14 @@ import functools
 import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neuronrank_torch.weights import WeightSource
@@ -25,6 +27,8 @@ def is_gguf(file: Path) -> bool:
 
 def load_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
     """Load a GGUF file as an ordinary, dense model that can be saved as a Hugging Face folder.
+
+    Inside :func:`readers_that_remember` it is parsed once.
 
     Parameters
     ----------
@@ -46,14 +50,13 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]
         Whatever the readers raise on a bad file; they have no common class.
     """
     options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
-    with readers_that_remember():
-        tokenizer = load_gguf_tokenizer(file)
-        if hasattr(transformers, "GgufConfig"):
-            # Where a matmul kernel is installed, newer versions would otherwise keep the weights packed.
-            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, dtype=dtype, output_loading_info=True, **options
-        )
+    tokenizer = load_gguf_tokenizer(file)
+    if hasattr(transformers, "GgufConfig"):
+        # Where a matmul kernel is installed, newer versions would otherwise keep the weights packed.
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, dtype=dtype, output_loading_info=True, **options
+    )
     return model, tokenizer, info
 
 
@@ -109,21 +112,40 @@ class GgufWeights(WeightSource):
 
 @contextmanager
 def readers_that_remember() -> Iterator[None]:
-    """Remember the parsed file and the table of tensor names while transformers loads a GGUF file.
+    """Remember the parsed file, its metadata and the table of tensor names while transformers loads a GGUF file.
 
     It parses the file for the configuration, the tokenizer and the weights, and builds the table anew for each of a
-    model's hundreds of submodules: two thirds of the time that loading takes. Both depend on their arguments alone.
+    model's hundreds of submodules: two thirds of the time that loading takes. All depend on their arguments alone.
     Where a version of transformers no longer looks these names up, this changes nothing.
     """
     import gguf
     from transformers import modeling_gguf_pytorch_utils as reader
 
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        """Takes its slices of a plain array: of a memory map they cost several times as much, and it takes millions."""
+
+        @property
+        def data(self) -> NDArray[np.uint8]:
+            return self._mapped
+
+        @data.setter
+        def data(self, mapped: NDArray[np.uint8]) -> None:
+            self._mapped = np.asarray(mapped)
+
+    load, metadata = reader.load_gguf_checkpoint, functools.cache(reader.load_gguf_checkpoint)
+
+    def load_once(path: Any, return_tensors: bool = False, **options: Any) -> dict[str, Any]:
+        if return_tensors or options:
+            return dict(load(path, return_tensors=return_tensors, **options))
+        return {name: copy(part) for name, part in metadata(path).items()}  # Callers change what they are given.
+
     with ExitStack() as stack:
         if gc.isenabled():  # Parsing makes hundreds of thousands of small objects, and none of them is garbage.
             gc.disable()
             stack.callback(gc.enable)
-        for name in ("GGUFReader", "get_tensor_name_map"):
-            _replace(stack, gguf, name, functools.cache(getattr(gguf, name)))
+        _replace(stack, gguf, "GGUFReader", functools.cache(Reader))
+        _replace(stack, gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
+        _replace(stack, reader, "load_gguf_checkpoint", load_once)
         if hasattr(reader, "tqdm"):  # This bar does not follow the switch of transformers.
             _replace(stack, reader, "tqdm", lambda tensors, **_: tensors)
         yield

@@ -75,7 +75,7 @@ class TorchKernels:
             return torch.zeros_like(scores, dtype=torch.bool)
         kth = kth_smallest(scores, k)
         mask = scores <= kth
-        surplus = mask.sum(1) - k
+        surplus = mask.count_nonzero(1) - k
         crowded = surplus.nonzero().flatten()
         if len(crowded):
             ties = scores[crowded] == kth[crowded]

@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny import tiny_tokenizer
 from tiny_files import logits, small, write_folder, write_gguf
+from transformers import modeling_gguf_pytorch_utils
 
 from neuronrank_core.errors import InputError
 from neuronrank_torch import models
@@ -104,9 +105,10 @@ class TestGguf:
                 super().__init__(path, *rest)
 
         monkeypatch.setattr(gguf, "GGUFReader", Counting)
-        names = gguf.get_tensor_name_map
+        names, load = gguf.get_tensor_name_map, modeling_gguf_pytorch_utils.load_gguf_checkpoint
         read(str(gguf_file))
         assert len(parsed) == 1
+        assert modeling_gguf_pytorch_utils.load_gguf_checkpoint is load
         assert gguf.GGUFReader is Counting
         assert gguf.get_tensor_name_map is names
 
