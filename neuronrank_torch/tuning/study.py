@@ -6,12 +6,14 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+from filelock import FileLock
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
@@ -90,18 +92,22 @@ class TuningStudy:
     def __init__(self, storage: str, identity: dict[str, Any], space: Space, seed: int, *, force: bool) -> None:
         self.space, self.starts = space, space.starts()
         identity = json.loads(json.dumps(identity))
-        url = storage if "://" in storage else f"sqlite:///{Path(storage).expanduser().absolute()}"
         try:
-            store = optuna.storages.RDBStorage(url)
-            self.study = self._open(store, seed)
-            there = self.study.user_attrs.get("identity", identity)
-            changes = differences(there, identity)
-            if changes and force:
-                optuna.delete_study(study_name=_NAME, storage=store)
-                self.study = self._open(store, seed)
-        except SQLAlchemyError as error:
+            url, self.alone = _located(storage)
+            with self.alone:
+                self._enter(storage, optuna.storages.RDBStorage(url), identity, seed, force=force)
+        except (OSError, SQLAlchemyError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"cannot keep trials in {storage}: {reason}", hint="check --storage") from error
+
+    def _enter(
+        self, storage: str, store: optuna.storages.RDBStorage, identity: dict[str, Any], seed: int, *, force: bool
+    ) -> None:
+        self.study = self._open(store, seed)
+        changes = differences(self.study.user_attrs.get("identity", identity), identity)
+        if changes and force:
+            optuna.delete_study(study_name=_NAME, storage=store)
+            self.study = self._open(store, seed)
         if changes and not force:
             raise InputError(
                 f"{storage} holds another search: {'; '.join(changes[:3])}",
@@ -146,19 +152,26 @@ class TuningStudy:
             See :data:`Measure`.
         """
         repeated = 0
-        while repeated < _REPEATS and (self._at_work() < trials or self._trials(TrialState.WAITING)):
-            trial = self.study.ask()
-            trial.set_user_attr(OWNER, [socket.gethostname(), os.getpid()])
-            recipe = self._recipe(trial)
-            twin = self._twin(trial.number, recipe)
-            if twin is not None:
-                trial.set_user_attr(REPEATS, twin)
-                self.study.tell(trial, state=TrialState.PRUNED)
-                repeated += 1
-                continue
-            repeated = 0
-            self._measure(trial, recipe, measure)
-        return repeated < _REPEATS
+        while repeated < _REPEATS:
+            with self.alone:
+                if self._at_work() >= trials and not self._trials(TrialState.WAITING):
+                    return True
+                trial, recipe, twin = self._next()
+            if twin is None:
+                self._measure(trial, recipe, measure)
+            repeated = 0 if twin is None else repeated + 1
+        return False
+
+    def _next(self) -> tuple[optuna.Trial, Recipe, int | None]:
+        """The next trial, its recipe, and the number of the trial that it repeats, if it does: then it is over."""
+        trial = self.study.ask()
+        trial.set_user_attr(OWNER, [socket.gethostname(), os.getpid()])
+        recipe = self._recipe(trial)
+        twin = self._twin(trial.number, recipe)
+        if twin is not None:
+            trial.set_user_attr(REPEATS, twin)
+            self.study.tell(trial, state=TrialState.PRUNED)
+        return trial, recipe, twin
 
     def _measure(self, trial: optuna.Trial, recipe: Recipe, measure: Measure) -> None:
         try:
@@ -203,6 +216,20 @@ class TuningStudy:
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states)
+
+
+def _located(storage: str) -> tuple[str, AbstractContextManager[Any]]:
+    """URL of a database, and what keeps processes apart while one of them chooses what to try.
+
+    SQLite has no locks for a row, and Optuna makes its tables without regard to others that do the same: a file beside
+    the database is locked. A database server is left to itself.
+    """
+    if "://" in storage:
+        return storage, nullcontext()
+    file = Path(storage).expanduser().absolute()
+    if not file.parent.is_dir():  # The lock would make it.
+        raise FileNotFoundError(f"there is no folder {file.parent}")
+    return f"sqlite:///{file}", FileLock(file.with_name(f".{file.name}.lock"))
 
 
 def _gone(owner: list[Any] | None) -> bool:

@@ -160,6 +160,26 @@ def test_a_killed_process_is_taken_over(run: Run, searched: list[object], tmp_pa
     assert len({json.dumps(recipe) for recipe, _ in trials(result)}) == TRIALS
 
 
+def test_several_processes_share_a_search(searched: list[object], tmp_path: Path) -> None:
+    flags = [*map(str, searched), "--storage", "shared.db", "--json"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "neuronrank_cli", *flags, "--save", f"best-{number}.toml"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+        for number in range(2)
+    ]
+    ended = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "".join(errors for _, errors in ended)
+    # One that ends while others are still at work does not know what they find.
+    last = max((json.loads(output) for output, _ in ended), key=lambda result: len(result["trials"]))
+    assert sum(one["start"] is not None for one in last["trials"]) == 10
+    assert len({json.dumps(recipe) for recipe, _ in trials(last)}) == len(last["trials"]) == TRIALS
+
+
 def test_another_search_is_refused_and_nothing_is_replaced_unasked(run: Run, searched: list[object]) -> None:
     first = json.loads(run(*searched, "--save", "best.toml", "--json").stdout)
     refused = run(*searched, "--save", "best.toml", code=2)
