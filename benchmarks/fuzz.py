@@ -183,7 +183,21 @@ JSON = st.recursive(
 )
 MODELS = ["model", "model", "sharded", "tiny.gguf", "gone", "empty", "text.txt", "", ".", "builtin:x", "./a\x00b"]
 TEXTS = ["text.txt", "text.jsonl", "builtin", "gone.txt", "empty", "blank.txt", "model", ""]
-PLACES = ["out", "out", "new/out", "model", "stats", "text.txt", "text.txt/out", ".", "/proc/none", "empty", ""]
+PLACES = [
+    "out",
+    "out",
+    "new/out",
+    "best.toml",
+    "page.html",
+    "model",
+    "stats",
+    "text.txt",
+    "text.txt/out",
+    ".",
+    "/proc/none",
+    "empty",
+    "",
+]
 #: Values of flags that name something in the working folder.
 NAMES = {
     "model": MODELS,
@@ -192,7 +206,8 @@ NAMES = {
     "save": PLACES,
     "stats": ["stats", "model", "gone", "empty", "text.txt", ""],
     "config": ["run.toml", "gone.toml", "text.txt", "model", ""],
-    "folders": ["stats", "stats2", "model", "gone"],
+    "test_dataset": TEXTS,
+    "storage": ["best.db", "new/best.db", "text.txt", "model", "sqlite://", "x://y", ""],
     "show": ["prune", "eval", "config", "nope"],
 }
 #: Flags that most examples have, so that not all end at the first wrong value.
@@ -203,6 +218,23 @@ LIKELY = {
     "collect": ["--model", "model", "--dataset", "text.txt", *FEW, "--save", "out"],
     "merge": ["stats", "stats2", "--save", "out"],
     "config": ["--show", "prune"],
+    "tune": [
+        *(
+            "--model",
+            "model",
+            "--stats",
+            "stats",
+            "--trials",
+            "10",
+            "--eval-dataset",
+            "other.txt",
+            "--eval-windows",
+            "1",
+        ),
+        *("--save", "best.toml"),
+    ],
+    "report": ["pruned", "--new-tokens", "2", "--save", "page.html"],
+    "compare": ["pruned", "model"],
 }
 
 
@@ -302,7 +334,9 @@ def prepared(place: Path) -> None:
     (place / "text.txt").write_text(TEXT)
     (place / "text.jsonl").write_text("\n".join(json.dumps({"text": f"{TEXT} {i}"}) for i in range(3)))
     (place / "run.toml").write_text('[prune]\nmodel = "model"\ndataset = "text.txt"\nnsamples = 2\nseqlen = 16\n')
+    (place / "other.txt").write_text(TEXT[::-1])
     with _within(place):
+        _must(["prune", *LIKELY["prune"][:-1], "pruned"])
         common = ["collect", "--model", "model", "--dataset", "text.txt", "--nsamples", "4", "--seqlen", "16"]
         for name, documents in (("stats", "0:2"), ("stats2", "2:4")):
             _must([*common, "--documents", documents, "--batch-size", "2", "--save", name])
@@ -340,6 +374,23 @@ def readers() -> dict[str, list[list[str]]]:
         ["eval", *LIKELY["eval"][2:], "--model"],
     ]
     stats = [["prune", "--model", "model", "--save", "out", "--stats", "stats"], ["merge", *LIKELY["merge"]]]
+    pruned = [
+        ["report", *LIKELY["report"]],
+        ["report", *LIKELY["report"], "--stats", "stats", "--dataset", "text.txt"],
+        ["compare", *LIKELY["compare"]],
+        [
+            "compare",
+            "pruned",
+            "pruned",
+            "--eval",
+            "--eval-dataset",
+            "text.txt",
+            "--eval-windows",
+            "2",
+            "--seqlen",
+            "16",
+        ],
+    ]
     text = [
         ["prune", "--model", "model", *FEW, "--dry-run", "--dataset"],
         ["eval", "--seqlen", "16", "--model", "model", "--dataset"],
@@ -352,6 +403,8 @@ def readers() -> dict[str, list[list[str]]]:
         ".out.partial/*.safetensors": [["prune", *LIKELY["prune"]]],
         "stats/*.json": stats,
         "stats/*.safetensors": stats,
+        "pruned/*.json": pruned,
+        "pruned/*.safetensors": pruned,
         "text.jsonl": [[*one, "text.jsonl"] for one in text],
         "text.txt": [[*one, "text.txt"] for one in text],
         "run.toml": [
