@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig, Qwen2MoeConfig
 from neuronrank_core import InputError
 from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch.architecture import find_decoder
+from neuronrank_torch.collect import run_collect
 from neuronrank_torch.experts import find_experts
 from neuronrank_torch.job import Evaluation, Job, run_eval
 from neuronrank_torch.plan import plan_prune
@@ -98,6 +99,15 @@ def test_verify(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"layer 0 .MixtralDecoderLayer. is a mixture of experts") as error:
         run_verify(str(write(tmp_path, mixture("mixtral"))), nsamples=1, seqlen=16)
     assert "prune" in error.value.hint
+
+
+def test_collect(tmp_path: Path) -> None:
+    folder = write(tmp_path, mixture("mixtral"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    job = Job(str(folder), dataset=str(tmp_path / "text.txt"), save=str(tmp_path / "stats"))
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 .MixtralDecoderLayer. is a mixture of experts"):
+        run_collect(job, recipe())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, "text.txt"])
 
 
 @pytest.mark.parametrize("change", ["swapped", "own gate", "norm"])
