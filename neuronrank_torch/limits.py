@@ -28,9 +28,28 @@ def check_tokens(model: Any, sequences: Any) -> None:
             f"token {top} is outside the model's vocabulary of {vocabulary}",
             hint="use the tokenizer that belongs to the model",
         )
-    # Beyond these, a model answers with nonsense, or not at all.
+    check_positions(model, sequences.shape[1])
+
+
+def check_positions(model: Any, tokens: int, before: int = 0, field: str = "seqlen") -> None:
+    """Refuse a sequence beyond the model's positions, where a model answers with nonsense, or not at all.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    tokens : int
+        Length asked for.
+    before : int
+        Tokens that stand before those.
+    field : str
+        What asked for it.
+
+    Raises
+    ------
+    InvalidValueError
+        Names what the model's configuration allows.
+    """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and sequences.shape[1] > positions:
-        raise InvalidValueError(
-            "seqlen", sequences.shape[1], f"[2, {positions}]", hint="the model has max_position_embeddings no larger"
-        )
+    if positions is not None and before + tokens > positions:
+        allowed = f"[2, {positions}]" if before == 0 else f"[0, {positions - before}] after a prompt of {before} tokens"
+        raise InvalidValueError(field, tokens, allowed, hint="the model has max_position_embeddings no larger")

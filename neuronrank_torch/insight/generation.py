@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from neuronrank_core import InvalidValueError
+from neuronrank_torch.limits import check_positions
 from neuronrank_torch.models import quiet_transformers
 
 #: What to go on from, unless told otherwise.
@@ -22,11 +24,19 @@ def continuations(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens
     prompts : sequence of str
     new_tokens : int
         At most so many tokens each; fewer where the model ends its text.
+
+    Raises
+    ------
+    InvalidValueError
+        If a prompt has no tokens, or the model has no positions for so many.
     """
     written = []
     for prompt in prompts:
         tokens = tokenizer(prompt, return_tensors="pt").to(model.device)
         length = tokens["input_ids"].shape[1]
+        if not length:
+            raise InvalidValueError("prompts", prompt, "a text that has tokens")
+        check_positions(model, new_tokens, length, "new_tokens")
         with quiet_transformers(), torch.inference_mode():
             output = model.generate(
                 input_ids=tokens["input_ids"],

@@ -45,14 +45,17 @@ class SeededByTrial(BaseSampler):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.tpe = TPESampler(seed=seed)
+        self.tpe = self._sampler(0)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Begin a sequence of random numbers for the trial."""
         del study
-        seed = int(np.random.SeedSequence((self.seed, trial.number)).generate_state(1)[0])
+        self.tpe = self._sampler(trial.number)
+
+    def _sampler(self, trial: int) -> TPESampler:
+        seed = int(np.random.SeedSequence((self.seed, trial)).generate_state(1)[0])
         # One parameter at a time: together, only those would be modelled that every recipe reads.
-        self.tpe = TPESampler(seed=seed, multivariate=False)
+        return TPESampler(seed=seed, multivariate=False)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """None: see :meth:`before_trial`."""

@@ -11,9 +11,10 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import neuronrank_torch.compare
+from neuronrank_core import InvalidValueError
 
 from .conftest import LAYERS, Run
 
@@ -123,6 +124,7 @@ def test_speed_counts_the_tokens_of_all_sequences(monkeypatch: pytest.MonkeyPatc
         def __init__(self) -> None:
             self.seen: list[tuple[int, ...]] = []
             self.device = torch.device("cpu")
+            self.config = LlamaConfig(max_position_embeddings=8)
 
         def get_input_embeddings(self) -> Any:
             return torch.nn.Embedding(5, 2)
@@ -139,6 +141,10 @@ def test_speed_counts_the_tokens_of_all_sequences(monkeypatch: pytest.MonkeyPatc
     model = Model()
     assert neuronrank_torch.compare.forward_seconds(model, tokens=7, sequences=3) == 2.0
     assert model.seen == [(3, 7)] * 3
+    with pytest.raises(InvalidValueError, match=r"seqlen is 9, allowed: \[2, 8\]"):
+        neuronrank_torch.compare.forward_seconds(model, tokens=9, sequences=3)
+    with pytest.raises(MemoryError, match="9223372036854775808 sequences of 2 tokens"):
+        neuronrank_torch.compare.forward_seconds(model, tokens=2, sequences=2**63)
 
 
 def test_flags_without_effect_and_a_missing_model(run: Run, model: Path) -> None:

@@ -279,3 +279,18 @@ def worst_contrast(page: Any) -> float:
     }"""
     )
     return ratio
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--prompt", "go", "--new-tokens", 511], "--new-tokens is 511, allowed: [0, 510] after a prompt of 2 tokens"),
+        (["--prompt", "go", "--new-tokens", 10**12], "--new-tokens is 1000000000000, allowed: [0, 510]"),
+        (["--prompt", ""], "--prompt is '', allowed: a text that has tokens"),
+    ],
+)
+@pytest.mark.usefixtures("place")
+def test_text_that_the_model_cannot_write(tmp_path: Path, flags: list[object], says: str) -> None:
+    result = neuronrank("report", "pruned", *flags, "--save", tmp_path / "x.html", code=2)
+    assert f"Error: {says}" in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -22,6 +22,7 @@ from neuronrank_torch.job import Job
 from neuronrank_torch.statistics_folder import StatisticsFolder
 from neuronrank_torch.tuning.objective import MaskedModel
 from neuronrank_torch.tuning.run import TuneJob
+from neuronrank_torch.tuning.study import SeededByTrial
 
 from .conftest import Run
 
@@ -158,6 +159,14 @@ def test_a_killed_process_is_taken_over(run: Run, searched: list[object], tmp_pa
     assert len(result["trials"]) == TRIALS
     assert sum(one["start"] is not None for one in result["trials"]) == 10
     assert len({json.dumps(recipe) for recipe, _ in trials(result)}) == TRIALS
+
+
+def test_any_seed_of_the_other_commands_will_do() -> None:
+    drawn = []
+    for seed in (10**20, 10**20 + 1):
+        study = optuna.create_study(sampler=SeededByTrial(seed))
+        drawn.append(study.ask().suggest_float("x", 0, 1))
+    assert drawn[0] != drawn[1]
 
 
 def test_several_processes_share_a_search(searched: list[object], tmp_path: Path) -> None:
