@@ -101,7 +101,7 @@ def load_model(spec: str, *, dtype: Dtype = "auto", device: str | torch.device =
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise InvalidValueError("dtype", dtype, f"auto, {', '.join(_DTYPES)}")
-    target = _check_device(device)
+    target = check_device(device)
     kind, path = _locate(spec)
     with quiet_transformers(), _as_input_error(spec), readers_that_remember():
         if kind == "gguf":
@@ -150,7 +150,7 @@ def open_model(
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise InvalidValueError("dtype", dtype, f"auto, {', '.join(_DTYPES)}")
-    target = _check_device(device)
+    target = check_device(device)
     kind, path = _locate(spec)
     with quiet_transformers(), _as_input_error(spec), readers_that_remember():
         if kind == "gguf":
@@ -214,7 +214,8 @@ def quiet_transformers() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _check_device(device: str | torch.device) -> torch.device:
+def check_device(device: str | torch.device) -> torch.device:
+    """The device by its name; raises InputError if there is none such here."""
     try:
         target = torch.device(device)
         torch.empty(0, device=target)

@@ -17,6 +17,7 @@ from neuronrank_torch.models import quiet_transformers
 from neuronrank_torch.partial import HiddenStates, PartialFolder
 from neuronrank_torch.ranks import ALONE, Ranks
 from neuronrank_torch.report import LayerReport
+from neuronrank_torch.sealed import seal
 from neuronrank_torch.shards import join_shards, write_index, write_shard
 from neuronrank_torch.split_experts import whole_experts
 from neuronrank_torch.streamed_model import HEAD, REST, StreamedModel, Unit
@@ -150,7 +151,7 @@ class Staging(PartialFolder, LayerStore):
         NeuronRankError
             If writing fails, or something is there by now that must not be replaced.
         """
-        text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(seal(report), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         with self.saving():
             self._complete_shards()
             with quiet_transformers():

@@ -19,6 +19,7 @@ from neuronrank_core.errors import NeuronRankError
 from neuronrank_torch import staging as module
 from neuronrank_torch.models import load_model
 from neuronrank_torch.report import LayerReport, ModuleReport
+from neuronrank_torch.sealed import unseal
 
 REPORT = {"ratio": 0.5, "method": "wanda"}
 
@@ -92,7 +93,8 @@ class TestFinish:
     def test_report_is_sorted_json(self, tmp_path):
         out = save_model(small(), tiny_tokenizer(), tmp_path / "out", report={"b": "é", "a": [1]})
         text = (out / "neuronrank.json").read_text(encoding="utf-8")
-        assert text == '{\n  "a": [\n    1\n  ],\n  "b": "é"\n}\n'
+        assert text.startswith('{\n  "a": [\n    1\n  ],\n  "b": "é",\n  "checksum": "')
+        assert unseal(json.loads(text)) == {"b": "é", "a": [1]}
 
     def test_files_have_ordinary_permissions(self, tmp_path):
         out = save_model(small(), tiny_tokenizer(), tmp_path / "out")

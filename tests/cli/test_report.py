@@ -124,7 +124,7 @@ def test_what_it_says_is_what_is_there(made: tuple[Path, dict[str, Any]], place:
             zeros = int((weight == 0).sum())
             assert module == {"size": weight.numel(), "zeros": zeros}
             assert f"layer {layer['layer']}: {zeros / weight.numel():.2%}" in page.text
-    assert data["run"] == json.loads((place / "pruned" / "neuronrank.json").read_text("utf-8"))
+    assert data["run"] == unseal(json.loads((place / "pruned" / "neuronrank.json").read_text("utf-8")))
     text = (place / "<i>text.txt").read_text("utf-8")
     shown = passages(data)
     assert len(shown) > 10
@@ -193,6 +193,7 @@ def test_weights_that_were_changed_since_the_run_are_named(place: Path) -> None:
         (["pruned", "--save", "pruned"], "Error: pruned is a folder"),
         (["pruned", "--save", "no/report.html"], "Error: cannot write no/report.html: there is no folder no"),
         (["<b>tiny", "--save", "new.html"], "Error: <b>tiny has no neuronrank.json"),
+        (["pruned", "--device", "2:4", "--save", "new.html"], "Error: device 2:4 is not available"),
         (["pruned", "--stats", "nowhere", "--save", "new.html"], "Error: nowhere is no statistics folder"),
         (["pruned", "--model", "nowhere.gguf", "--save", "new.html"], "Error: model not found: nowhere.gguf"),
         (["pruned", "--stats", "stats", "--dataset", "no.txt", "--save", "new.html"], "Error: file not found: no.txt"),
@@ -205,6 +206,15 @@ def test_mistakes(made: tuple[Path, dict[str, Any]], place: Path, arguments: lis
     assert message in result.stderr
     assert not (place / "new.html").exists()
     assert made[0].read_bytes() == before
+
+
+def test_figures_that_were_changed_are_refused(place: Path) -> None:
+    shutil.copytree("pruned", "edited")
+    file = place / "edited" / "neuronrank.json"
+    file.write_text(file.read_text("utf-8").replace('"zeros": ', '"zeros": 1', 1), "utf-8")
+    result = neuronrank("report", "edited", "--new-tokens", 0, "--save", "new.html", code=2)
+    assert "Error: cannot read edited/neuronrank.json: it is damaged, or was edited" in result.stderr
+    assert not (place / "new.html").exists()
 
 
 def test_statistics_of_another_model_are_refused(place: Path) -> None:
