@@ -11,7 +11,6 @@ Where llm-compressor is installed (see ``sparsegpt.py``), it does the same work 
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 
 import click
 import torch
+from cells import add_cell
 
 from neuronrank_core import Recipe
 from neuronrank_torch import prune
@@ -124,9 +124,7 @@ def main(
     }
     click.echo(", ".join(f"{key} {value}" for key, value in setup.items()) + "\n\n" + markdown(costs))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as file:
-            file.write(json.dumps({"setup": setup, "costs": costs}) + "\n")
+        add_cell(out, setup=setup, costs=costs)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import click
 import numpy as np
 import torch
 import torch.distributed as dist
+from cells import add_cell
 from torch import Tensor
 
 from neuronrank_core import LayerStatistics, Recipe
@@ -214,9 +215,7 @@ def main(
                 results[n]["bits that differ"] = int(np.unpackbits(np.load(files[n]) ^ reference).sum())
         click.echo(markdown(name, results))
         if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a") as file:
-                file.write(json.dumps({"setup": setup, "run": name, "results": results}) + "\n")
+            add_cell(out, setup=setup, run=name, results=results)
 
 
 if __name__ == "__main__":

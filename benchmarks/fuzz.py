@@ -70,6 +70,7 @@ class Result:
             click.echo(f"{dict(self.ends)}, {len(self.problems)} problems", err=True)
         if problem:
             self.problems.append({"arguments": arguments, "what": what, "problem": problem})
+            click.echo(json.dumps(self.problems[-1])[:1000], err=True)
 
 
 def ended(arguments: list[str], limit: float) -> tuple[str, str]:

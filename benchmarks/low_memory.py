@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 import torch
+from cells import add_cell
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
@@ -139,9 +140,7 @@ def main(
         }
     click.echo(json.dumps(result, indent=2))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        add_cell(out, **result)
 
 
 if __name__ == "__main__":

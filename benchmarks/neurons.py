@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import torch
+from cells import add_cell
 from transformers import AutoModelForCausalLM
 
 from neuronrank_core import Recipe
@@ -85,9 +86,7 @@ def main(
     }
     click.echo(json.dumps(result, indent=2))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        add_cell(out, **result)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from cells import add_cell, read_cells
 
 from neuronrank_core import METHODS, InvalidValueError, Recipe
 from neuronrank_torch import prune
@@ -45,11 +46,6 @@ def recipe_for(method: str, sparsity: str, update: str, seed: int, **fixed: Any)
     else:
         chosen |= {"sparsity_ratio": float(sparsity)}
     return Recipe(method=name, update=update, seed=seed, **chosen, **fixed)
-
-
-def read_cells(out: Path) -> list[dict[str, Any]]:
-    """Cells measured so far."""
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
 def markdown(cells: list[dict[str, Any]]) -> str:
@@ -126,9 +122,7 @@ def main(
     def record(**cell: Any) -> None:
         if not ranks.first:
             return
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as file:
-            file.write(json.dumps({"setup": setup, **cell}) + "\n")
+        add_cell(out, setup=setup, **cell)
         click.echo(
             f"{cell['method']} {cell['sparsity']} {cell['update']} seed {cell['seed']}: {cell['perplexity']:.2f}",
             err=True,

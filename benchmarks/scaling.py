@@ -10,7 +10,6 @@ are written shard by shard and never in memory at once. The line that is fitted 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -20,8 +19,8 @@ from typing import Any
 
 import click
 import numpy as np
+from cells import add_cell, read_cells
 from low_memory import llama_config, write_model
-from quality import read_cells
 
 from neuronrank_torch.report import versions
 
@@ -127,7 +126,6 @@ def main(
     flags: tuple[str, ...],
 ) -> None:
     """Measure every cell that is not there yet, with FLAGS added to the command, then print the line."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     setup = {"flags": list(flags), "vocab": vocab, "seqlen": seqlen, "dtype": "bfloat16", **versions()}
     for shape, layers in itertools.product(shapes, depths):
         done = {(c["shape"], c["layers"], c["tokens"]) for c in read_cells(out) if c["setup"] == setup}
@@ -142,8 +140,7 @@ def main(
                 command = [sys.executable, "-m", "neuronrank_cli", "prune", "--model", f"{place}/model", *flags]
                 command += ["--nsamples", str(tokens // seqlen), "--seqlen", str(seqlen), "--save", f"{place}/{tokens}"]
                 cell = {"shape": shape, "layers": layers, "tokens": tokens, **measure(command)}
-                with out.open("a") as file:
-                    file.write(json.dumps({"setup": setup, **cell}) + "\n")
+                add_cell(out, setup=setup, **cell)
                 click.echo(f"{shape}, {layers} layers, {tokens} tokens: {cell['cpu']:.1f} s", err=True)
     cells = [cell for cell in read_cells(out) if cell["setup"] == setup]
     line = fit(cells)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import tempfile
 import time
 from importlib.metadata import version
@@ -19,9 +18,10 @@ from typing import Any
 
 import click
 import torch
+from cells import add_cell, read_cells
 from llmcompressor import oneshot
 from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
-from quality import markdown, read_cells
+from quality import markdown
 
 from neuronrank_core import Recipe
 from neuronrank_torch.corpus import load_text, text_fingerprint
@@ -91,7 +91,6 @@ def main(
         **versions(),
         "llmcompressor": version("llmcompressor"),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     done = {(c["method"], c["sparsity"], c["seed"]) for c in read_cells(out) if c["setup"] == setup}
     for sparsity, modifier in itertools.product(sparsities, modifiers):
         method = f"llm-compressor {modifier}"
@@ -102,8 +101,7 @@ def main(
         seconds = time.perf_counter() - started
         perplexity = evaluate(target, tokenizer, held_out, seqlen=seqlen, windows=windows).perplexity
         cell = {"method": method, "sparsity": sparsity, "update": "none", "seed": seed, "perplexity": perplexity}
-        with out.open("a") as file:
-            file.write(json.dumps({"setup": setup, **cell, "seconds": seconds}) + "\n")
+        add_cell(out, setup=setup, **cell, seconds=seconds)
         click.echo(f"{method} {sparsity}: {perplexity:.2f}", err=True)
     click.echo(markdown(read_cells(out)))
 

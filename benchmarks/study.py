@@ -20,7 +20,8 @@ from typing import Any
 
 import click
 import torch
-from quality import read_cells, recipe_for
+from cells import add_cell, read_cells
+from quality import recipe_for
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext
 from neuronrank_core.masking import prune_mask
@@ -196,10 +197,9 @@ def main(
         "measured in": "bfloat16",
         **versions(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     done = [cell for cell in read_cells(out) if cell["setup"] == setup]
     dense = Dense(loaded, tokenizer, text)
-    with torch.no_grad(), out.open("a") as file:
+    with torch.no_grad():
         for seed, sparsity, variant in cells_left(done, seeds, sparsities, variants):
             recipe = recipe_for(variant, sparsity, "none", seed, nsamples=nsamples, seqlen=seqlen)
             pruned = dense.masked(recipe).to(torch.bfloat16)
@@ -208,8 +208,7 @@ def main(
                 for name, chosen in texts.items()
             }
             cell = {"variant": variant, "sparsity": sparsity, "seed": seed, "perplexity": perplexity}
-            file.write(json.dumps({"setup": setup, **cell}) + "\n")
-            file.flush()
+            add_cell(out, setup=setup, **cell)
             click.echo(f"{seed} {sparsity} {variant}: {perplexity}", err=True)
     click.echo(markdown(read_cells(out)))
 

@@ -1,0 +1,19 @@
+"""Results as lines of JSON: added one by one, so that a run that was cut off goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_cells(out: Path) -> list[dict[str, Any]]:
+    """Results so far."""
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+def add_cell(out: Path, **cell: Any) -> None:
+    """Add a result."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a") as file:
+        file.write(json.dumps(cell) + "\n")
