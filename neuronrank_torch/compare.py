@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 
 from neuronrank_core.overlap import Overlap, overlap
 from neuronrank_torch.architecture import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
+from neuronrank_torch.corpus import check_room
 from neuronrank_torch.job import Evaluation, OnStage, choose_device, run_eval
 from neuronrank_torch.limits import check_positions
 from neuronrank_torch.models import Dtype, load_model, open_model
@@ -175,8 +175,7 @@ def _of(on_stage: OnStage, spec: str, stage: str, done: int, total: int) -> None
 def forward_seconds(model: Any, tokens: int, sequences: int) -> float:
     """Shortest time of a forward pass over sequences of so many tokens, of :data:`PASSES` after one to warm up."""
     check_positions(model, tokens)
-    if sequences * tokens > sys.maxsize:  # torch would speak of an overflow.
-        raise MemoryError(f"{sequences} sequences of {tokens} tokens")
+    check_room(sequences, tokens)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     batch = (torch.arange(sequences * tokens, device=model.device) % vocabulary).view(sequences, tokens)
     best = float("inf")

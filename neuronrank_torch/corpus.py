@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -106,6 +107,12 @@ def bos_token(tokenizer: Any) -> int | None:
     return bos if bos is not None and len(ids) > 0 and ids[0] == bos else None
 
 
+def check_room(sequences: int, tokens: int) -> None:
+    """Raise MemoryError for what no address space holds; NumPy and torch would speak of dimensions and overflows."""
+    if sequences * tokens > sys.maxsize // 64:
+        raise MemoryError(f"{sequences} sequences of {tokens} tokens")
+
+
 def draw_sequences(
     stream: Tokens, *, nsamples: int, seqlen: int, seed: int, bos: int | None, bos_mode: BosMode
 ) -> Tokens:
@@ -136,6 +143,7 @@ def draw_sequences(
     if nsamples < 1:
         raise InvalidValueError("nsamples", nsamples, "an integer >= 1")
     stream, prefix = _prepare(stream, seqlen, bos, bos_mode)
+    check_room(nsamples, seqlen)
     slice_length = seqlen - prefix.size
     offsets = np.random.default_rng(seed).integers(0, stream.size - slice_length + 1, size=nsamples)
     return _prepend(prefix, stream[offsets[:, None] + np.arange(slice_length)])

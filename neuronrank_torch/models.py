@@ -218,7 +218,7 @@ def check_device(device: str | torch.device) -> torch.device:
     """The device by its name; raises InputError if there is none such here."""
     try:
         target = torch.device(device)
-        torch.empty(0, device=target)
+        torch.empty(1, device=target).cpu()  # "meta" is a device too, but has nothing to give back.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {device} is not available: {first_line(error)}", hint="try --device cpu") from error
     return target

@@ -228,6 +228,11 @@ class TestDraw:
         with pytest.raises(InputError, match=next(iter(wrong))):
             draw_sequences(STREAM, **{"nsamples": 1, "seqlen": 4, **wrong}, seed=0, bos=7, bos_mode="window")
 
+    @pytest.mark.parametrize("nsamples", [10**17, 10**20])
+    def test_more_than_any_memory_holds(self, nsamples):
+        with pytest.raises(MemoryError, match=f"{nsamples} sequences of 4 tokens"):
+            draw_sequences(STREAM, nsamples=nsamples, seqlen=4, seed=0, bos=None, bos_mode="window")
+
 
 class TestWindows:
     def test_bos_in_every_window(self):

@@ -244,7 +244,7 @@ class TestBadInput:
         with pytest.raises(InputError, match="dtype is 'int8'"):
             load_model(str(folder), dtype="int8")
 
-    @pytest.mark.parametrize("device", ["cuda:99", "warp"])
+    @pytest.mark.parametrize("device", ["cuda:99", "warp", "meta"])
     def test_device_is_checked_before_the_model_is_read(self, device):
         with pytest.raises(InputError, match=f"device {device} is not available"):
             load_model("/no/such", device=device)
