@@ -213,6 +213,8 @@ NAMES = {
     "storage": ["best.db", "new/best.db", "text.txt", "model", "sqlite://", "x://y", ""],
     "show": ["prune", "eval", "config", "nope"],
 }
+#: A search that takes a second.
+BRIEF = ["--trials", "10", "--eval-dataset", "other.txt", "--eval-windows", "1"]
 #: Flags that most examples have, so that not all end at the first wrong value.
 LIKELY = {
     "prune": ["--model", "model", "--dataset", "text.txt", *FEW, "--save", "out"],
@@ -221,21 +223,7 @@ LIKELY = {
     "collect": ["--model", "model", "--dataset", "text.txt", *FEW, "--save", "out"],
     "merge": ["stats", "stats2", "--save", "out"],
     "config": ["--show", "prune"],
-    "tune": [
-        *(
-            "--model",
-            "model",
-            "--stats",
-            "stats",
-            "--trials",
-            "10",
-            "--eval-dataset",
-            "other.txt",
-            "--eval-windows",
-            "1",
-        ),
-        *("--save", "best.toml"),
-    ],
+    "tune": ["--model", "model", "--stats", "stats", *BRIEF, "--save", "best.toml"],
     "report": ["pruned", "--new-tokens", "2", "--save", "page.html"],
     "compare": ["pruned", "model"],
 }
@@ -377,22 +365,12 @@ def readers() -> dict[str, list[list[str]]]:
         ["eval", *LIKELY["eval"][2:], "--model"],
     ]
     stats = [["prune", "--model", "model", "--save", "out", "--stats", "stats"], ["merge", *LIKELY["merge"]]]
+    measured = ["--eval-dataset", "text.txt", "--eval-windows", "2", "--seqlen", "16"]
     pruned = [
         ["report", *LIKELY["report"]],
         ["report", *LIKELY["report"], "--stats", "stats", "--dataset", "text.txt"],
         ["compare", *LIKELY["compare"]],
-        [
-            "compare",
-            "pruned",
-            "pruned",
-            "--eval",
-            "--eval-dataset",
-            "text.txt",
-            "--eval-windows",
-            "2",
-            "--seqlen",
-            "16",
-        ],
+        ["compare", "pruned", "pruned", "--eval", *measured],
     ]
     text = [
         ["prune", "--model", "model", *FEW, "--dry-run", "--dataset"],

@@ -108,14 +108,14 @@ class TuningStudy:
     ) -> None:
         self.study = self._open(store, seed)
         changes = differences(self.study.user_attrs.get("identity", identity), identity)
-        if changes and force:
-            optuna.delete_study(study_name=_NAME, storage=store)
-            self.study = self._open(store, seed)
         if changes and not force:
             raise InputError(
                 f"{storage} holds another search: {'; '.join(changes[:3])}",
                 hint="repeat its command to go on with it, name another --storage, or discard it with --force",
             )
+        if changes:
+            optuna.delete_study(study_name=_NAME, storage=store)
+            self.study = self._open(store, seed)
         self.study.set_user_attr("identity", identity)
         self._take_over(store)
         self._enqueue_starts()
