@@ -10,7 +10,7 @@ from typing import Any
 from neuronrank_core.errors import InputError
 from neuronrank_torch.checkpoint import write_durably
 from neuronrank_torch.report import LayerReport, ModuleReport
-from neuronrank_torch.sealed import seal, unseal
+from neuronrank_torch.sealed import read_sealed, seal
 
 #: Changes when a journal of before can no longer be taken over.
 JOURNAL_FORMAT = 2
@@ -56,10 +56,7 @@ class Journal:
             self._take_over()
 
     def _take_over(self) -> None:
-        try:
-            there = unseal(json.loads(self.file.read_text(encoding="utf-8")))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"cannot read {self.file}: {error}", hint="discard that run with --force") from error
+        there = read_sealed(self.file, "discard that run with --force")
         changes = differences(there["identity"], self.identity)
         if changes:
             raise InputError(

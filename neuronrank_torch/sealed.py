@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
+
+from neuronrank_core.errors import InputError
+from neuronrank_torch.model_files import read_json
 
 _SEAL = "checksum"
 
@@ -14,13 +18,12 @@ def seal(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, _SEAL: _checksum(content)}
 
 
-def unseal(sealed: Any) -> dict[str, Any]:
-    """The content without its checksum; raises ValueError if it is not what was sealed."""
-    if not isinstance(sealed, dict):
-        raise ValueError("not a JSON object")
+def read_sealed(file: Path, hint: str) -> dict[str, Any]:
+    """Read what was sealed, without its checksum; raises InputError, with this hint, if it is not that."""
+    sealed = read_json(file, hint)
     content = {name: value for name, value in sealed.items() if name != _SEAL}
     if sealed.get(_SEAL) != _checksum(content):
-        raise ValueError("it is damaged, or was edited: its checksum does not fit")
+        raise InputError(f"cannot read {file}: it is damaged, or was edited: its checksum does not fit", hint=hint)
     return content
 
 

@@ -13,7 +13,7 @@ from neuronrank_torch.checkpoint import STATISTICS
 from neuronrank_torch.journal import differences
 from neuronrank_torch.model_files import read_json
 from neuronrank_torch.models import ModelSource
-from neuronrank_torch.sealed import unseal
+from neuronrank_torch.sealed import read_sealed
 from neuronrank_torch.streamed_model import Unit
 
 #: Settings that the tables were collected with and no recipe can change afterwards.
@@ -155,11 +155,8 @@ def _read_header(folder: Path) -> dict[str, Any]:
             f"{folder} is no statistics folder: it has no {STATISTICS.header}",
             hint="name a folder that `neuronrank collect --save` wrote",
         )
-    header = read_json(file, hint="collect again")
-    version = header.get("format")
+    # A newer version may seal in another way.
+    version = read_json(file, hint="collect again").get("format")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise InputError(f"{folder} has format {version}, newer than {FORMAT_VERSION}", hint="upgrade neuronrank")
-    try:
-        return unseal(header)
-    except ValueError as error:
-        raise InputError(f"cannot read {file}: {error}", hint="collect again") from error
+    return read_sealed(file, "collect again")

@@ -14,10 +14,9 @@ from neuronrank_torch import corpus
 from neuronrank_torch.insight.generation import PROMPTS
 from neuronrank_torch.insight.passages import Passages
 from neuronrank_torch.job import choose_device
-from neuronrank_torch.model_files import read_json
 from neuronrank_torch.models import Dtype, ModelSource, check_device, open_model
 from neuronrank_torch.pipeline import calibration_sequences
-from neuronrank_torch.sealed import unseal
+from neuronrank_torch.sealed import read_sealed
 from neuronrank_torch.staging import REPORT_NAME
 from neuronrank_torch.statistics_folder import StatisticsFolder
 from neuronrank_torch.streamed_model import StreamedModel
@@ -93,11 +92,7 @@ class Sources:
             raise InputError(
                 f"{self.job.folder} has no {REPORT_NAME}", hint="name a folder that `neuronrank prune --save` wrote"
             )
-        content = read_json(file, hint="prune again")
-        try:
-            return unseal(content)
-        except ValueError as error:
-            raise InputError(f"cannot read {file}: {error}", hint="prune again") from error
+        return read_sealed(file, "prune again")
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -14,7 +14,7 @@ import neuronrank_torch.job
 from neuronrank_cli.console import Stages
 from neuronrank_torch import corpus
 from neuronrank_torch.perplexity import evaluate
-from neuronrank_torch.sealed import unseal
+from neuronrank_torch.sealed import read_sealed
 
 from .conftest import LAYERS, Run
 
@@ -67,7 +67,7 @@ def test_json_stands_alone_on_stdout(
 
     monkeypatch.setattr(neuronrank_torch.job, "open_model", chatty)
     result = run("prune", *small, "--pruning_last", 9, "--tf-exp", 0, "--save", "out", "--json")
-    assert json.loads(result.stdout) == unseal(json.loads((tmp_path / "out" / "neuronrank.json").read_text("utf-8")))
+    assert json.loads(result.stdout) == read_sealed(tmp_path / "out" / "neuronrank.json", "")
     assert "a library has something to say" in result.stderr
     assert "Warning: --pruning_last is 9 but the model has 4 layers: all are pruned" in result.stderr
     measured = run("eval", "--model", "out", "--dataset", small[3], "--seqlen", 32, "--windows", 2, "--json")

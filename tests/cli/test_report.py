@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 
 from neuronrank_cli.app import cli
-from neuronrank_torch.sealed import seal, unseal
+from neuronrank_torch.sealed import read_sealed, seal
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 BUDGET = ["--nsamples", 6, "--seqlen", 64]
@@ -124,7 +124,7 @@ def test_what_it_says_is_what_is_there(made: tuple[Path, dict[str, Any]], place:
             zeros = int((weight == 0).sum())
             assert module == {"size": weight.numel(), "zeros": zeros}
             assert f"layer {layer['layer']}: {zeros / weight.numel():.2%}" in page.text
-    assert data["run"] == unseal(json.loads((place / "pruned" / "neuronrank.json").read_text("utf-8")))
+    assert data["run"] == read_sealed(place / "pruned" / "neuronrank.json", "")
     text = (place / "<i>text.txt").read_text("utf-8")
     shown = passages(data)
     assert len(shown) > 10
@@ -219,7 +219,7 @@ def test_figures_that_were_changed_are_refused(place: Path) -> None:
 
 def test_statistics_of_another_model_are_refused(place: Path) -> None:
     shutil.copytree("stats", "foreign")
-    header = unseal(json.loads((place / "foreign" / "statistics.json").read_text()))
+    header = read_sealed(place / "foreign" / "statistics.json", "")
     header["fingerprint"] = {"model.safetensors": "another"}
     (place / "foreign" / "statistics.json").write_text(json.dumps(seal(header)))
     result = neuronrank("report", "pruned", "--stats", "foreign", "--save", "new.html", code=2)

@@ -19,7 +19,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 import neuronrank_torch.job
 from neuronrank_core import NonFiniteError
-from neuronrank_torch.sealed import unseal
+from neuronrank_torch.sealed import read_sealed
 from neuronrank_torch.staging import Staging
 
 from .conftest import LAYERS, Run
@@ -123,7 +123,7 @@ def test_stopped_after_any_unit(
     assert f"going on after {min(units, LAYERS)} of {LAYERS} layers" in finished.stderr
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
-    one, other = (unseal(json.loads((tmp_path / out / "neuronrank.json").read_text())) for out in ("whole", "out"))
+    one, other = (read_sealed(tmp_path / out / "neuronrank.json", "") for out in ("whole", "out"))
     for report in (one, other):
         del report["seconds"], report["job"]
         for layer in report["layers"]:

@@ -22,7 +22,7 @@ from neuronrank_torch.collect import run_collect
 from neuronrank_torch.job import Job, run_prune
 from neuronrank_torch.models import load_model
 from neuronrank_torch.pipeline import calibration_sequences
-from neuronrank_torch.sealed import seal, unseal
+from neuronrank_torch.sealed import read_sealed, seal
 from neuronrank_torch.statistics_folder import StatisticsFolder
 
 LAYERS = 3
@@ -135,7 +135,7 @@ def copied(stats: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any] 
     folder.mkdir()
     for file in stats.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    header = unseal(json.loads((folder / "statistics.json").read_text()))
+    header = read_sealed(folder / "statistics.json", "")
     change(header)
     (folder / "statistics.json").write_text(json.dumps(seal(header)))
     return folder
