@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from neuronrank_cli.command import OUTPUT, Flag
 from neuronrank_core.methods import METHODS
-from neuronrank_core.recipe import MODES, Exponents, Recipe
+from neuronrank_core.recipe import MODES, UPDATES, Exponents, Recipe
 from neuronrank_core.selection import COMPARE
 from neuronrank_core.statistics import SIGNALS
 
@@ -114,8 +114,8 @@ RECIPE_FLAGS = {
         RecipeFlag(
             "update",
             "--update",
-            Name(("none", "least-squares")),
-            "Re-fit the weights that stay to the dense layer's outputs.",
+            Name(UPDATES),
+            "Re-fit the weights that stay to the dense layer's outputs; gradual chooses and re-fits in turn.",
         ),
         RecipeFlag(
             "propagate",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,11 @@ class ScoringContext:
     kernels: Kernels = field(default_factory=NumpyKernels)
     ratio: float | None = None
     known: NeuronStatistics | None = None
+
+    def at(self, module: str, weight: Array) -> ScoringContext:
+        """The same layer with another weight in a module; what neurons are worth is not worked out anew."""
+        known = self.neurons if self.statistics is not None else None
+        return replace(self, weights={**self.weights, module: weight}, known=known)
 
     @cached_property
     def exponents(self) -> Exponents:

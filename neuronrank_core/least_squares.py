@@ -9,7 +9,7 @@ The functions use operators alone, so that the same lines update NumPy arrays an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Array = Any
@@ -19,6 +19,9 @@ ITERATIONS = 20
 #: Added to the diagonal of the Gram matrix scaled to a unit diagonal, and holding the weights to their dense values:
 #: keeps the solve well-posed and, with few calibration tokens, the update from fitting noise (docs/log.md).
 DAMPING = 0.3
+#: Of the weights that are to go, how many are chosen at each iteration of a gradual update: all of them after three
+#: quarters of the iterations, and the nearer to that the fewer at a time.
+SHARES = tuple(min(1.0, (4 / 3 * i / ITERATIONS) ** (1 / 3)) for i in range(1, ITERATIONS + 1))
 
 
 def row_errors(weight: Array, gram: Array, target: Array) -> Array:
@@ -66,15 +69,47 @@ def least_squares_update(
         ``Y' X`` where Y are not the dense layer's outputs on X.
     damping : float
         See :data:`DAMPING`.
-    iterations : int
+    iterations : int, >= 1
         See :data:`ITERATIONS`.
 
     Returns
     -------
     array, same shape, exactly zero under the mask
     """
-    stays = weight * 0 + 1
-    stays[mask] = 0
+    shares = [1.0] * iterations
+    return gradual_update(weight, lambda *_: mask, gram, inverse, target=target, damping=damping, shares=shares)
+
+
+def gradual_update(
+    weight: Array,
+    choose: Callable[[Array, float], Array],
+    gram: Array,
+    inverse: Callable[[Array], Array],
+    *,
+    target: Array | None = None,
+    damping: float = DAMPING,
+    shares: Sequence[float] = SHARES,
+) -> Array:
+    """Choose weights and re-fit those that stay in turn, a few more at every iteration.
+
+    The gradual pruning of the same paper: a weight whose work others have taken over by now is chosen, and one that
+    has taken over work stays. The mask of the last iteration is final.
+
+    Parameters
+    ----------
+    weight, gram, inverse, target, damping
+        See :func:`least_squares_update`.
+    choose : callable
+        ``choose(candidate, share)`` is the mask, by the weights as they are at that moment, of this share of all that
+        are to go. Not asked again where the share no longer grows.
+    shares : sequence of float
+        One an iteration; see :data:`SHARES`.
+
+    Returns
+    -------
+    array, same shape, exactly zero under the last mask, and in no row with a larger error than the dense weights
+    under it
+    """
     target = weight @ gram if target is None else target
     scale = gram.diagonal() ** 0.5
     scale = scale + (scale == 0)
@@ -83,8 +118,11 @@ def least_squares_update(
     diagonal[range(len(unit)), range(len(unit))] = 1
     solve = inverse(unit + (1 + damping) * diagonal)
     goal = target / scale + damping * weight * scale
-    w, u = weight * scale, weight * 0
-    for _ in range(iterations):
+    w, u, reached = weight * scale, weight * 0, 0.0
+    for share in shares:
+        if share > reached:
+            stays, reached = weight * 0 + 1, share
+            stays[choose((w + u) / scale, share)] = 0
         z = stays * (w + u)
         u = u + w - z
         w = (goal + z - u) @ solve

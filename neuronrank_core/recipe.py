@@ -15,6 +15,9 @@ from neuronrank_core.validation import flag, number, one_of, validate
 #: How groups are formed for TF and IDF (SPEC: TF, DF, IDF).
 MODES = ("doc", "topic", "token")
 
+#: What becomes of the weights that stay: nothing, a re-fit once the others are chosen, or one in turn with choosing.
+UPDATES = ("none", "least-squares", "gradual")
+
 #: Sets of exponents to start from.
 PRESETS: Mapping[str, Mapping[str, float]] = {
     "conservative": {"idf_exp": 1.0, "tf_exp": 1.5, "weight_exp": 1.0},
@@ -73,7 +76,7 @@ class Recipe:
     variance_exp: float = number(1.0, 0, 10)
     token_weight: float = number(1.0, 0)
 
-    update: str = one_of("none", ("none", "least-squares"))
+    update: str = one_of("none", UPDATES)
     propagate: str = one_of("pruned", ("pruned", "dense"))
     nsamples: int = number(128, 1, integer=True)
     seqlen: int = number(512, 2, integer=True)
@@ -104,6 +107,8 @@ class Recipe:
         for name in ("pruning_last", "include_attention", "prune_lm_head", "compare"):
             if getattr(self, name):
                 raise InvalidValueError(name, getattr(self, name), "not with sparsity_type neurons")
+        if self.update == "gradual":
+            raise InvalidValueError("update", self.update, "none or least-squares with sparsity_type neurons")
 
     @classmethod
     def from_preset(cls, preset: str | None = None, **values: Any) -> Recipe:

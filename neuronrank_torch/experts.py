@@ -107,7 +107,7 @@ def refuse_modes(layers: list[nn.Module], recipe: Recipe) -> None:
     experts = next((found for i, layer in enumerate(layers) if (found := find_experts(layer, i))), None)
     modes = {
         "--sparsity_type neurons": recipe.whole_neurons,
-        "--update least-squares": recipe.update != "none",
+        f"--update {recipe.update}": recipe.update != "none",
         "--allocate neuronrank": recipe.allocate != "uniform",
     }
     for mode, asked in modes.items():

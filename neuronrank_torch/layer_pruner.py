@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from neuronrank_core import Recipe, ScoringContext, prune_mask
-from neuronrank_core.least_squares import least_squares_update
+from neuronrank_core.least_squares import gradual_update, least_squares_update
+from neuronrank_core.masking import gradual_mask
 from neuronrank_core.neuron_removal import absorb, kept_neurons
 from neuronrank_core.statistics import SHARED_INPUT, LayerStatistics
 from neuronrank_torch.architecture import activation_of, gated_mlp, prunable_linears
@@ -81,8 +82,9 @@ class LayerPruner:
             dense = {name: linear.weight.clone() for name, linear in linears.items()} if updating else {}
             masks = self.mask(run.index, linears, statistics)
             if updating:
-                refit(linears, dense, masks, first)
-                self._later_stages(run, linears, dense, masks, activation)
+                context = self._context(run.index, dense, statistics)
+                refit(linears, context, masks, first)
+                self._later_stages(run, linears, dense, context, masks, activation)
             modules = module_reports(linears)
         if outputs_needed and not keep:
             self._feed(run, keep=True)
@@ -103,23 +105,22 @@ class LayerPruner:
         self, layer: int | str, linears: dict[str, nn.Linear], statistics: LayerStatistics | None
     ) -> dict[str, Tensor]:
         """Zero the lowest scores of each module, by scores of its dense weights; return the masks."""
-        context = self._context(layer, linears, statistics)
+        context = self._context(layer, _weights(linears), statistics)
         masks = {name: prune_mask(name, context) for name in linears}
         for name, linear in linears.items():
             linear.weight.masked_fill_(masks[name], 0)
         return masks
 
-    def _context(
-        self, layer: int | str, linears: dict[str, nn.Linear], statistics: LayerStatistics | None
-    ) -> ScoringContext:
-        weights = {name: linear.weight.float() for name, linear in linears.items()}
-        return ScoringContext(layer, self.recipe, weights, statistics, self.kernels, ratio=self.ratios.get(layer))
+    def _context(self, layer: int | str, weights: Weights, statistics: LayerStatistics | None) -> ScoringContext:
+        scored = {name: weight.float() for name, weight in weights.items()}
+        return ScoringContext(layer, self.recipe, scored, statistics, self.kernels, ratio=self.ratios.get(layer))
 
     def _later_stages(
         self,
         run: LayerRun,
         linears: dict[str, nn.Linear],
         dense: Weights,
+        context: ScoringContext,
         masks: dict[str, Tensor],
         activation: Activation,
     ) -> None:
@@ -131,7 +132,7 @@ class LayerPruner:
             with gram:
                 self._feed(run, keep=False)
             gram.sum_over(self.ranks)
-            refit(linears, dense, masks, gram)
+            refit(linears, context, masks, gram)
 
     def _remove_neurons(
         self,
@@ -143,7 +144,7 @@ class LayerPruner:
     ) -> tuple[ModuleReport, ...]:
         sizes = {name: linear.weight.numel() for name, linear in linears.items()}
         down = linears["down_proj"].weight
-        kept = torch.as_tensor(kept_neurons(self._context(index, linears, statistics)), device=down.device)
+        kept = torch.as_tensor(kept_neurons(self._context(index, _weights(linears), statistics)), device=down.device)
         absorbed = absorb(down.float(), kept, gram["down_proj"], inverse) if gram else down[:, kept]
         remove_neurons(gated_mlp(layer, index), linears, kept, absorbed)
         return tuple(
@@ -159,17 +160,26 @@ class LayerPruner:
         run.feed(keep=keep, after=batch_done)
 
 
-def refit(linears: dict[str, nn.Linear], dense: Weights, masks: dict[str, Tensor], gram: GramCollector) -> None:
-    """Least-squares update of the modules whose inputs a Gram matrix was taken of."""
+def refit(
+    linears: dict[str, nn.Linear], context: ScoringContext, masks: dict[str, Tensor], gram: GramCollector
+) -> None:
+    """Update the modules whose inputs a Gram matrix was taken of, by their dense weights in ``context``."""
     for name, linear in linears.items():
         inputs = gram.gram.get(SHARED_INPUT.get(name, name))
         if inputs is None:
             continue
-        weight = dense[name].float()
+        weight = context.weights[name]
         target = weight @ gram.cross if name == "down_proj" and gram.cross is not None else None
-        # Zeros of the dense weights stay zero too: they count toward the target.
-        fitted = least_squares_update(weight, masks[name] | (weight == 0), inputs, inverse, target=target)
+        if context.recipe.update == "gradual":
+            fitted = gradual_update(weight, partial(gradual_mask, name, context), inputs, inverse, target=target)
+        else:
+            # Zeros of the dense weights stay zero too: they count toward the target.
+            fitted = least_squares_update(weight, masks[name] | (weight == 0), inputs, inverse, target=target)
         linear.weight.copy_(fitted)
+
+
+def _weights(linears: dict[str, nn.Linear]) -> Weights:
+    return {name: linear.weight for name, linear in linears.items()}
 
 
 def zeros(linear: nn.Linear) -> int:

@@ -36,7 +36,7 @@ VALUES = {
     "variance_multi": (1.0, 2.0),
     "variance_exp": (1.0, 2.0),
     "token_weight": (0.0, 1.0),
-    "update": ("none", "least-squares"),
+    "update": ("least-squares", "gradual"),
     "propagate": ("pruned", "dense"),
     "allocate": ("uniform", "neuronrank"),
     "nsamples": (128, 4),

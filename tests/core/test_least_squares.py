@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronrank_core.least_squares import least_squares_update, row_errors
+from neuronrank_core.least_squares import SHARES, gradual_update, least_squares_update, row_errors
 from neuronrank_core.neuron_removal import absorb
+from neuronrank_core.selection import lowest_k
 
 
 def layer(seed: int, tokens: int = 200, rows: int = 6, columns: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -20,7 +21,7 @@ def squared_errors(X: np.ndarray, weight: np.ndarray, target: np.ndarray) -> np.
     return ((X @ weight.T - target) ** 2).sum(axis=0)
 
 
-@given(st.integers(0, 10_000), st.sampled_from([3, 12, 200]), st.integers(0, 30))
+@given(st.integers(0, 10_000), st.sampled_from([3, 12, 200]), st.integers(1, 30))
 def test_no_row_gets_worse_and_masked_weights_are_exactly_zero(seed: int, tokens: int, iterations: int) -> None:
     X, W, mask = layer(seed, tokens)
     X[:, 0] = 0  # a feature that never fires
@@ -64,6 +65,47 @@ def test_a_few_iterations_already_win_most_of_it() -> None:
     X, W, mask = layer(1)
     V = least_squares_update(W, mask, X.T @ X, np.linalg.inv)
     assert squared_errors(X, V, X @ W.T).sum() < 0.5 * squared_errors(X, W * ~mask, X @ W.T).sum()
+
+
+@given(st.integers(0, 10_000), st.sampled_from([3, 12, 200]))
+def test_gradual_is_exactly_sparse_and_no_row_gets_worse(seed: int, tokens: int) -> None:
+    X, W, _ = layer(seed, tokens)
+    masks = []
+
+    def choose(candidate: np.ndarray, share: float) -> np.ndarray:
+        masks.append(lowest_k(np.abs(candidate), int(6 * share)))
+        return masks[-1]
+
+    V = gradual_update(W, choose, X.T @ X, np.linalg.inv)
+    assert (V[masks[-1]] == 0).all()
+    assert [mask[0].sum() for mask in masks] == [2, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 5, 5, 6]
+    before, after = squared_errors(X, W * ~masks[-1], X @ W.T), squared_errors(X, V, X @ W.T)
+    assert (after <= before * (1 + 1e-9)).all()
+
+
+def test_gradual_with_a_choice_that_is_made_already() -> None:
+    X, W, mask = layer(8)
+    V = gradual_update(W, lambda candidate, share: mask, X.T @ X, np.linalg.inv)
+    assert np.array_equal(V, least_squares_update(W, mask, X.T @ X, np.linalg.inv))
+
+
+def test_gradual_keeps_a_weight_that_has_taken_over_the_work_of_another() -> None:
+    # Inputs a, a, b with weights 0.6, 0.6, 1, of which one may stay: the two smallest together carry 1.2 a.
+    gram = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    W = np.array([[0.6, 0.6, 1.0]])
+    at_once = least_squares_update(W, lowest_k(np.abs(W), 2), gram, np.linalg.inv)
+    np.testing.assert_allclose(at_once, [[0, 0, 1]])
+    shares = [0.5] * 20 + [1.0] * 200
+    gradual = gradual_update(
+        W, lambda V, share: lowest_k(np.abs(V), int(2 * share)), gram, np.linalg.inv, damping=1e-6, shares=shares
+    )
+    np.testing.assert_allclose(gradual, [[0, 1.2, 0]], atol=1e-4)
+
+
+def test_shares_grow_to_all_before_the_last_iterations() -> None:
+    assert list(SHARES) == sorted(SHARES)
+    assert SHARES[14:] == (1.0,) * 6
+    assert 8 * SHARES[0] ** 3 == pytest.approx(SHARES[7] ** 3)
 
 
 def test_without_a_mask_nothing_changes() -> None:

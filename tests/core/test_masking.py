@@ -15,6 +15,7 @@ from neuronrank_core import (
     prune_mask,
     select,
 )
+from neuronrank_core.masking import gradual_mask
 
 from .layers import MODULES, Layer, random_layer
 
@@ -59,6 +60,44 @@ def test_attention_goes_by_wanda_or_by_magnitude_where_nothing_is_collected(meth
 def test_modules_that_read_the_same_input_share_its_statistics(module: str, first: str) -> None:
     context = random_layer().context(Recipe(method="wanda"))
     assert np.array_equal(context.input_rms(module), context.input_rms(first))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99, 1.0])
+def test_a_share_of_the_mask_is_its_lowest_part(method: str, share: float) -> None:
+    context = random_layer().context(Recipe(method=method, sparsity_ratio=0.6))
+    for module in MODULES:
+        whole, part = prune_mask(module, context), prune_mask(module, context, share)
+        groups = {"module": 1, "row": len(whole), "column": len(whole.T)}[METHODS[method].compare(module)]
+        assert part.sum() == groups * int(0.6 * share * (whole.size // groups))
+        assert not (part & ~whole).any()
+
+
+@pytest.mark.parametrize(("share", "gone"), [(0.1, 1), (0.5, 1), (0.51, 2), (1.0, 2)])
+def test_a_share_of_n_in_m_is_rounded_up(share: float, gone: int) -> None:
+    mask = prune_mask("gate_proj", random_layer().context(Recipe(sparsity_type="2:4")), share)
+    assert (mask.reshape(-1, 4).sum(axis=1) == gone).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradually_dense_zeros_are_chosen_whatever_became_of_them(method: str) -> None:
+    layer = random_layer()
+    layer.weights["gate_proj"][0, :3] = 0
+    context = layer.context(Recipe(method=method, tfidf_k=3))
+    candidate = layer.weights["gate_proj"] + 100.0 * (layer.weights["gate_proj"] == 0)
+    mask = gradual_mask("gate_proj", context, candidate, 1.0)
+    assert np.array_equal(mask, prune_mask("gate_proj", context))
+    few = gradual_mask("gate_proj", context, candidate, 0.01)
+    assert np.array_equal(few, layer.weights["gate_proj"] == 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_weight_in_a_module_changes_its_scores_alone(method: str) -> None:
+    context = random_layer().context(Recipe(method=method, tfidf_k=3))
+    other = context.at("gate_proj", context.weights["gate_proj"][::-1] * 2)
+    assert not np.array_equal(prune_mask("gate_proj", other), prune_mask("gate_proj", context))
+    assert np.array_equal(prune_mask("up_proj", other), prune_mask("up_proj", context))
+    assert other.neurons is context.neurons
 
 
 @pytest.mark.parametrize("method", METHODS)

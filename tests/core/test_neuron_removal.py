@@ -47,3 +47,8 @@ def test_methods_without_a_neuron_factor_are_refused(method: str) -> None:
 def test_what_would_leave_layers_of_different_width_is_refused(field: dict[str, object]) -> None:
     with pytest.raises(InvalidValueError, match=next(iter(field))):
         Recipe(sparsity_type="neurons", **field)
+
+
+def test_removed_neurons_are_not_chosen_gradually() -> None:
+    with pytest.raises(InvalidValueError, match="none or least-squares with sparsity_type neurons"):
+        Recipe(sparsity_type="neurons", update="gradual")

@@ -27,6 +27,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "update": {"update": "least-squares", "include_attention": True},
     "attention": {"include_attention": True},
     "dense": {"propagate": "dense"},
+    "gradual update": {"update": "gradual"},
     "dense and update": {"propagate": "dense", "update": "least-squares"},
     "last": {"pruning_last": 1},
     "allocated": {"allocate": "neuronrank"},

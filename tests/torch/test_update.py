@@ -11,13 +11,15 @@ from pruning import MLP, TEXT, linears, pruned, recipe, small, zeros
 from tiny import tiny_tokenizer
 
 from neuronrank_core.errors import NonFiniteError
-from neuronrank_core.least_squares import least_squares_update
+from neuronrank_core.least_squares import gradual_update, least_squares_update
 from neuronrank_core.neuron_removal import absorb
+from neuronrank_core.selection import lowest_k
 from neuronrank_torch.gram import GramCollector, gated_product
-from neuronrank_torch.kernels import inverse
+from neuronrank_torch.kernels import TorchKernels, inverse
 from neuronrank_torch.pipeline import calibration_sequences
 
 UPDATE = {"update": "least-squares"}
+GRADUAL = {"update": "gradual"}
 
 
 def problem() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -39,11 +41,23 @@ def test_tensors_give_what_the_core_gives() -> None:
     np.testing.assert_allclose(absorbed.numpy(), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_tensors_give_what_the_core_gives_gradually() -> None:
+    X, W, _ = problem()
+    gram = X.T @ X
+    expected = gradual_update(W, lambda V, share: lowest_k(np.abs(V), int(12 * share)), gram, np.linalg.inv)
+    tensors = [torch.tensor(array, dtype=torch.float32) for array in (W, gram)]
+    fitted = gradual_update(
+        tensors[0], lambda V, share: TorchKernels().lowest_k(V.abs(), int(12 * share)), tensors[1], inverse
+    )
+    np.testing.assert_allclose(fitted.numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 @pytest.mark.parametrize("options", [{}, {"propagate": "dense"}, {"include_attention": True}], ids=str)
-def test_sparsity_stays_exact(family: str, options: dict[str, object]) -> None:
+@pytest.mark.parametrize("update", [UPDATE, GRADUAL], ids=str)
+def test_sparsity_stays_exact(family: str, options: dict[str, object], update: dict[str, object]) -> None:
     model = small(family)  # type: ignore[arg-type]
-    report = pruned(model, recipe(**UPDATE, **options))
+    report = pruned(model, recipe(**update, **options))
     assert report.zeros == report.size // 2
     assert all(module.zeros == module.size // 2 for layer in report.layers for module in layer.modules)
 
@@ -70,6 +84,20 @@ def test_output_of_the_first_mlp_is_closer_to_the_dense_one(sparsity_type: str) 
     assert (updated - reference).norm() < 0.8 * (plain - reference).norm()
 
 
+@pytest.mark.parametrize("sparsity_type", ["unstructured", "2:4", "4:8"])
+@pytest.mark.parametrize("method", ["neuronrank_wanda", "magnitude"])
+def test_choosing_and_refitting_in_turn_is_closer_still(sparsity_type: str, method: str) -> None:
+    dense = small(layers=1)
+    chosen = recipe(method=method, sparsity_type=sparsity_type, nsamples=32, **UPDATE)
+    models = [copy.deepcopy(dense) for _ in range(2)]
+    pruned(models[0], chosen)
+    pruned(models[1], recipe(method=method, sparsity_type=sparsity_type, nsamples=32, **GRADUAL))
+    tokens = calibration_sequences(tiny_tokenizer(), chosen, TEXT)
+    with torch.no_grad():
+        reference, at_once, gradual = (model.model(tokens).last_hidden_state for model in (dense, *models))
+    assert (gradual - reference).norm() < 0.95 * (at_once - reference).norm()
+
+
 def test_down_makes_up_for_what_gate_and_up_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = small(layers=1)
     chosen = recipe(nsamples=32, **UPDATE)
@@ -83,12 +111,13 @@ def test_down_makes_up_for_what_gate_and_up_lost(monkeypatch: pytest.MonkeyPatch
     assert (aware - reference).norm() < 0.98 * (blind - reference).norm()
 
 
-def test_dense_zeros_stay_zero() -> None:
+@pytest.mark.parametrize("update", [UPDATE, GRADUAL], ids=str)
+def test_dense_zeros_stay_zero(update: dict[str, object]) -> None:
     model = small()
     with torch.no_grad():
         linears(model, 0)["gate_proj"].weight[:, :26] = 0  # more than half, in every row
     before = zeros(model, 0)["gate_proj"]
-    pruned(model, recipe(**UPDATE))
+    pruned(model, recipe(**update))
     assert zeros(model, 0)["gate_proj"][before].all()
 
 
