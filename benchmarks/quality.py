@@ -20,6 +20,7 @@ import click
 from cells import add_cell, read_cells
 
 from neuronrank_core import METHODS, InvalidValueError, Recipe
+from neuronrank_core.recipe import UPDATES
 from neuronrank_torch import prune
 from neuronrank_torch.corpus import load_text, text_fingerprint
 from neuronrank_torch.models import load_model
@@ -77,7 +78,7 @@ def markdown(cells: list[dict[str, Any]]) -> str:
 @click.option("--evaluate", "evaluate_on", required=True, help="Evaluation text; never the calibration text.")
 @click.option("--method", "methods", multiple=True, default=tuple(METHODS), help="May carry settings: name,key=value.")
 @click.option("--sparsity", "sparsities", multiple=True, default=SPARSITIES)
-@click.option("--update", "updates", multiple=True, default=("none", "least-squares"))
+@click.option("--update", "updates", multiple=True, default=UPDATES)
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0,))
 @click.option("--nsamples", default=32)
 @click.option("--seqlen", default=512)
@@ -137,7 +138,7 @@ def main(
         try:
             recipe = recipe_for(method, sparsity, update, seed, nsamples=nsamples, seqlen=seqlen, propagate=propagate)
         except InvalidValueError:
-            continue  # a method that does not rank whole neurons
+            continue  # there is no such combination
         pruned, started = copy.deepcopy(dense), time.perf_counter()
         prune(pruned, tokenizer, recipe, texts[0], ranks=ranks)
         seconds = time.perf_counter() - started
