@@ -82,9 +82,8 @@ class LayerPruner:
             dense = {name: linear.weight.clone() for name, linear in linears.items()} if updating else {}
             masks = self.mask(run.index, linears, statistics)
             if updating:
-                context = self._context(run.index, dense, statistics)
-                refit(linears, context, masks, first)
-                self._later_stages(run, linears, dense, context, masks, activation)
+                refit(linears, self._context(run.index, dense, statistics), masks, first)
+                self._later_stages(run, linears, dense, statistics, masks, activation)
             modules = module_reports(linears)
         if outputs_needed and not keep:
             self._feed(run, keep=True)
@@ -120,7 +119,7 @@ class LayerPruner:
         run: LayerRun,
         linears: dict[str, nn.Linear],
         dense: Weights,
-        context: ScoringContext,
+        statistics: LayerStatistics | None,
         masks: dict[str, Tensor],
         activation: Activation,
     ) -> None:
@@ -132,7 +131,8 @@ class LayerPruner:
             with gram:
                 self._feed(run, keep=False)
             gram.sum_over(self.ranks)
-            refit(linears, context, masks, gram)
+            # A context anew for each stage: in half precision it holds copies, which no pass should have to bear.
+            refit(linears, self._context(run.index, dense, statistics), masks, gram)
 
     def _remove_neurons(
         self,
