@@ -37,6 +37,7 @@ RUNS: dict[str, tuple[dict[str, Any], int]] = {
     "doc, dense propagation": ({"method": "neuronrank_tfidf", "tfidf_mode": "doc", "propagate": "dense"}, 1),
     "allocate": ({"method": "neuronrank_wanda", "allocate": "neuronrank"}, 3),
     "update": ({"method": "neuronrank_wanda", "update": "least-squares"}, 3),
+    "gradual": ({"method": "neuronrank_wanda", "update": "gradual"}, 3),
 }
 try:
     from sparsegpt import MODIFIERS, pruned
