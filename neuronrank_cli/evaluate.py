@@ -68,7 +68,8 @@ def evaluate(ctx: click.Context, /, model: str, tasks: str | None, as_json: bool
 def _run_perplexity(model: str, how: dict[str, Any], as_json: bool) -> None:
     placed = {name: how.pop(name) for name in ("device", "dtype", "batch_size")}
     with Stages() as stages:
-        from neuronrank_torch.job import Evaluation, run_eval
+        from neuronrank_torch.evaluation import run_eval
+        from neuronrank_torch.job import Evaluation
 
         measured = run_eval(model, Evaluation(**how), **placed, on_stage=stages).to_dict()
     if as_json:

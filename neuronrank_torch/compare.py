@@ -13,7 +13,8 @@ import torch
 from neuronrank_core.overlap import Overlap, overlap
 from neuronrank_torch.architecture import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
 from neuronrank_torch.corpus import check_room
-from neuronrank_torch.job import Evaluation, OnStage, choose_device, run_eval
+from neuronrank_torch.evaluation import run_eval
+from neuronrank_torch.job import Evaluation, OnStage, choose_device
 from neuronrank_torch.limits import check_positions
 from neuronrank_torch.models import Dtype, load_model, open_model
 from neuronrank_torch.streamed_model import StreamedModel, Unit

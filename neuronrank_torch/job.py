@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from neuronrank_core import MissingStatisticsError, Recipe
-from neuronrank_core.errors import UnsupportedModelError
+from neuronrank_core import Recipe
 from neuronrank_torch import corpus
 from neuronrank_torch.checkpoint import check_output
 from neuronrank_torch.follower import Follower
@@ -19,7 +18,7 @@ from neuronrank_torch.layer_store import LayerStore
 from neuronrank_torch.models import Dtype, ModelSource, load_model, open_model
 from neuronrank_torch.overlap import evaluation_notes
 from neuronrank_torch.partial import HiddenStates
-from neuronrank_torch.perplexity import Perplexity, evaluate
+from neuronrank_torch.perplexity import evaluate
 from neuronrank_torch.pipeline import calibration_sequences, prune
 from neuronrank_torch.preflight import planned_layers
 from neuronrank_torch.process_group import launched
@@ -263,43 +262,3 @@ class _Run:
         if before and after:
             report["perplexity"] = {"before": before, "after": after}
         return report
-
-
-def run_eval(
-    model: str,
-    evaluation: Evaluation,
-    *,
-    device: str = "auto",
-    dtype: Dtype = "auto",
-    batch_size: int = 1,
-    on_stage: OnStage = lambda stage, done, total: None,
-) -> Perplexity:
-    """Load a model and measure its perplexity; processes that torchrun started share the windows.
-
-    Raises
-    ------
-    NeuronRankError
-        If the model or the text cannot be used.
-    """
-    with launched() as ranks:
-        text = ranks.from_first(lambda: corpus.load_text(evaluation.dataset, "evaluation"))
-        on_stage(f"loading {model}", 0, 1)
-        chosen: dict[str, Any] = {"dtype": dtype, "device": choose_device(device)}
-        resident: Resident | None = None
-        try:
-            streamed, tokenizer, _ = open_model(model, **chosen)
-            loaded, resident = streamed.model, streamed.resident
-        except (MissingStatisticsError, UnsupportedModelError):  # What cannot be pruned can still be measured.
-            loaded, tokenizer, _ = load_model(model, **chosen)
-        return evaluate(
-            loaded,
-            tokenizer,
-            text,
-            seqlen=evaluation.seqlen,
-            windows=evaluation.windows,
-            bos_mode=evaluation.bos,
-            batch_size=batch_size,
-            on_progress=partial(on_stage, "perplexity"),
-            resident=resident,
-            ranks=ranks,
-        )

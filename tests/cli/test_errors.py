@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import neuronrank_torch.evaluation
 import neuronrank_torch.job
 from neuronrank_core import AllZeroMetricError, InputError
 
@@ -20,7 +21,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException, cause: BaseExcep
         raise error from cause
 
     monkeypatch.setattr(neuronrank_torch.job, "run_prune", raise_it)
-    monkeypatch.setattr(neuronrank_torch.job, "run_eval", raise_it)
+    monkeypatch.setattr(neuronrank_torch.evaluation, "run_eval", raise_it)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import pytest
 
+import neuronrank_torch.evaluation
 import neuronrank_torch.job
 import neuronrank_torch.plan
 from neuronrank_cli.evaluate import evaluate
@@ -103,7 +104,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return Perplexity(2.0, 0.6, 31, 1, 32, None)
 
     monkeypatch.setattr(neuronrank_torch.job, "run_prune", run_prune)
-    monkeypatch.setattr(neuronrank_torch.job, "run_eval", run_eval)
+    monkeypatch.setattr(neuronrank_torch.evaluation, "run_eval", run_eval)
     monkeypatch.setattr(neuronrank_torch.plan, "plan_prune", plan_prune)
     return seen
 

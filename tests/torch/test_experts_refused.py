@@ -16,8 +16,9 @@ from neuronrank_core import InputError
 from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch.architecture import find_decoder
 from neuronrank_torch.collect import run_collect
+from neuronrank_torch.evaluation import run_eval
 from neuronrank_torch.experts import find_experts
-from neuronrank_torch.job import Evaluation, Job, run_eval
+from neuronrank_torch.job import Evaluation, Job
 from neuronrank_torch.plan import plan_prune
 from neuronrank_torch.verify import run_verify
 
