@@ -23,10 +23,10 @@ from cells import add_cell
 
 from neuronrank_core import Recipe
 from neuronrank_torch import prune
-from neuronrank_torch.corpus import load_text, text_fingerprint
-from neuronrank_torch.models import load_model
-from neuronrank_torch.pipeline import calibration_sequences
-from neuronrank_torch.report import versions
+from neuronrank_torch.model.open import load_model
+from neuronrank_torch.pruning.result import versions
+from neuronrank_torch.text.sequences import calibration_sequences
+from neuronrank_torch.text.sources import load_text, text_fingerprint
 
 #: What is timed: settings of the recipe, and how many forward passes it cannot do without.
 RUNS: dict[str, tuple[dict[str, Any], int]] = {

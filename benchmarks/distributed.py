@@ -29,13 +29,13 @@ from torch import Tensor
 
 from neuronrank_core import LayerStatistics, Recipe
 from neuronrank_torch import prune
-from neuronrank_torch.architecture import find_decoder, gated_mlp
-from neuronrank_torch.corpus import load_text, text_fingerprint
-from neuronrank_torch.executor import LayerRun
-from neuronrank_torch.models import load_model
-from neuronrank_torch.process_group import launched
-from neuronrank_torch.ranks import Ranks, T
-from neuronrank_torch.report import versions
+from neuronrank_torch.calibration.layerwise import LayerRun
+from neuronrank_torch.distributed.process_group import launched
+from neuronrank_torch.distributed.ranks import Ranks, T
+from neuronrank_torch.model.open import load_model
+from neuronrank_torch.model.structure import find_decoder, gated_mlp
+from neuronrank_torch.pruning.result import versions
+from neuronrank_torch.text.sources import load_text, text_fingerprint
 
 #: Settings of the recipe by what is timed.
 RUNS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neuronrank_core.least_squares import ITERATIONS
+from neuronrank_core.update.least_squares import ITERATIONS
 
 #: Calibration text, as published Wanda and SparseGPT figures have it.
 DOCUMENTS, SEQLEN, SAMPLED = 128, 2048, 64

@@ -23,8 +23,8 @@ from cells import add_cell
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from neuronrank_torch.report import versions
-from neuronrank_torch.shards import write_index, write_shard
+from neuronrank_torch.model.tensor_files import write_index, write_shard
+from neuronrank_torch.pruning.result import versions
 
 
 def llama_config(layers: int, hidden: int, intermediate: int, vocab: int, heads: int) -> LlamaConfig:

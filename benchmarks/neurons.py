@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM
 
 from neuronrank_core import Recipe
 from neuronrank_torch import prune
-from neuronrank_torch.corpus import load_text
-from neuronrank_torch.models import load_model
-from neuronrank_torch.report import versions
+from neuronrank_torch.model.open import load_model
+from neuronrank_torch.pruning.result import versions
+from neuronrank_torch.text.sources import load_text
 
 
 def tokens_per_second(model: Any, prompt: torch.Tensor, new: int) -> dict[str, float]:

@@ -22,12 +22,12 @@ from cells import add_cell, read_cells
 from neuronrank_core import METHODS, InvalidValueError, Recipe
 from neuronrank_core.recipe import UPDATES
 from neuronrank_torch import prune
-from neuronrank_torch.corpus import load_text, text_fingerprint
-from neuronrank_torch.models import load_model
-from neuronrank_torch.perplexity import evaluate
-from neuronrank_torch.process_group import launched
-from neuronrank_torch.ranks import Ranks
-from neuronrank_torch.report import versions
+from neuronrank_torch.distributed.process_group import launched
+from neuronrank_torch.distributed.ranks import Ranks
+from neuronrank_torch.evaluation.perplexity import evaluate
+from neuronrank_torch.model.open import load_model
+from neuronrank_torch.pruning.result import versions
+from neuronrank_torch.text.sources import load_text, text_fingerprint
 
 SPARSITIES = ("0.5", "0.6", "0.7", "2:4", "4:8", "neurons:0.2")
 

@@ -22,7 +22,7 @@ import numpy as np
 from cells import add_cell, read_cells
 from low_memory import llama_config, write_model
 
-from neuronrank_torch.report import versions
+from neuronrank_torch.pruning.result import versions
 
 #: Hidden size, intermediate size, heads, and the layers of the whole model.
 SHAPES = {

@@ -24,11 +24,11 @@ from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModif
 from quality import markdown
 
 from neuronrank_core import Recipe
-from neuronrank_torch.corpus import load_text, text_fingerprint
-from neuronrank_torch.models import load_model
-from neuronrank_torch.perplexity import evaluate
-from neuronrank_torch.pipeline import calibration_sequences
-from neuronrank_torch.report import versions
+from neuronrank_torch.evaluation.perplexity import evaluate
+from neuronrank_torch.model.open import load_model
+from neuronrank_torch.pruning.result import versions
+from neuronrank_torch.text.sequences import calibration_sequences
+from neuronrank_torch.text.sources import load_text, text_fingerprint
 
 MODIFIERS = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}
 

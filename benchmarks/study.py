@@ -24,17 +24,17 @@ from cells import add_cell, read_cells
 from quality import recipe_for
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext
-from neuronrank_core.masking import prune_mask
-from neuronrank_core.neuron_removal import kept_neurons
-from neuronrank_torch.architecture import activation_of, find_decoder, prunable_linears
-from neuronrank_torch.collector import LayerCollector
-from neuronrank_torch.corpus import load_text, text_fingerprint
-from neuronrank_torch.executor import LayerRun, run_layers
+from neuronrank_core.selection.masks import prune_mask
+from neuronrank_core.selection.whole_neurons import kept_neurons
+from neuronrank_torch.calibration.collector import LayerCollector
+from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
+from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.kernels import TorchKernels
-from neuronrank_torch.models import load_model
-from neuronrank_torch.perplexity import evaluate
-from neuronrank_torch.pipeline import calibration_sequences
-from neuronrank_torch.report import versions
+from neuronrank_torch.model.open import load_model
+from neuronrank_torch.model.structure import activation_of, find_decoder, prunable_linears
+from neuronrank_torch.pruning.result import versions
+from neuronrank_torch.text.sequences import calibration_sequences
+from neuronrank_torch.text.sources import load_text, text_fingerprint
 
 MAIN, SEED = "neuronrank_wanda", "neuronrank_tfidf,signal=product"
 #: Settings tried on top of the main method's defaults: strength^0.5, no IDF, no spikiness.

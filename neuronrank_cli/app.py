@@ -10,16 +10,16 @@ from types import FrameType
 
 import click
 
-from neuronrank_cli.collect import collect
 from neuronrank_cli.command import speaks
-from neuronrank_cli.compare import compare
-from neuronrank_cli.config import config
-from neuronrank_cli.evaluate import evaluate
-from neuronrank_cli.merge import merge
-from neuronrank_cli.prune import prune
-from neuronrank_cli.report import report
-from neuronrank_cli.tune import tune
-from neuronrank_cli.verify import verify
+from neuronrank_cli.commands.collect import collect
+from neuronrank_cli.commands.compare import compare
+from neuronrank_cli.commands.config import config
+from neuronrank_cli.commands.evaluate import evaluate
+from neuronrank_cli.commands.merge import merge
+from neuronrank_cli.commands.prune import prune
+from neuronrank_cli.commands.report import report
+from neuronrank_cli.commands.tune import tune
+from neuronrank_cli.commands.verify import verify
 from neuronrank_core import __version__
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from neuronrank_cli import configuration
+from neuronrank_cli import config_file as configuration
 from neuronrank_cli.failures import explain
 
 #: Exit code of a run that Ctrl-C ended, as shells have it.

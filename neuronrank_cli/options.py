@@ -12,8 +12,8 @@ from click.core import ParameterSource
 from neuronrank_cli.command import OUTPUT, Flag
 from neuronrank_core.methods import METHODS
 from neuronrank_core.recipe import MODES, UPDATES, Exponents, Recipe
-from neuronrank_core.selection import COMPARE
-from neuronrank_core.statistics import SIGNALS
+from neuronrank_core.selection.patterns import COMPARE
+from neuronrank_core.statistics.table import SIGNALS
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -211,8 +211,6 @@ def count_flag(flag: str, section: str, text: str, *, low: int = 1, **attributes
 json_flag = click.option(
     "--json", "as_json", cls=Flag, section=OUTPUT, is_flag=True, help="Print the result as JSON on stdout, alone."
 )
-
-
 hidden_states_flag = click.option(
     "--hidden-states",
     cls=Flag,

@@ -4,7 +4,6 @@ Score and prune neurons of any model by how strongly (TF) and how selectively (I
 run the same kernels faster; what a number means is defined here.
 """
 
-from neuronrank_core.context import ScoringContext
 from neuronrank_core.errors import (
     AllZeroMetricError,
     InputError,
@@ -14,13 +13,15 @@ from neuronrank_core.errors import (
     NonFiniteError,
 )
 from neuronrank_core.estimator import NeuronRank
-from neuronrank_core.masking import prune_mask
+from neuronrank_core.kernels import lowest_k
 from neuronrank_core.methods import METHODS, Method
-from neuronrank_core.neurons import NeuronStatistics
+from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.recipe import PRESETS, Recipe
-from neuronrank_core.selection import lowest_k, select
-from neuronrank_core.statistics import LayerStatistics, document_statistics, merge
-from neuronrank_core.statistics_io import load_statistics, save_statistics
+from neuronrank_core.selection.masks import prune_mask
+from neuronrank_core.selection.patterns import select
+from neuronrank_core.statistics.neurons import NeuronStatistics
+from neuronrank_core.statistics.table import LayerStatistics, document_statistics, merge
+from neuronrank_core.statistics.table_files import load_statistics, save_statistics
 from neuronrank_core.version import __version__
 
 __all__ = [

@@ -81,3 +81,9 @@ class MissingStatisticsError(NeuronRankError):
 def add_note(error: BaseException, note: str) -> None:
     """Add what else a user should know to an exception on its way (PEP 678; Python 3.10 has no ``add_note``)."""
     error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

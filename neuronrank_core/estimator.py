@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from neuronrank_core.context import ScoringContext
 from neuronrank_core.errors import InputError, InvalidValueError
-from neuronrank_core.masking import prune_mask
+from neuronrank_core.kernels import Counts, Vector
 from neuronrank_core.methods import METHODS
-from neuronrank_core.methods.base import INPUTS, SAMPLE
-from neuronrank_core.neuron_removal import kept_neurons
-from neuronrank_core.neurons import NeuronStatistics
+from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.recipe import Recipe
-from neuronrank_core.statistics import LayerStatistics, document_statistics, merge
-from neuronrank_core.tfidf import Counts, Vector
+from neuronrank_core.selection.masks import prune_mask
+from neuronrank_core.selection.whole_neurons import kept_neurons
+from neuronrank_core.statistics.neurons import NeuronStatistics
+from neuronrank_core.statistics.table import INPUTS, SAMPLE, LayerStatistics, document_statistics, merge
 
 #: Fields of a recipe that mean something without a language model.
 SETTINGS = frozenset({"sparsity_type", "compare", "seed"}).union(*(method.reads for method in METHODS.values())) - {

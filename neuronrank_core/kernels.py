@@ -8,10 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-
-from neuronrank_core import kmeans, selection, tfidf
-from neuronrank_core.tfidf import Counts, Vector
+from numpy.typing import ArrayLike, NDArray
 
 #: An array of the backend's own kind: NumPy or torch.
 Array = Any
@@ -29,21 +26,21 @@ class Kernels(Protocol):
         ...
 
     def quantile_threshold(self, sample: NDArray[np.float32], q: float) -> NDArray[np.float32]:
-        """See :func:`neuronrank_core.tfidf.quantile_threshold`."""
+        """See :func:`neuronrank_core.statistics.tfidf.quantile_threshold`."""
         ...
 
     def active_tokens(
         self, sample: NDArray[np.float32], tau: NDArray[np.float32], labels: NDArray[np.int64], groups: int
     ) -> Counts:
-        """See :func:`neuronrank_core.tfidf.active_tokens`."""
+        """See :func:`neuronrank_core.statistics.tfidf.active_tokens`."""
         ...
 
     def group_means(self, sample: NDArray[np.float32], labels: NDArray[np.int64], groups: int) -> Vector:
-        """See :func:`neuronrank_core.tfidf.group_means`."""
+        """See :func:`neuronrank_core.statistics.tfidf.group_means`."""
         ...
 
     def topics(self, sample: NDArray[np.float32], k: int, seed: int) -> NDArray[np.int64]:
-        """See :func:`neuronrank_core.kmeans.topics`."""
+        """See :func:`neuronrank_core.statistics.topics.topics`."""
         ...
 
     def column_norm(self, weight: Array) -> Vector:
@@ -55,21 +52,23 @@ class Kernels(Protocol):
         ...
 
 
-class NumpyKernels:
-    """The reference."""
+def lowest_k(scores: ArrayLike, k: int) -> NDArray[np.bool_]:
+    """Mark the k lowest scores of every row, the lowest index first where scores tie.
 
-    quantile_threshold = staticmethod(tfidf.quantile_threshold)
-    active_tokens = staticmethod(tfidf.active_tokens)
-    group_means = staticmethod(tfidf.group_means)
-    topics = staticmethod(kmeans.topics)
-    lowest_k = staticmethod(selection.lowest_k)
-    to_numpy = staticmethod(np.asarray)
+    Parameters
+    ----------
+    scores : array, shape (groups, size)
+    k : int in [0, size]
 
-    def column_norm(self, weight: Array) -> Vector:
-        """Euclidean norm of each column."""
-        return np.asarray(np.linalg.norm(np.asarray(weight, dtype=np.float64), axis=0))
+    Returns
+    -------
+    bool array, shape (groups, size), with exactly k True in each row
+    """
+    s = np.asarray(scores)
+    mask = np.zeros(s.shape, dtype=bool)
+    np.put_along_axis(mask, np.argsort(s, axis=1, kind="stable")[:, :k], True, axis=1)
+    return mask
 
-    def asarray(self, vector: NDArray[np.generic], like: Array) -> Array:
-        """Return the vector in double precision, whatever the weight's."""
-        del like
-        return np.asarray(vector, dtype=np.float64)
+
+Vector = NDArray[np.float64]
+Counts = NDArray[np.int64]

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from neuronrank_core import methods
 from neuronrank_core.errors import InvalidValueError
-from neuronrank_core.selection import COMPARE, parse_pattern
-from neuronrank_core.statistics import SIGNALS, TOKENS_PER_DOCUMENT
+from neuronrank_core.selection.patterns import COMPARE, parse_pattern
+from neuronrank_core.statistics.table import SIGNALS, TOKENS_PER_DOCUMENT
 from neuronrank_core.validation import flag, number, one_of, validate
 
 #: How groups are formed for TF and IDF (SPEC: TF, DF, IDF).

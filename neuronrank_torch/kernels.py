@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neuronrank_core import kmeans, tfidf
-from neuronrank_core.tfidf import Counts, Vector
+from neuronrank_core.kernels import Counts, Vector
+from neuronrank_core.statistics import tfidf
+from neuronrank_core.statistics import topics as kmeans
 
 #: At most so many tokens of a document are reduced at a time.
 BLOCK_TOKENS = 64
@@ -144,7 +145,7 @@ def unit_rows(rows: Tensor) -> Tensor:
 
 
 def spherical_kmeans(rows: Tensor, centroids: Tensor, iterations: int = kmeans.ITERATIONS) -> tuple[Tensor, Tensor]:
-    """See :func:`neuronrank_core.kmeans.spherical_kmeans`."""
+    """See :func:`neuronrank_core.statistics.topics.spherical_kmeans`."""
     for _ in range(iterations):
         member = assign(rows, centroids)[None, :] == torch.arange(len(centroids), device=rows.device)[:, None]
         sums = member.to(rows.dtype) @ rows

@@ -28,6 +28,6 @@ def test_every_test_that_the_table_names_exists() -> None:
 
 
 def test_every_test_of_a_row_is_in_the_table() -> None:
-    rows = {test for file in (ROOT / "tests/cli").glob("test_faults_*.py") for test in found_in(file)}
+    rows = {test for file in (ROOT / "tests/cli/faults").glob("test_faults_*.py") for test in found_in(file)}
     assert len(rows) > 20
     assert sorted(rows - NAMED) == []

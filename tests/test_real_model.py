@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuronrank_torch import Recipe, prune
-from neuronrank_torch.corpus import load_text
-from neuronrank_torch.models import load_model
-from neuronrank_torch.perplexity import evaluate
+from neuronrank_torch.evaluation.perplexity import evaluate
+from neuronrank_torch.model.open import load_model
+from neuronrank_torch.text.sources import load_text
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real model")]
 MODEL = "builtin:smollm2-135m"

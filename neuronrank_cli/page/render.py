@@ -18,7 +18,7 @@ _TEXT = {"nsamples", "seqlen", "bos", "propagate", "seed"}
 
 
 def render(data: dict[str, Any]) -> str:
-    """Render what :func:`neuronrank_torch.insight.gather.gather` collected.
+    """Render what :func:`neuronrank_torch.runs.page.gather.gather` collected.
 
     Parameters
     ----------

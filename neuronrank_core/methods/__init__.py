@@ -15,7 +15,7 @@ from neuronrank_core.methods.base import Method
 METHODS: dict[str, Method] = {
     method.name: method
     for module in iter_modules(__path__)
-    if module.name != "base"
+    if module.name not in ("base", "context", "scoring")
     for method in [import_module(f"{__name__}.{module.name}").METHOD]
 }
 

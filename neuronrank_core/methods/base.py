@@ -9,15 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 from neuronrank_core.errors import InputError
 
 if TYPE_CHECKING:
-    from neuronrank_core.context import ScoringContext
-    from neuronrank_core.kernels import Array
+    from neuronrank_core.kernels import Array, Vector
+    from neuronrank_core.methods.context import ScoringContext
     from neuronrank_core.recipe import Recipe
-    from neuronrank_core.tfidf import Vector
-
-#: Kinds of statistics: mean squares of linear inputs; moments of the signal; sampled tokens.
-INPUTS, SIGNAL, SAMPLE = "inputs", "signal", "sample"
-#: What no method needs, but the allocation between layers: norms of the residual stream.
-RESIDUAL = "residual"
+from neuronrank_core.statistics.table import SAMPLE, SIGNAL
 
 
 class Method(ABC):

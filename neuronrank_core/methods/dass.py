@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from neuronrank_core.methods.base import INPUTS, Method
-from neuronrank_core.scoring import times_neuron, weight_merit
+from neuronrank_core.methods.base import Method
+from neuronrank_core.methods.scoring import times_neuron, weight_merit
+from neuronrank_core.statistics.table import INPUTS
 
 if TYPE_CHECKING:
-    from neuronrank_core.context import ScoringContext
     from neuronrank_core.kernels import Array
+    from neuronrank_core.methods.context import ScoringContext
     from neuronrank_core.recipe import Recipe
 
 

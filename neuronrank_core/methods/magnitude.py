@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from neuronrank_core.methods.base import Method
 
 if TYPE_CHECKING:
-    from neuronrank_core.context import ScoringContext
     from neuronrank_core.kernels import Array
+    from neuronrank_core.methods.context import ScoringContext
     from neuronrank_core.recipe import Recipe
 
 

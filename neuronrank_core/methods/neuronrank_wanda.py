@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from neuronrank_core.methods.base import INPUTS, Method, tfidf_requires
-from neuronrank_core.scoring import normalise, times_neuron, weight_merit
+from neuronrank_core.methods.base import Method, tfidf_requires
+from neuronrank_core.methods.scoring import normalise, times_neuron, weight_merit
+from neuronrank_core.statistics.table import INPUTS
 
 if TYPE_CHECKING:
-    from neuronrank_core.context import ScoringContext
-    from neuronrank_core.kernels import Array
+    from neuronrank_core.kernels import Array, Vector
+    from neuronrank_core.methods.context import ScoringContext
     from neuronrank_core.recipe import Recipe
-    from neuronrank_core.tfidf import Vector
 
 
 class NeuronRankWanda(Method):

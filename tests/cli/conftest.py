@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from command import LAYERS, Run
 from tiny import tiny_model, tiny_tokenizer
 
 from neuronrank_cli.app import cli
-
-LAYERS = 4
-Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import LAYERS, Run
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from neuronrank_core import Recipe
-
-from .conftest import LAYERS, Run
 
 COMMON = "--prune_method neuronrank_tfidf --sparsity_type unstructured --sparsity_ratio 0.5 --pruning_last 30"
 #: As in the document, less the model's name.
@@ -149,7 +148,8 @@ def test_a_run_repeats_from_its_report(
 
     # By the Python interface, and by the flags that set these fields.
     from neuronrank_cli.options import SPELLING
-    from neuronrank_torch.job import Evaluation, Job, run_prune
+    from neuronrank_torch.runs.job import Evaluation, Job
+    from neuronrank_torch.runs.prune import run_prune
 
     job = {**report["job"], "save": "two", "evaluation": Evaluation(**report["job"]["evaluation"])}
     del job["model_type"], job["processes"]

@@ -8,20 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from command import Run
 
-import neuronrank_torch.evaluation
-import neuronrank_torch.job
+import neuronrank_torch.runs.evaluate
+import neuronrank_torch.runs.prune
 from neuronrank_core import AllZeroMetricError, InputError
-
-from .conftest import Run
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException, cause: BaseException | None = None) -> None:
     def raise_it(*_: Any, **__: Any) -> None:
         raise error from cause
 
-    monkeypatch.setattr(neuronrank_torch.job, "run_prune", raise_it)
-    monkeypatch.setattr(neuronrank_torch.evaluation, "run_eval", raise_it)
+    monkeypatch.setattr(neuronrank_torch.runs.prune, "run_prune", raise_it)
+    monkeypatch.setattr(neuronrank_torch.runs.evaluate, "run_eval", raise_it)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +85,8 @@ def test_an_existing_output_is_refused_before_any_work(
     run("prune", *small, "--save", "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(neuronrank_torch.job, "open_model", lambda *_, **__: pytest.fail("loaded"))
-        patch.setattr(neuronrank_torch.job.corpus, "load_text", lambda *_: pytest.fail("read"))
+        patch.setattr(neuronrank_torch.runs.prune, "open_model", lambda *_, **__: pytest.fail("loaded"))
+        patch.setattr(neuronrank_torch.runs.prune, "load_text", lambda *_: pytest.fail("read"))
         result = run("prune", *small, "--save", "out", "--seed", 5, code=2)
     assert "Error: " in result.stderr
     assert "already exists" in result.stderr

@@ -8,11 +8,10 @@ import sys
 
 import click
 import pytest
+from command import Run
 
 from neuronrank_cli.app import cli
 from neuronrank_core import METHODS, PRESETS
-
-from .conftest import Run
 
 SECTIONS = {
     "prune": [

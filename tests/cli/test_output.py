@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import LAYERS, Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import neuronrank_torch.job
+import neuronrank_torch.runs.prune
 from neuronrank_cli.console import Stages
-from neuronrank_torch import corpus
-from neuronrank_torch.perplexity import evaluate
-from neuronrank_torch.sealed import read_sealed
-
-from .conftest import LAYERS, Run
+from neuronrank_torch.evaluation.perplexity import evaluate
+from neuronrank_torch.files.json import read_sealed
+from neuronrank_torch.text.sources import load_text
 
 
 def test_the_table(run: Run, small: list[object], measured: list[object]) -> None:
@@ -59,13 +58,13 @@ def test_progress_is_one_plain_line_a_stage(run: Run, small: list[object], measu
 def test_json_stands_alone_on_stdout(
     run: Run, small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = neuronrank_torch.job.open_model
+    load = neuronrank_torch.runs.prune.open_model
 
     def chatty(*arguments: Any, **options: Any) -> Any:
         print("a library has something to say")
         return load(*arguments, **options)
 
-    monkeypatch.setattr(neuronrank_torch.job, "open_model", chatty)
+    monkeypatch.setattr(neuronrank_torch.runs.prune, "open_model", chatty)
     result = run("prune", *small, "--pruning_last", 9, "--tf-exp", 0, "--save", "out", "--json")
     assert json.loads(result.stdout) == read_sealed(tmp_path / "out" / "neuronrank.json", "")
     assert "a library has something to say" in result.stderr
@@ -110,7 +109,7 @@ def test_a_dry_run_plans_what_a_run_does(run: Run, small: list[object], tmp_path
 def test_eval_prints_perplexity_with_its_protocol(run: Run, model: Path, text: Path, bos: str) -> None:
     arguments = ["--model", model, "--dataset", text, "--seqlen", 48, "--windows", 3, "--bos", bos, "--batch-size", 2]
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-    words = corpus.load_text(str(text), "evaluation")
+    words = load_text(str(text), "evaluation")
     expected = evaluate(loaded, tokenizer, words, seqlen=48, windows=3, bos_mode=bos, batch_size=2)
     lines = run("eval", *arguments).stdout.splitlines()
     where = {"window": "BOS at every window", "text": "BOS at the start of the text"}[bos]

@@ -9,12 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-LIMIT = 120
-#: The program, with Ctrl-C as in a shell's foreground whatever started the tests.
-PROGRAM = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n{0}\n" + (
-    "from neuronrank_cli.app import main; sys.argv[0] = 'neuronrank'; main()"
-)
+from command import LIMIT, PROGRAM
 
 
 def test_prune_and_eval(model: Path, text: Path, tmp_path: Path) -> None:

@@ -10,20 +10,16 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import LAYERS, LIMIT, PROGRAM, Run, stop_after
 from tiny import tiny_model, tiny_tokenizer
 
-import neuronrank_torch.job
+import neuronrank_torch.runs.prune
 from neuronrank_core import NonFiniteError
-from neuronrank_torch.sealed import read_sealed
-from neuronrank_torch.staging import Staging
-
-from .conftest import LAYERS, Run
-from .test_process import LIMIT, PROGRAM
+from neuronrank_torch.files.json import read_sealed
 
 #: Counts the program's own function calls, and kills it at one of them.
 KILLED = """
@@ -74,21 +70,6 @@ def test_killed_at_three_moments(model: Path, text: Path, tmp_path: Path) -> Non
     assert re.search(rf"^going on after [1-{LAYERS}] of {LAYERS} layers$", finished.stderr, re.MULTILINE)
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, units: int, error: BaseException) -> Callable[[], None]:
-    """Have runs fail once so many units are finished; returns what lifts it."""
-    keep = Staging.keep
-    kept = []
-
-    def keep_and_stop(self: Staging, unit: Any, report: Any = None) -> None:
-        keep(self, unit, report)
-        kept.append(unit)
-        if len(kept) == units:
-            raise error
-
-    monkeypatch.setattr(Staging, "keep", keep_and_stop)
-    return lambda: monkeypatch.setattr(Staging, "keep", keep)
 
 
 @pytest.mark.parametrize("units", [1, LAYERS - 1, LAYERS, LAYERS + 1])
@@ -213,12 +194,12 @@ def test_a_changed_run_is_refused(
 
 
 def test_a_run_beside_another_is_refused(run: Run, small: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    prune = neuronrank_torch.job.prune
+    prune = neuronrank_torch.runs.prune.prune
 
     def meanwhile(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(neuronrank_torch.job, "prune", prune)
+        monkeypatch.setattr(neuronrank_torch.runs.prune, "prune", prune)
         assert "another run is writing to" in run("prune", *small, "--save", "out", code=1).stderr
         return prune(*arguments, **options)
 
-    monkeypatch.setattr(neuronrank_torch.job, "prune", meanwhile)
+    monkeypatch.setattr(neuronrank_torch.runs.prune, "prune", meanwhile)
     run("prune", *small, "--save", "out")

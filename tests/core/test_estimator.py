@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from layers import random_layer, seeds
 
 from neuronrank_core import (
     METHODS,
@@ -17,11 +18,9 @@ from neuronrank_core import (
     NonFiniteError,
     Recipe,
     document_statistics,
-    kmeans,
     merge,
 )
-
-from .layers import random_layer, seeds
+from neuronrank_core.statistics import topics as kmeans
 
 VECTORS = ("tf_", "df_", "idf_", "spikiness_")
 

@@ -7,11 +7,10 @@ from dataclasses import fields, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import MODULES, random_layer
 
 from neuronrank_core import METHODS, NeuronRankError, Recipe, prune_mask
 from neuronrank_core.recipe import MODES
-
-from .layers import MODULES, random_layer
 
 #: Two values of every field that must lead to different outcomes where the field is read.
 VALUES = {

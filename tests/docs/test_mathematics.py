@@ -7,8 +7,7 @@ import re
 from typing import Any
 
 import pytest
-
-from .pages import DOCS
+from pages import DOCS
 
 PAGE = (DOCS / "understand" / "mathematics.md").read_text("utf-8")
 #: Rows of tables, less their headings.

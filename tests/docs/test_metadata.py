@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from neuronrank_core import __version__
+from pages import DOCS, ROOT
 
-from .pages import DOCS, ROOT
+from neuronrank_core import __version__
 
 
 def test_the_citation_is_of_this_version() -> None:

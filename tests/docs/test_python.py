@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pages import ROOT, blocks
 from tiny import tiny_model, tiny_tokenizer
-
-from .pages import ROOT, blocks
 
 BLOCKS = blocks("python")
 

@@ -7,10 +7,9 @@ import shlex
 from collections.abc import Iterator
 
 import pytest
+from pages import Block, blocks
 
 from neuronrank_cli.app import cli
-
-from .pages import Block, blocks
 
 
 def commands(block: Block) -> Iterator[list[str]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from neuronrank_core.kernels import Kernels, NumpyKernels
+from neuronrank_core.kernels import Kernels
+from neuronrank_core.statistics.numpy_kernels import NumpyKernels
 from neuronrank_torch.kernels import TorchKernels
 
 # More threads only wait for each other on matrices this small.

@@ -9,9 +9,10 @@ import pytest
 import torch
 from backends import MARGIN, REFERENCE, signal
 
-from neuronrank_core import InvalidValueError, kmeans
+from neuronrank_core import InvalidValueError
 from neuronrank_core.kernels import Kernels
-from neuronrank_core.kmeans import topic_margins
+from neuronrank_core.statistics import topics as kmeans
+from neuronrank_core.statistics.topics import topic_margins
 from neuronrank_torch import kernels as torch_kernels
 
 

@@ -1,0 +1,109 @@
+"""``neuronrank config``."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from neuronrank_cli.command import Command, Flag
+from neuronrank_cli.config_file import META
+from neuronrank_cli.console import print_json
+from neuronrank_cli.options import json_flag, recipe_of
+from neuronrank_core.recipe import PRESETS
+
+_SOURCES = {
+    ParameterSource.COMMANDLINE: "flag",
+    ParameterSource.ENVIRONMENT: "environment",
+    ParameterSource.DEFAULT_MAP: "file",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The value that a flag has, and where it came from: flag, environment, file, preset or default."""
+
+    value: Any
+    source: str
+    where: str = ""
+
+
+EXAMPLE = """\b
+Example:
+  neuronrank config --show prune --config run.toml --nsamples 64
+"""
+
+
+@click.command(
+    "config", cls=Command, configurable=False, context_settings={"ignore_unknown_options": True}, epilog=EXAMPLE
+)
+@click.option("--show", cls=Flag, metavar="COMMAND", required=True, help="The command whose settings to show.")
+@json_flag
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def config(ctx: click.Context, /, show: str, as_json: bool, flags: tuple[str, ...]) -> None:
+    """Show the values that a command would work with, and where each came from.
+
+    Give it FLAGS as you would the command itself. Flags beat the environment, which beats the file of --config, which
+    beats the preset, which beats the defaults.
+    """
+    group = ctx.find_root().command
+    command = group.commands.get(show) if isinstance(group, click.Group) else None
+    if command is None or command is ctx.command:
+        raise click.UsageError(f"there is no command {show!r} with settings", ctx)
+    settings = effective(command, flags, ctx.find_root())
+    if as_json:
+        print_json({name: asdict(setting) for name, setting in settings.items()})
+    else:
+        print_settings(settings)
+
+
+def effective(command: click.Command, flags: tuple[str, ...], parent: click.Context) -> dict[str, Setting]:
+    """What a command would make of these flags, by flag."""
+    shown = copy.copy(command)
+    shown.params = [copy.copy(parameter) for parameter in command.params]
+    for parameter in shown.params:
+        parameter.required = False  # To look at a file, nobody needs to name a model.
+    ctx = shown.make_context(str(command.name), list(flags), parent=parent)
+    values = {**ctx.params, **_decided(ctx)}
+    return {
+        parameter.opts[0]: _setting(ctx, parameter, values[parameter.name])
+        for parameter in shown.params
+        if parameter.name in ctx.params
+    }
+
+
+def _decided(ctx: click.Context) -> dict[str, Any]:
+    """The recipe that the values come to, with what it leaves to its method filled in."""
+    if not {"method", "preset"} <= ctx.params.keys():
+        return {}
+    recipe = recipe_of(ctx, ctx.params)
+    return {**asdict(recipe), "sparsity_ratio": recipe.ratio, **asdict(recipe.exponents)}
+
+
+def _setting(ctx: click.Context, parameter: click.Parameter, value: Any) -> Setting:
+    source = ctx.get_parameter_source(str(parameter.name))
+    if source in _SOURCES:
+        file = ctx.meta[META] if source is ParameterSource.DEFAULT_MAP else ""
+        where = parameter.origin(ctx) if isinstance(parameter, Flag) else file
+        return Setting(value, _SOURCES[source], where)
+    preset = ctx.params.get("preset")
+    if parameter.name in PRESETS.get(str(preset), {}):
+        return Setting(value, "preset", str(preset))
+    return Setting(value, "default")
+
+
+def print_settings(settings: dict[str, Setting]) -> None:
+    """Print a line a flag; a dash is a value that is not set."""
+    table = Table("flag", "value", "from")
+    for name, setting in settings.items():
+        value = "-" if setting.value is None else str(setting.value)
+        # As plain text: square brackets are markup to rich.
+        table.add_row(name, Text(value), Text(f"{setting.source} {setting.where}".strip()))
+    Console().print(table)

@@ -1,0 +1,100 @@
+"""Settings from a TOML file: a section for each command, keys named like its flags."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+#: Key under which a context keeps the file and section that its settings came from.
+META = "neuronrank.config"
+#: What TOML has to hold for a flag: a test, and in words.
+_Kind = tuple[Callable[[Any], bool], str]
+
+
+def load(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Callback of --config: what the file says becomes the command's defaults."""
+    del param
+    if value is not None:
+        file = Path(value).expanduser()
+        ctx.default_map = read(file, ctx)
+        ctx.meta[META] = f"{file}, [{ctx.command.name}]"
+
+
+def read(file: Path, ctx: click.Context) -> dict[str, Any]:
+    """Values for the flags of a context's command, by parameter.
+
+    Raises
+    ------
+    click.UsageError
+        If the file cannot be read, or a section, key or type is wrong; names all three.
+    """
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise click.UsageError(f"cannot read {file}: {error.strerror}", ctx) from error
+    except ValueError as error:  # Not TOML, or not UTF-8.
+        raise click.UsageError(f"{file}: {error}", ctx) from error
+    root = ctx.find_root().command
+    sections = list(root.commands) if isinstance(root, click.Group) else [str(ctx.command.name)]
+    for name, section in content.items():
+        if not isinstance(section, dict):
+            raise click.UsageError(f"{file}: {name} stands in no section, such as [{ctx.command.name}]", ctx)
+        if name not in sections:
+            raise click.UsageError(f"{file}: there is no command for section [{name}]{_nearest(name, sections)}", ctx)
+    return _values(content.get(str(ctx.command.name), {}), f"{file}, [{ctx.command.name}]", ctx)
+
+
+def _values(section: dict[str, Any], where: str, ctx: click.Context) -> dict[str, Any]:
+    parameters = {key: p for p in ctx.command.params if p.name != "config" for key in keys(p)}
+    values: dict[str, Any] = {}
+    for written, value in section.items():
+        parameter = parameters.get(_dashed(written))
+        if parameter is None or parameter.name is None:
+            raise click.UsageError(f"{where}: unknown key {written}{_nearest(_dashed(written), parameters)}", ctx)
+        if parameter.name in values:
+            raise click.UsageError(f"{where}: {written} is set twice", ctx)
+        fits, allowed = _kind(parameter)
+        if not fits(value):
+            raise click.UsageError(f"{where}: {written} is {json.dumps(value, default=str)}, allowed: {allowed}", ctx)
+        values[parameter.name] = value
+    return values
+
+
+def keys(parameter: click.Parameter) -> list[str]:
+    """Names of a parameter in a file, with dashes; underscores do as well."""
+    if isinstance(parameter, click.Option):
+        return [_dashed(flag.lstrip("-")) for flag in parameter.opts]
+    return [_dashed(parameter.name or "")]
+
+
+def _kind(parameter: click.Parameter) -> _Kind:
+    if parameter.nargs == -1 or parameter.multiple:
+        return lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v), "a list of strings"
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        return lambda v: isinstance(v, bool), "true or false"
+    if isinstance(parameter.type, (click.types.IntParamType, click.IntRange)):
+        return lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"
+    if isinstance(parameter.type, (click.types.FloatParamType, click.FloatRange)):
+        return lambda v: isinstance(v, (int, float)) and not isinstance(v, bool), "a number"
+    return lambda v: isinstance(v, str), "a string"
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {near[0]}?" if near else ""

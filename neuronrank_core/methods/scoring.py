@@ -1,0 +1,43 @@
+"""The general form of a weight's score (SPEC: scores).
+
+``score = normalise(|W|^weight_exp * input_norm^input_exp) * (tf^tf_exp * idf^idf_exp * spikiness^spikiness_exp)``
+
+The functions over weights use operators alone, so that the same line scores NumPy arrays and torch tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Which axis of a weight matrix belongs to the neurons: rows of gate/up, columns of down.
+NEURON_AXIS = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
+Array = Any
+
+
+def power(base: Array, exponent: float) -> Array:
+    """``base ** exponent``, without work where the exponent is 1."""
+    return base if exponent == 1.0 else base**exponent
+
+
+def weight_merit(weight: Array, input_norm: Array | None, *, weight_exp: float = 1.0, input_exp: float = 0.0) -> Array:
+    """``|W|^weight_exp * input_norm^input_exp``: what a weight adds to its neuron, shape (out, in).
+
+    Parameters
+    ----------
+    weight : array, shape (out_features, in_features)
+    input_norm : array, shape (in_features,)
+        Root mean square of each input feature; not needed where ``input_exp`` is 0.
+    """
+    merit = power(abs(weight), weight_exp)
+    return merit if input_exp == 0.0 else merit * power(input_norm, input_exp)
+
+
+def normalise(score: Array) -> Array:
+    """Divide each row by its mean: weights compete within a neuron by their own merit. Zero rows stay zero."""
+    mean = score.mean(axis=1, keepdims=True)
+    return score / (mean + (mean == 0))
+
+
+def times_neuron(score: Array, importance: Array, axis: int) -> Array:
+    """Multiply each score by the importance of its neuron, along the neuron axis of the module."""
+    return score * (importance[:, None] if axis == 0 else importance[None, :])

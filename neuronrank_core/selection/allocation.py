@@ -1,0 +1,168 @@
+"""Sparsity ratios per layer: more where pruning costs the residual stream least.
+
+Every weight of the MLP is given the squared error that its removal causes at the block's output, relative to the
+residual stream there. One threshold for the whole model would then prune each layer by a share of its own; the
+ratios go part of the way from uniform to those shares, within bounds, and keep the total.
+
+Outlier-weighed layer-wise sparsity (OWL, Yin et al. 2023, arXiv 2310.05175) has the same purpose and bounds, but ranks
+layers by their share of outlying Wanda scores; it knows nothing of the neurons nor of what the residual stream already
+carries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from neuronrank_core.errors import AllZeroMetricError, NonFiniteError
+from neuronrank_core.methods.context import ScoringContext
+from neuronrank_core.methods.neuronrank_wanda import neuron_strength
+from neuronrank_core.methods.scoring import NEURON_AXIS, times_neuron, weight_merit
+
+#: How far ratios go from uniform (0) to those of one threshold for the whole model (1), and how far at the most.
+#: Chosen on validation text (docs/log.md).
+BLEND, BOUND = 0.5, 0.2
+#: Edges of the histogram's bins: 16 to a factor of two, over everything that float32 squares can hold.
+LOG2_EDGES: NDArray[np.float64] = np.arange(-300, 300.01, 1 / 16)
+Array = Any
+
+
+def removal_error(module: str, context: ScoringContext) -> Array:
+    """Squared error that the removal of each weight alone causes at the block's output, shape (out, in).
+
+    For ``down_proj`` it is ``(|W| * input_rms)^2``. For gate and up it is the weight's share in its row of the same,
+    times the square of the neuron's strength: what the neuron brings to the output goes with the row.
+    """
+    square = weight_merit(context.weights[module], context.input_norm(module), input_exp=1.0) ** 2
+    if NEURON_AXIS[module] == 1:
+        return square
+    total = square.sum(axis=1)
+    strength = context.kernels.asarray(neuron_strength(context) ** 2, context.weights[module])
+    return times_neuron(square, strength / (total + (total == 0)), axis=0)
+
+
+def error_histogram(context: ScoringContext, residual: float) -> NDArray[np.int64]:
+    """Count the MLP weights of a layer by log2 of their :func:`removal_error` relative to the residual stream.
+
+    Parameters
+    ----------
+    context : ScoringContext
+    residual : float
+        Typical squared norm of the hidden states that leave the layer, > 0.
+
+    Returns
+    -------
+    int64 array, shape (bins,)
+        By :data:`LOG2_EDGES`; weights whose removal costs nothing are in the first bin.
+
+    Raises
+    ------
+    NonFiniteError
+        If an error is NaN or Inf, or ``residual`` is not above 0.
+    """
+    if not 0 < residual < math.inf:
+        raise NonFiniteError(
+            f"the hidden states after layer {context.layer} are zero or not finite", hint="check the model's weights"
+        )
+    counts = np.zeros(len(LOG2_EDGES) - 1, dtype=np.int64)
+    for module in NEURON_AXIS:
+        error = np.asarray(context.kernels.to_numpy(removal_error(module, context)), dtype=np.float64)
+        if not np.isfinite(error).all():
+            raise NonFiniteError(
+                f"NaN or Inf in the scores of layer {context.layer} {module}",
+                hint="check the weights, or lower the exponents",
+            )
+        with np.errstate(divide="ignore"):
+            exponent = np.log2(error.ravel() / residual).clip(LOG2_EDGES[0], LOG2_EDGES[-1])
+        counts += np.histogram(exponent, LOG2_EDGES)[0]
+    return counts
+
+
+def typical_square_norm(residual_norm: ArrayLike) -> float:
+    """Squared median over tokens of the hidden states' norm: single tokens can be larger by orders of magnitude.
+
+    Parameters
+    ----------
+    residual_norm : array, shape (documents, tokens)
+    """
+    return float(np.quantile(np.asarray(residual_norm), 0.5, method="lower")) ** 2
+
+
+def allocate(
+    histograms: Sequence[NDArray[np.int64]],
+    ratio: float,
+    zeros: Callable[[int, float], int],
+    *,
+    blend: float = BLEND,
+    bound: float = BOUND,
+) -> list[float]:
+    """Ratio of each layer.
+
+    Parameters
+    ----------
+    histograms : sequence of int64 arrays, shape (bins,)
+        From :func:`error_histogram`, one a layer.
+    ratio : float in [0, 1]
+        Of the whole.
+    zeros : callable
+        ``zeros(layer, ratio)``: how many weights of a layer go at a ratio; never falls with the ratio.
+    blend, bound : float
+        See :data:`BLEND` and :data:`BOUND`.
+
+    Returns
+    -------
+    list of float
+        Within ``ratio - bound`` and ``ratio + bound``, and within [0, 1]. As many weights go as with ``ratio``
+        everywhere: exactly where a layer can give up one weight more or less, else the nearest number below.
+
+    Raises
+    ------
+    AllZeroMetricError
+        If no weight's removal costs anything.
+    """
+    counts = np.array(histograms)
+    if not counts[:, 1:].any():
+        raise AllZeroMetricError("the allocation between layers")
+    low, high = max(0.0, ratio - bound), min(1.0, ratio + bound)
+    wanted = ratio + blend * (_shares_below_one_threshold(counts, ratio) - ratio)
+    layers = range(len(counts))
+    target = sum(zeros(layer, ratio) for layer in layers)
+
+    def ratios(shift: float) -> list[float]:
+        return [float(r) for r in np.clip(wanted + shift, low, high)]
+
+    def total(of: list[float]) -> int:
+        return sum(zeros(layer, r) for layer, r in zip(layers, of, strict=True))
+
+    shift = _last_at_most(lambda shift: total(ratios(shift)), target, -1.0, 1.0)
+    chosen = ratios(shift)
+    # Several layers may step at the same shift, so the last few weights are given out one layer at a time.
+    for layer in layers:
+        rest = target - total(chosen)
+        if rest:
+            goal = zeros(layer, chosen[layer]) + rest
+            chosen[layer] = _last_at_most(lambda r, layer=layer: zeros(layer, r), goal, chosen[layer], high)  # type: ignore[misc]
+    return chosen
+
+
+def _shares_below_one_threshold(counts: NDArray[np.int64], ratio: float) -> NDArray[np.float64]:
+    """Share of each layer's weights below the value that a share ``ratio`` of all weights is below."""
+    below = np.cumsum(counts.sum(axis=0))
+    bin_ = int(np.searchsorted(below, ratio * below[-1]))
+    inside = counts[:, bin_].sum()
+    part = (ratio * below[-1] - (below[bin_] - inside)) / max(inside, 1)
+    shares = (counts[:, :bin_].sum(axis=1) + part * counts[:, bin_]) / counts.sum(axis=1)
+    return np.asarray(shares, dtype=np.float64)
+
+
+def _last_at_most(count: Callable[[float], int], most: int, low: float, high: float) -> float:
+    """The largest point, by bisection, at which a count that never falls is at most ``most``; ``low`` is one."""
+    if count(high) <= most:
+        return high
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if count(middle) <= most else (low, middle)
+    return low

@@ -1,0 +1,106 @@
+"""Which weights go: exactly k of every comparison group, ties to the lowest index."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from neuronrank_core.errors import AllZeroMetricError, InvalidValueError, NonFiniteError
+from neuronrank_core.kernels import lowest_k
+
+#: Sets of weights that compete with each other.
+COMPARE = ("module", "row", "column")
+
+
+def parse_pattern(sparsity_type: str) -> tuple[int, int] | None:
+    """``"2:4"`` as (2, 4), ``"unstructured"`` and ``"neurons"`` as None.
+
+    Raises
+    ------
+    InvalidValueError
+        If it is neither, or N is not below M.
+    """
+    if sparsity_type in ("unstructured", "neurons"):
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", sparsity_type) if isinstance(sparsity_type, str) else None
+    if not match or not 0 < int(match[1]) < int(match[2]):
+        allowed = "unstructured, neurons, or N:M with 0 < N < M (2:4, 4:8, ...)"
+        raise InvalidValueError("sparsity_type", sparsity_type, allowed)
+    return int(match[1]), int(match[2])
+
+
+def select(
+    score: Any,
+    weight: Any,
+    *,
+    ratio: float,
+    compare: str,
+    pattern: tuple[int, int] | None = None,
+    lowest_k: Callable[[Any, int], Any] = lowest_k,
+    where: str = "module",
+) -> Any:
+    """Choose the weights to zero.
+
+    Parameters
+    ----------
+    score : array, shape (out_features, in_features)
+        NumPy or torch; may be overwritten.
+    weight : array, same shape
+        Weights that are already zero count toward the target: they go first.
+    ratio : float in [0, 1]
+        ``int(ratio * size)`` weights of each comparison group go. Not used with ``pattern``.
+    compare : {"module", "row", "column"}
+        Comparison group: the whole matrix, each output row, or each input column.
+    pattern : (N, M), optional
+        In each run of M consecutive inputs of a row the N lowest go.
+    lowest_k : callable
+        The backend's kernel.
+    where : str
+        Named in errors.
+
+    Returns
+    -------
+    bool array, same shape; True = becomes zero
+
+    Raises
+    ------
+    AllZeroMetricError
+        If every score is zero.
+    NonFiniteError
+        If a score is NaN or Inf.
+    InvalidValueError
+        If M does not divide the number of inputs.
+    """
+    shape = tuple(score.shape)
+    size, k = comparison_group(shape, ratio=ratio, compare=compare, pattern=pattern, where=where)
+    if not math.isfinite(float(score.sum())):
+        raise NonFiniteError(f"NaN or Inf in the scores of {where}", hint="check the weights, or lower the exponents")
+    if k == 0:
+        return score != score
+    if not bool((score != 0).any()):
+        raise AllZeroMetricError(where)
+    score[weight == 0] = -math.inf
+    if compare == "column" and pattern is None:
+        return lowest_k(score.T.reshape(-1, size), k).T
+    return lowest_k(score.reshape(-1, size), k).reshape(shape)
+
+
+def comparison_group(
+    shape: tuple[int, int],
+    *,
+    ratio: float,
+    compare: str,
+    pattern: tuple[int, int] | None = None,
+    where: str = "module",
+) -> tuple[int, int]:
+    """Size of a comparison group, and how many of its weights go; see :func:`select`."""
+    rows, columns = shape
+    if pattern is None:
+        size = {"module": rows * columns, "row": columns, "column": rows}[compare]
+        return size, int(ratio * size)
+    n, m = pattern
+    if columns % m:
+        raise InvalidValueError("sparsity_type", f"{n}:{m}", f"an M that divides the {columns} inputs of {where}")
+    return m, n

@@ -1,0 +1,35 @@
+"""Whole neurons removed for good: which go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronrank_core.errors import AllZeroMetricError, NonFiniteError
+from neuronrank_core.kernels import lowest_k
+from neuronrank_core.methods import METHODS
+from neuronrank_core.methods.context import ScoringContext
+
+Array = Any
+
+
+def kept_neurons(context: ScoringContext) -> NDArray[np.int64]:
+    """Neurons that stay, ascending: all but the ``int(ratio * neurons)`` lowest scores, ties to the lowest index.
+
+    Raises
+    ------
+    InputError
+        If the method has no score for whole neurons.
+    AllZeroMetricError, NonFiniteError
+        If there is nothing to choose by.
+    """
+    where = f"layer {context.layer} neurons"
+    score = np.asarray(METHODS[context.recipe.method].neuron_score(context), dtype=np.float64)
+    if not np.isfinite(score).all():
+        raise NonFiniteError(f"NaN or Inf in the scores of {where}", hint="check the weights, or lower the exponents")
+    goes = int(context.recipe.ratio * len(score))
+    if goes and not score.any():
+        raise AllZeroMetricError(where)
+    return np.flatnonzero(~lowest_k(score[None], goes)[0])

@@ -1,0 +1,93 @@
+"""Which neurons single out which groups of text, and which tokens: what makes the statistics readable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from neuronrank_core.kernels import Vector
+from neuronrank_core.statistics.tfidf import inverse_document_frequency
+
+
+def lift(group_means: ArrayLike) -> Vector:
+    """How much more strongly each neuron fires in a group than in the mean of the groups.
+
+    Parameters
+    ----------
+    group_means : array, shape (groups, neurons)
+        Mean signal of each group's tokens, >= 0.
+
+    Returns
+    -------
+    float64 array, shape (groups, neurons), in [0, groups]; 1 for a neuron that never fires
+    """
+    means = np.asarray(group_means, dtype=np.float64)
+    typical = np.broadcast_to(means.mean(axis=0), means.shape)
+    return np.asarray(np.divide(means, typical, out=np.ones_like(means), where=typical > 0))
+
+
+def typical_terms(terms: Sequence[str], labels: ArrayLike, groups: int, most: int) -> list[list[str]]:
+    """The terms that are most typical of each group, by TF-IDF with the groups as documents.
+
+    Parameters
+    ----------
+    terms : sequence of str
+        Term at each token.
+    labels : int array, shape (tokens,)
+        Group of each token, in [0, groups).
+    groups : int
+    most : int
+        Terms to name of each group.
+
+    Returns
+    -------
+    list of lists
+        For each group, its terms from the most typical on; on a tie, in alphabetical order.
+    """
+    words, index = np.unique(np.asarray(terms, dtype=object).astype(str), return_inverse=True)
+    counts = np.zeros((groups, len(words)), dtype=np.int64)
+    np.add.at(counts, (np.asarray(labels), index), 1)
+    scores = counts * inverse_document_frequency(np.sum(counts > 0, axis=0), groups)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :most]
+    return [[str(words[i]) for i in row if counts[group, i]] for group, row in enumerate(order)]
+
+
+def by_selectivity(idf: ArrayLike, spikiness: ArrayLike) -> NDArray[np.int64]:
+    """Neurons from the most specialised to the most general: by IDF, and by spikiness where that ties.
+
+    Parameters
+    ----------
+    idf, spikiness : arrays, shape (neurons,)
+
+    Returns
+    -------
+    int64 array, shape (neurons,)
+        Indices; on a tie, the lowest first.
+    """
+    return np.lexsort((-np.asarray(spikiness), -np.asarray(idf)))
+
+
+def strongest_tokens(signal: ArrayLike, documents: ArrayLike, most: int) -> NDArray[np.int64]:
+    """Tokens at which a neuron fires most, at most one of each document.
+
+    Parameters
+    ----------
+    signal : array, shape (tokens,)
+        The neuron's signal.
+    documents : int array, shape (tokens,)
+        Document of each token.
+    most : int
+        How many tokens to name.
+
+    Returns
+    -------
+    int64 array, shape (at most ``most``,)
+        Indices, the strongest first; on a tie, the lowest first. Tokens at which the neuron rests are left out.
+    """
+    a, document = np.asarray(signal), np.asarray(documents)
+    order = np.argsort(-a, kind="stable")
+    order = order[a[order] > 0]
+    _, first = np.unique(document[order], return_index=True)
+    return order[np.sort(first)][:most]

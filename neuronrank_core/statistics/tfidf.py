@@ -1,0 +1,181 @@
+"""Term frequency, document frequency, inverse document frequency, spikiness: neurons as terms, text as a corpus."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from neuronrank_core.errors import InvalidValueError
+from neuronrank_core.kernels import Counts, Vector
+
+
+def over_documents(column: ArrayLike, tokens: ArrayLike) -> Vector:
+    """Mean over all tokens of the corpus, from the means of its documents.
+
+    Parameters
+    ----------
+    column : array, shape (documents, features)
+        Per-document means.
+    tokens : int array, shape (documents,)
+        Tokens of each document.
+
+    Returns
+    -------
+    float64 array, shape (features,)
+    """
+    weight = np.asarray(tokens, dtype=np.float64)
+    rows = np.asarray(column, dtype=np.float64) * weight[:, None]
+    # Row after row, so that the result depends on the order of the documents alone and not on the machine.
+    return np.asarray(np.add.reduce(rows, axis=0) / weight.sum())
+
+
+def root_mean_square(mean_square: ArrayLike, tokens: ArrayLike) -> Vector:
+    """Root mean square over all tokens, from per-document mean squares of shape (documents, features)."""
+    return np.sqrt(over_documents(mean_square, tokens))
+
+
+def term_frequency(signal_mean: ArrayLike, tokens: ArrayLike) -> Vector:
+    """Mean signal strength over all tokens (doc and token mode), shape (neurons,)."""
+    return over_documents(signal_mean, tokens)
+
+
+def topic_term_frequency(group_means: ArrayLike) -> Vector:
+    """Mean over topics of the topic's mean signal (topic mode): rare topics count as much as common ones.
+
+    Parameters
+    ----------
+    group_means : array, shape (topics, neurons)
+        Mean signal of each non-empty topic's tokens.
+    """
+    return np.asarray(np.mean(np.asarray(group_means, dtype=np.float64), axis=0))
+
+
+def membership(labels: ArrayLike, groups: int) -> Vector:
+    """One row per group, 1 where a token belongs to it, shape (groups, tokens): sums over groups are products."""
+    return np.asarray(np.asarray(labels) == np.arange(groups)[:, None], dtype=np.float64)
+
+
+def group_means(sample: ArrayLike, labels: ArrayLike, groups: int) -> Vector:
+    """Mean signal of each group's tokens.
+
+    Parameters
+    ----------
+    sample : array, shape (tokens, neurons)
+    labels : int array, shape (tokens,)
+        Group of each token, in [0, groups).
+    groups : int
+
+    Returns
+    -------
+    float64 array, shape (groups, neurons); zero for an empty group
+    """
+    member = membership(labels, groups)
+    return np.asarray(member @ np.asarray(sample, dtype=np.float64) / np.maximum(member.sum(1, keepdims=True), 1))
+
+
+def quantile_threshold(sample: ArrayLike, q: float) -> NDArray[np.float32]:
+    """`tau`: the q-quantile of each neuron's sampled signal over the whole corpus.
+
+    The order statistic at or above the quantile (NumPy's ``method="higher"``): no rounding enters, and the same
+    sampled tokens reach it as reach an interpolated quantile.
+
+    Parameters
+    ----------
+    sample : array, shape (tokens, neurons)
+        All sampled tokens, of all groups. A threshold taken from one group alone would make every neuron
+        active in every group.
+    q : float in (0, 1)
+
+    Returns
+    -------
+    float32 array, shape (neurons,)
+    """
+    check_quantile(q)
+    return np.asarray(np.quantile(np.asarray(sample), q, axis=0, method="higher"))
+
+
+def active_tokens(sample: ArrayLike, tau: ArrayLike, labels: ArrayLike, groups: int) -> Counts:
+    """Number of each group's sampled tokens with ``a >= tau``, shape (groups, neurons)."""
+    fires = np.asarray(sample) >= np.asarray(tau)
+    return np.asarray((membership(labels, groups) @ fires).astype(np.int64))
+
+
+def document_frequency(active: ArrayLike, group_tokens: ArrayLike, q: float) -> Counts:
+    """`df`: the number of groups in which the neuron is active.
+
+    Active means that at least a fraction ``1 - q`` of the group's sampled tokens reaches the neuron's
+    corpus-typical strength.
+
+    Parameters
+    ----------
+    active : int array, shape (groups, neurons)
+        Tokens of the group at or above the threshold.
+    group_tokens : int array, shape (groups,)
+        Sampled tokens of each group; empty groups are not groups.
+    q : float in (0, 1)
+
+    Returns
+    -------
+    int64 array, shape (neurons,), between 0 and the number of non-empty groups
+    """
+    check_quantile(q)
+    size = np.asarray(group_tokens, dtype=np.int64)
+    # (1 - q) * size is meant exactly, but 0.4 * 65 may come out a hair above 26. It is never 0, as q < 1.
+    needed = np.maximum(np.ceil((1.0 - q) * size - 1e-9), 1)
+    return np.asarray(np.sum((np.asarray(active) >= needed[:, None]) & (size > 0)[:, None], axis=0, dtype=np.int64))
+
+
+def inverse_document_frequency(df: ArrayLike, groups: int) -> Vector:
+    """`idf = log((groups + 1) / (df + 1)) + 1`, in [1, log(groups + 1) + 1].
+
+    Raises
+    ------
+    InvalidValueError
+        If a ``df`` lies outside [0, groups]: something was counted twice.
+    """
+    counts = np.asarray(df, dtype=np.float64)
+    if counts.size and not (counts.min() >= 0 and counts.max() <= groups):
+        raise InvalidValueError("df", (counts.min(), counts.max()), f"[0, {groups}], the number of groups")
+    return np.asarray(np.log((groups + 1) / (counts + 1)) + 1)
+
+
+def spikiness(peak: ArrayLike, mean: ArrayLike) -> Vector:
+    """Peak signal / mean signal, >= 1; 1 (flat) for a neuron that never fires.
+
+    Parameters
+    ----------
+    peak, mean : arrays, shape (neurons,)
+        Largest and mean signal over all tokens.
+    """
+    peak, mean = np.asarray(peak, dtype=np.float64), np.asarray(mean, dtype=np.float64)
+    return np.asarray(np.divide(peak, mean, out=np.ones_like(mean), where=mean > 0))
+
+
+def signal_variance(
+    signal_mean: ArrayLike, signal_mean_square: ArrayLike, tokens: ArrayLike, *, token_weight: float = 1.0
+) -> Vector:
+    """Variance of the signal's means between documents + ``token_weight`` * mean variance between tokens.
+
+    Documents count by their tokens, so that ``token_weight = 1`` is the variance over all tokens (the law of
+    total variance).
+
+    Parameters
+    ----------
+    signal_mean, signal_mean_square : arrays, shape (documents, neurons)
+    tokens : int array, shape (documents,)
+    token_weight : float, >= 0
+
+    Returns
+    -------
+    float64 array, shape (neurons,), >= 0
+    """
+    means = np.asarray(signal_mean, dtype=np.float64)
+    between = over_documents((means - over_documents(means, tokens)) ** 2, tokens)
+    within = np.maximum(np.asarray(signal_mean_square, dtype=np.float64) - means**2, 0.0)
+    return between + token_weight * over_documents(within, tokens)
+
+
+def check_quantile(q: float) -> None:
+    """Raise InvalidValueError unless ``0 < q < 1``."""
+    if not 0.0 < q < 1.0:
+        raise InvalidValueError("q_active", q, "(0, 1)")

@@ -1,0 +1,133 @@
+"""Topics: cosine (spherical) k-means on a random projection.
+
+Dhillon & Modha 2001, "Concept decompositions for large sparse text data using clustering".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from neuronrank_core.errors import InvalidValueError
+from neuronrank_core.statistics.tfidf import membership
+
+Matrix = NDArray[np.float64]
+Labels = NDArray[np.int64]
+#: Dimensions that signal rows are projected to.
+PROJECTION_DIM = 128
+#: Lloyd iterations.
+ITERATIONS = 4
+
+
+def topic_draws(tokens: int, features: int, k: int, seed: int) -> tuple[NDArray[np.float32], Labels]:
+    """All random numbers of a clustering, so that every backend sees the same ones.
+
+    Returns
+    -------
+    projection : float32 array, shape (features, PROJECTION_DIM)
+        Gaussian, scaled by ``1 / sqrt(PROJECTION_DIM)``.
+    initial : int64 array, shape (k,)
+        Distinct tokens whose rows are the initial centroids.
+
+    Raises
+    ------
+    InvalidValueError
+        If there are fewer tokens than topics.
+    """
+    if not 1 <= k <= tokens:
+        raise InvalidValueError("topics", k, f"[1, {tokens}], the number of sampled tokens")
+    rng = np.random.default_rng(seed)
+    projection = rng.standard_normal((features, PROJECTION_DIM), dtype=np.float32) / np.float32(PROJECTION_DIM**0.5)
+    return projection, rng.choice(tokens, size=k, replace=False)
+
+
+def unit_rows(rows: ArrayLike) -> Matrix:
+    """Rows scaled to Euclidean length 1; zero rows stay zero."""
+    x = np.asarray(rows, dtype=np.float64)
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.asarray(np.divide(x, norm, out=np.zeros_like(x), where=norm > 0))
+
+
+def assign(rows: ArrayLike, centroids: ArrayLike) -> Labels:
+    """Centroid with the largest dot product for each row, the lowest index on a tie; shape (tokens,)."""
+    return np.asarray(np.argmax(np.asarray(rows) @ np.asarray(centroids).T, axis=1))
+
+
+def update(rows: Matrix, labels: Labels, centroids: Matrix) -> Matrix:
+    """Normalised mean of each cluster's rows; an empty cluster keeps its centroid."""
+    sums = membership(labels, len(centroids)) @ rows
+    moved = np.linalg.norm(sums, axis=1) > 0
+    return np.where(moved[:, None], unit_rows(sums), centroids)
+
+
+def spherical_kmeans(rows: ArrayLike, centroids: ArrayLike, iterations: int = ITERATIONS) -> tuple[Labels, Matrix]:
+    """Lloyd's algorithm under cosine similarity.
+
+    Parameters
+    ----------
+    rows : array, shape (tokens, dim)
+        Unit rows.
+    centroids : array, shape (k, dim)
+        Initial centroids, unit rows.
+    iterations : int
+        How often to assign and update; the labels returned belong to the centroids returned.
+
+    Returns
+    -------
+    labels : int64 array, shape (tokens,)
+    centroids : float64 array, shape (k, dim)
+    """
+    x, c = np.asarray(rows, dtype=np.float64), np.asarray(centroids, dtype=np.float64)
+    for _ in range(iterations):
+        c = update(x, assign(x, c), c)
+    return assign(x, c), c
+
+
+def topics(sample: ArrayLike, k: int, seed: int) -> Labels:
+    """Topic of each sampled token.
+
+    Parameters
+    ----------
+    sample : array, shape (tokens, neurons)
+        Signal rows of the sampled tokens of all documents, clustered together.
+    k : int
+        Number of topics; some may end empty.
+    seed : int
+
+    Returns
+    -------
+    int64 array, shape (tokens,), in [0, k)
+    """
+    a = np.asarray(sample)
+    projection, initial = topic_draws(a.shape[0], a.shape[1], k, seed)
+    rows = unit_rows(a.astype(np.float64) @ projection)
+    return spherical_kmeans(rows, rows[initial])[0]
+
+
+def topic_margins(sample: ArrayLike, k: int, seed: int) -> tuple[float, Matrix]:
+    """How clear the choices of :func:`topics` were: (best - second best) / best similarity, 0 for a token at rest.
+
+    Backends may differ where a choice is nearly a tie: for the token itself, and, where it came before an update, for
+    all that follow from the centroid it moved.
+
+    Parameters
+    ----------
+    sample, k, seed
+        As for :func:`topics`; ``k`` is 2 or more.
+
+    Returns
+    -------
+    updates : float
+        The least margin of all choices that an update followed.
+    last : float64 array, shape (tokens,)
+        The margin of each token's topic.
+    """
+    a = np.asarray(sample)
+    projection, initial = topic_draws(a.shape[0], a.shape[1], k, seed)
+    rows = unit_rows(a.astype(np.float64) @ projection)
+    centroids, seen = rows[initial], []
+    for _ in range(ITERATIONS + 1):
+        second, best = np.sort(rows @ centroids.T, axis=1)[:, -2:].T
+        seen.append(np.divide(best - second, abs(best), out=np.zeros_like(best), where=best != 0))
+        centroids = update(rows, assign(rows, centroids), centroids)
+    return float(np.min(seen[:-1])), seen[-1]

@@ -1,0 +1,1 @@
+"""Re-fitting the weights that stay."""

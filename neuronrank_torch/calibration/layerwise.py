@@ -1,0 +1,219 @@
+"""Runs calibration sequences through a decoder, one layer at a time, each layer called by the model's own forward.
+
+The model runs once on a single sequence with every layer's forward replaced. When it calls layer i, all sequences
+are run through that layer with the arguments of that very call, which depend on positions alone. Nothing is recorded
+for later, so rotary tables, masks and caches stay the model's business, whatever its family or version.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuronrank_core.errors import InputError
+from neuronrank_torch.calibration.hidden_states import Room, in_memory
+from neuronrank_torch.model.limits import check_tokens
+from neuronrank_torch.model.structure import Decoder
+
+Forward = Callable[..., Any]
+Handler = Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class _Stop(Exception):  # noqa: N818 (no error: it ends a forward pass early)
+    pass
+
+
+class LayerRun:
+    """All calibration sequences, standing before one layer.
+
+    Parameters
+    ----------
+    index : int
+        The layer's number.
+    layer : nn.Module
+    hidden : Tensor, shape (sequences, seqlen, hidden_size)
+        Hidden states before the layer, shared by all layers and overwritten by :meth:`feed` with ``keep``.
+    forward : callable
+        The layer's forward with the model's arguments bound; takes hidden states alone.
+    batch_size : int
+        Sequences in a micro-batch.
+    first : int
+        Number of the first sequence.
+    """
+
+    def __init__(
+        self, index: int, layer: nn.Module, hidden: Tensor, forward: Forward, batch_size: int, first: int
+    ) -> None:
+        self.index, self.layer, self.hidden, self.forward = index, layer, hidden, forward
+        self.batch_size, self.first = batch_size, first
+
+    def feed(self, *, keep: bool, after: Callable[[int], None] = lambda first: None) -> None:
+        """Run every micro-batch through the layer.
+
+        Parameters
+        ----------
+        keep : bool
+            Replace the hidden states by the layer's output.
+        after : callable
+            Called after each micro-batch with the number of its first sequence.
+        """
+        for start in range(0, len(self.hidden), self.batch_size):
+            batch = self.hidden[start : start + self.batch_size]
+            output = self.forward(batch)
+            if keep:
+                batch.copy_(output[0] if isinstance(output, tuple) else output)
+            after(self.first + start)
+
+
+@contextmanager
+def _replaced(layers: list[nn.Module], handler: Handler) -> Iterator[None]:
+    """Have ``handler(index, original_forward, args, kwargs)`` called in place of every layer's forward."""
+    own = [layer.__dict__.get("forward") for layer in layers]
+    try:
+        for index, layer in enumerate(layers):
+            layer.forward = partial(_redirect, handler, index, layer.forward)
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
+
+def _redirect(handler: Handler, index: int, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+    return handler(index, forward, args, kwargs)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two arguments of a layer are equal, as far as tensors and plain values in them go."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return type(a) is type(b) and (not isinstance(a, (bool, int, float, str)) or a == b)
+
+
+def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor:
+    """Hidden states before the first layer, by the model's own forward, shape (sequences, seqlen, hidden_size).
+
+    Raises
+    ------
+    InputError
+        If the model hands its layers arguments that depend on the text, which one call cannot stand for; or as
+        :func:`neuronrank_torch.model.limits.check_tokens`.
+    """
+    check_tokens(decoder.body, sequences)
+    seen: list[tuple[Any, ...]] = []
+    hidden: list[Tensor] = []
+    position = itertools.count()
+
+    def first_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        del index, forward
+        if not hidden:
+            hidden.append(room((len(sequences), *args[0].shape[1:]), args[0]))
+        at = next(position)
+        hidden[0][at : at + 1].copy_(args[0])
+        seen.append((*args[1:], kwargs))
+        if not _same(seen[0], seen[-1]):
+            raise InputError(
+                f"{type(decoder.body).__name__} gives its layers arguments that depend on the text",
+                hint="this family of models cannot be pruned yet",
+            )
+        del seen[1:]
+        raise _Stop
+
+    with _replaced(decoder.layers, first_layer):
+        for sequence in sequences if len(sequences) else _example(sequences):
+            with suppress(_Stop):
+                decoder.body(input_ids=sequence[None], use_cache=False)
+    return hidden[0]
+
+
+def _example(sequences: Tensor) -> Tensor:
+    """One sequence to call the model with, shape (1, seqlen); any where there is none, as on a rank without text."""
+    return sequences[:1] if len(sequences) else sequences.new_zeros(1, sequences.shape[1])
+
+
+def run_layers(
+    decoder: Decoder,
+    sequences: Tensor,
+    visit: Callable[[LayerRun], None],
+    *,
+    batch_size: int = 1,
+    resident: Callable[[int], AbstractContextManager[None]] = lambda index: nullcontext(),
+    room: Room = in_memory,
+    first: int = 0,
+) -> Tensor:
+    """Visit the layers in order; each visit decides how often its layer runs and whether the output is kept.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    sequences : int64 Tensor, shape (sequences, seqlen)
+        Token ids, equally long, without padding.
+    visit : callable
+        Called once per layer with a :class:`LayerRun`.
+    batch_size : int
+        Sequences in a micro-batch.
+    resident : callable
+        Context around each visit in which the layer of that number has its weights; elsewhere it needs none.
+    room : callable
+        See :data:`Room`.
+    first : int
+        Number of the first sequence: those before it are another rank's.
+
+    Returns
+    -------
+    Tensor, shape (sequences, seqlen, hidden_size)
+        Hidden states after the last layer (before it, where the last visit kept nothing).
+    """
+    hidden = embed(decoder, sequences, room)
+    last = len(decoder.layers) - 1
+
+    def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        bound = partial(_call, forward, args[0].device, args[1:], kwargs)
+        with resident(index):
+            visit(LayerRun(index, decoder.layers[index], hidden, bound, batch_size, first))
+        if index == last:
+            raise _Stop
+        # The model only carries this on to the next call, where the hidden states are taken from the buffer again.
+        return args[0]
+
+    with _replaced(decoder.layers, visit_layer), suppress(_Stop):
+        decoder.body(input_ids=_example(sequences), use_cache=False)
+    return hidden
+
+
+@contextmanager
+def layers_done(decoder: Decoder, hidden: Tensor) -> Iterator[None]:
+    """Have the model's forward go on from hidden states that have left the last layer, instead of running its layers.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    hidden : Tensor, shape (sequences, seqlen, hidden_size)
+        From :func:`run_layers`. The model is then called with the same sequences in the same order, some at a time.
+    """
+    batches = iter(hidden)
+    last = len(decoder.layers) - 1
+
+    def skip(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        del forward, kwargs
+        if index < last:
+            return args[0]
+        return torch.stack([next(batches) for _ in args[0]]).to(args[0].device)
+
+    with _replaced(decoder.layers, skip):
+        yield
+
+
+def _call(forward: Forward, device: torch.device, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Any:
+    return forward(hidden.to(device), *args, **kwargs)

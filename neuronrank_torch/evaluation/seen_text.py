@@ -1,0 +1,54 @@
+"""Whether a text to measure on was seen in calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from zlib import crc32
+
+from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
+from neuronrank_torch.text.sources import text_fingerprint
+
+#: Words in a passage, and of how many words one begins a passage. Which ones do depends on the word alone, so that two
+#: texts are cut at the same places wherever they agree.
+_WORDS, _EVERY = 32, 32
+#: Share of the passages from which they are worth a word: less are set phrases, licences and the like (the two halves
+#: of the built-in text have 5 % in common).
+NOTABLE = 0.1
+
+
+def overlap(text: str, other: str) -> float:
+    """Share of a text's passages of 32 words that stand in another text too, estimated from one in 32."""
+    mine = set(_passages(text))
+    return len(mine.intersection(_passages(other))) / max(len(mine), 1)
+
+
+def overlap_notes(evaluation: str, calibration: str, *, same: bool = False) -> Iterator[str]:
+    """What the user should know about the text to evaluate on.
+
+    Parameters
+    ----------
+    evaluation, calibration : str
+    same : bool
+        Whether they are known to be equal, where the calibration text is not at hand.
+    """
+    share = 1.0 if same or evaluation == calibration else overlap(evaluation, calibration)
+    if share >= NOTABLE:
+        part = "is the calibration text" if share == 1.0 else f"shares about {share:.0%} with the calibration text"
+        yield f"the evaluation text {part}: perplexity after pruning looks better than it is"
+
+
+def evaluation_notes(text: str, eval_text: str, statistics: StatisticsFolder | None) -> list[str]:
+    """What the user should know about the text to evaluate on, if there is one: whether it was calibrated on."""
+    if not eval_text:
+        return []
+    if statistics is None:
+        return list(overlap_notes(eval_text, text))
+    same = text_fingerprint(eval_text) == statistics.header["text_sha256"]
+    return list(overlap_notes(eval_text, text, same=same))
+
+
+def _passages(text: str) -> Iterator[str]:
+    words = text.split()
+    for start in range(len(words) - _WORDS + 1):
+        if crc32(words[start].encode("utf-8", errors="surrogatepass")) % _EVERY == 0:
+            yield " ".join(words[start : start + _WORDS])

@@ -1,0 +1,1 @@
+"""Models: opening them, what can be pruned in a layer, reading and writing their tensors."""

@@ -1,0 +1,1 @@
+"""Pruning a model: all layers, one layer, and what is removed."""

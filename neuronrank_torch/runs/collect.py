@@ -1,0 +1,201 @@
+"""Collects the statistics of every layer of a model, dense, into a folder: what ``neuronrank collect`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuronrank_core import InputError, InvalidValueError, LayerStatistics, NonFiniteError, Recipe
+from neuronrank_core.statistics.table_files import FORMAT_VERSION
+from neuronrank_torch.calibration.collector import LayerCollector, head_statistics
+from neuronrank_torch.calibration.hidden_states import residual_norm
+from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
+from neuronrank_torch.distributed.process_group import launched
+from neuronrank_torch.distributed.ranks import Ranks
+from neuronrank_torch.files.durable import STATISTICS, check_output
+from neuronrank_torch.files.journal import JOURNAL_FORMAT
+from neuronrank_torch.model.device import choose_device
+from neuronrank_torch.model.open import open_model
+from neuronrank_torch.model.source import ModelSource
+from neuronrank_torch.model.streaming import HEAD, StreamedModel
+from neuronrank_torch.model.structure import activation_of, has_attention, prunable_linears
+from neuronrank_torch.pruning.result import versions
+from neuronrank_torch.runs.job import Job, OnStage
+from neuronrank_torch.saving.receiver import Follower
+from neuronrank_torch.saving.statistics_writer import StatisticsWriter
+from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
+from neuronrank_torch.text.sources import load_text, text_fingerprint
+
+
+def run_collect(
+    job: Job,
+    recipe: Recipe,
+    documents: tuple[int, int] | None = None,
+    on_stage: OnStage = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Collect and save, layer by layer; goes on where the same run was cut off.
+
+    Started by torchrun, the processes share the text, and the first alone reads it and writes.
+
+    Parameters
+    ----------
+    job : Job
+        Of which ``save`` is needed; ``evaluation`` and ``stats`` are not looked at.
+    recipe : Recipe
+        How the text is drawn, and the signal, threshold and sample.
+    documents : (int, int), optional
+        First document of the draw to collect, and the first not to; all by default. Both are multiples of the
+        micro-batch (or the end): each document is then computed in the company it would have in one collection.
+    on_stage : callable
+        See :data:`neuronrank_torch.runs.job.OnStage`.
+
+    Returns
+    -------
+    dict
+        The header; see :class:`neuronrank_torch.calibration.statistics_folder.StatisticsFolder`.
+
+    Raises
+    ------
+    NeuronRankError
+        Of every kind; nothing is left under the output's name then.
+    """
+    if job.save is None:
+        raise InputError("statistics are collected into a folder", hint="give --save")
+    # Everything that a table can hold.
+    recipe = replace(recipe, method="neuronrank_tfidf", input_exp=1.0, tf_exp=1.0, idf_exp=1.0)
+    chosen = _chosen(documents, recipe, job.batch_size or micro_batch(recipe))
+    with launched() as ranks:
+        save = ranks.from_first(partial(check_output, job.save, job.force, STATISTICS))
+        text = ranks.from_first(lambda: load_text(job.dataset, "calibration"))
+        job = replace(job, device=choose_device(job.device))
+        on_stage(f"loading {job.model}", 0, 1)
+        model, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
+        target = ranks.from_first(
+            partial(check_output, save, job.force, STATISTICS, source=source.path, label=source.spec)
+        )
+        sequences = calibration_sequences(tokenizer, recipe, text)[chosen.start : chosen.stop]
+        run = _CollectRun(job, recipe, chosen, model, source, text_fingerprint(text), on_stage, ranks)
+        header = ranks.from_first(run.header)
+        with run.writer(target, header) as writer:
+            with torch.no_grad():
+                run.collect(sequences, writer)
+            on_stage(f"saving {save}", 0, 1)
+            writer.finish(header)
+        return header
+
+
+def _chosen(documents: tuple[int, int] | None, recipe: Recipe, batch_size: int) -> range:
+    first, last = documents or (0, recipe.nsamples)
+    if not 0 <= first < last <= recipe.nsamples:
+        raise InvalidValueError("documents", f"{first}:{last}", f"FROM:TO with 0 <= FROM < TO <= {recipe.nsamples}")
+    if first % batch_size or (last % batch_size and last != recipe.nsamples):
+        raise InvalidValueError(
+            "documents",
+            f"{first}:{last}",
+            f"multiples of the micro-batch of {batch_size} sequences",
+            hint="choose such numbers, or --batch-size 1 for all the collections to be merged",
+        )
+    return range(first, last)
+
+
+@dataclass
+class _CollectRun:
+    """A collection with everything at hand."""
+
+    job: Job
+    recipe: Recipe
+    documents: range
+    model: StreamedModel
+    source: ModelSource
+    text_sha256: str
+    on_stage: OnStage
+    ranks: Ranks
+    steps: int = 0
+
+    @property
+    def batch_size(self) -> int:
+        return self.job.batch_size or micro_batch(self.recipe)
+
+    def header(self) -> dict[str, Any]:
+        """What the tables are of."""
+        sampling = ("nsamples", "seqlen", "seed", "bos", "signal", "threshold", "tokens_per_document")
+        return {
+            "format": FORMAT_VERSION,
+            "model": self.source.spec,
+            "fingerprint": self.source.digests(),
+            "model_type": self.source.model_type,
+            "layers": len(self.model.decoder.layers),
+            "dataset": self.job.dataset,
+            "text_sha256": self.text_sha256,
+            **{name: getattr(self.recipe, name) for name in sampling},
+            "batch_size": self.batch_size,
+            "documents": list(self.documents),
+            "dtype": str(self.model.model.dtype).removeprefix("torch."),
+            "versions": versions(),
+        }
+
+    def writer(self, target: Path, header: dict[str, Any]) -> StatisticsWriter | Follower:
+        """The folder in which the tables gather, as this rank sees it."""
+        hidden_states = self.job.hidden_states
+        if not self.ranks.first:
+            return Follower(target, self.model, propagate_dense=True, hidden_states=hidden_states, ranks=self.ranks)
+        identity = {**header, "device": self.job.device, "version of": {"journal": JOURNAL_FORMAT}}
+        options: dict[str, Any] = {"force": self.job.force, "hidden_states": hidden_states, "ranks": self.ranks}
+        return StatisticsWriter(target, identity, len(self.model.decoder.layers), **options)
+
+    def collect(self, sequences: torch.Tensor, writer: StatisticsWriter | Follower) -> None:
+        """Run the layers, and keep the table of each."""
+        layers = range(len(self.model.decoder.layers))
+        done = sum(map(writer.done, layers))
+        if done:
+            self.on_stage(f"going on after {done} of {len(layers)} layers", 0, 1)
+        head = HEAD in self.model.units and hasattr(self.model.decoder.body, "norm")
+        units = [*layers, *([HEAD] if head else [])]
+        if all(map(writer.done, units)):
+            return
+        share = self.ranks.share(len(sequences), self.batch_size)
+        batches = -(-(share.stop - share.start) // self.batch_size)
+
+        def step(layer: int) -> None:
+            self.steps += 1
+            self.on_stage(f"collecting layer {layer}", self.steps, batches * len(layers))
+
+        def visit(run: LayerRun) -> None:
+            self.ranks.agree(f"layer {run.index}", run.layer.parameters())
+            if writer.done(run.index):
+                run.feed(keep=True, after=lambda start: step(run.index))
+            else:
+                writer.keep(run.index, self._table(run, step))
+
+        hidden = run_layers(
+            self.model.decoder,
+            sequences[share].to(self.model.device),
+            visit,
+            batch_size=self.batch_size,
+            first=share.start,
+            resident=self.model.resident,
+            room=writer.room,
+        )
+        if HEAD in units:
+            table = head_statistics(self.model.decoder, hidden, self.model.device, self.ranks)
+            writer.keep(HEAD, replace(table, document=np.asarray(self.documents)))
+
+    def _table(self, run: LayerRun, step: Callable[[int], None]) -> LayerStatistics:
+        linears = prunable_linears(run.layer, run.index, include_attention=has_attention(run.layer))
+
+        def batch_done(start: int) -> None:
+            collector.add_documents(self.documents.start + start, run.hidden.shape[1])
+            step(run.index)
+
+        with LayerCollector(run.index, linears, activation_of(run.layer, run.index), self.recipe) as collector:
+            run.feed(keep=True, after=batch_done)
+        norms = residual_norm(run.hidden, self.ranks)
+        if not np.isfinite(norms).all():
+            raise NonFiniteError(f"NaN or Inf in the output of layer {run.index}", hint="try --dtype float32")
+        return replace(collector.statistics(self.ranks), residual_norm=norms)

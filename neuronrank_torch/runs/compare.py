@@ -1,0 +1,190 @@
+"""Two models side by side: which weights are zero in both, size, perplexity and speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from neuronrank_core.overlap import Overlap, overlap
+from neuronrank_torch.model.device import choose_device
+from neuronrank_torch.model.limits import check_positions
+from neuronrank_torch.model.open import Dtype, load_model, open_model
+from neuronrank_torch.model.streaming import StreamedModel, Unit
+from neuronrank_torch.model.structure import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
+from neuronrank_torch.runs.evaluate import run_eval
+from neuronrank_torch.runs.job import Evaluation, OnStage
+from neuronrank_torch.text.sequences import check_room
+
+#: Forward passes that speed is the best of.
+PASSES = 5
+#: Share of zeros from which a module counts as pruned: checkpoints, quantised ones above all, come with some.
+PRUNED = 0.01
+
+
+@dataclass(frozen=True)
+class CompareJob:
+    """What to compare.
+
+    Parameters
+    ----------
+    models : (str, str)
+        As :func:`neuronrank_torch.model.open.open_model` takes them.
+    evaluation : Evaluation, optional
+        Perplexity of each; not measured by default.
+    speed_tokens : int, optional
+        Tokens in a forward pass to measure speed with; not measured by default.
+    device, dtype, batch_size
+        As in :class:`neuronrank_torch.runs.job.Job`.
+    """
+
+    models: tuple[str, str]
+    evaluation: Evaluation | None = None
+    speed_tokens: int | None = None
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    batch_size: int = 1
+
+
+def run_compare(job: CompareJob, on_stage: OnStage = lambda stage, done, total: None) -> dict[str, Any]:
+    """Compare two models; their weights are read tensor by tensor.
+
+    Returns
+    -------
+    dict
+        ``models``: for each its name, ``bytes`` on disk, ``parameters`` and those that are not zero (``nonzero``), and
+        where asked for ``perplexity`` and ``tokens_per_second``; ``layers``: of each layer the overlap by module, for
+        modules that either model has pruned; ``modules``: the same over all layers; ``total``: of all of them together,
+        None where there are none; ``notes``: what could not be compared.
+
+    Raises
+    ------
+    NeuronRankError
+        If a model or the text cannot be used.
+    """
+    device = choose_device(job.device)
+    opened = []
+    for spec in job.models:
+        on_stage(f"opening {spec}", 0, 1)
+        opened.append(open_model(spec, dtype=job.dtype, device=device))
+    pair = _Pair(opened[0][0], opened[1][0])
+    layers = pair.overlaps(on_stage)
+    modules = {
+        name: sum((m[name] for m in layers.values() if name in m), Overlap()) for m in layers.values() for name in m
+    }
+    return {
+        "models": [
+            {
+                "model": spec,
+                "bytes": source.weight_bytes(),
+                "parameters": sum(p.numel() for p in streamed.model.parameters()),
+                "nonzero": nonzero,
+                **_measured(job, spec, device, on_stage),
+            }
+            for spec, (streamed, _, source), nonzero in zip(job.models, opened, pair.nonzero, strict=True)
+        ],
+        "layers": [{"layer": i, "modules": {n: figures(o) for n, o in m.items()}} for i, m in layers.items()],
+        "modules": {name: figures(o) for name, o in modules.items()},
+        "total": figures(sum(modules.values(), Overlap())) if modules else None,
+        "notes": pair.notes,
+    }
+
+
+def figures(o: Overlap) -> dict[str, Any]:
+    """An overlap as plain numbers."""
+    return {
+        "size": o.size,
+        "zeros": [o.zeros_a, o.zeros_b],
+        "zeros_in_both": o.both,
+        "jaccard": o.jaccard,
+        "kept_in_both": o.kept_in_both,
+    }
+
+
+class _Pair:
+    """Two opened models, read once from the first tensor to the last."""
+
+    def __init__(self, a: StreamedModel, b: StreamedModel) -> None:
+        self.a, self.b = a, b
+        self.nonzero = [0, 0]
+        self.notes: list[str] = []
+        self.same_depth = len(a.decoder.layers) == len(b.decoder.layers)
+        if not self.same_depth:
+            depths = f"{len(a.decoder.layers)} and {len(b.decoder.layers)}"
+            self.notes.append(f"the models have {depths} layers, so their weights are not compared")
+
+    def overlaps(self, on_stage: OnStage) -> dict[int, dict[str, Overlap]]:
+        """Overlap of the zeros by layer and module; counts the weights that are not zero on the way."""
+        found: dict[int, dict[str, Overlap]] = {}
+        other: set[str] = set()
+        units = list(dict.fromkeys([*self.a.units, *self.b.units]))
+        for done, unit in enumerate(units, 1):
+            for name, zero_a, zero_b in self._zeros(unit):
+                module = name.split(".")[-2] if "." in name else name
+                if not self.same_depth or module not in (*MLP_PROJECTIONS, *ATTENTION_PROJECTIONS):
+                    continue
+                if zero_a is None or zero_b is None or zero_a.shape != zero_b.shape:
+                    other.add(module)
+                elif isinstance(unit, int) and zero_a.ndim == 2:
+                    found.setdefault(unit, {})[module] = overlap(zero_a, zero_b)
+            on_stage("comparing weights", done, len(units))
+        if other:
+            self.notes.append(f"not of the same shape in both, so not compared: {', '.join(sorted(other))}")
+        pruned = {n for m in found.values() for n, o in m.items() if max(o.zeros_a, o.zeros_b) >= PRUNED * o.size}
+        kept = {i: {n: o for n, o in modules.items() if n in pruned} for i, modules in found.items()}
+        return {i: modules for i, modules in kept.items() if modules}
+
+    def _zeros(self, unit: Unit) -> Iterator[tuple[str, torch.Tensor | None, torch.Tensor | None]]:
+        """Where each tensor of a unit is zero, in either model; None where a model has no such tensor."""
+        names = list(dict.fromkeys([*self.a.units.get(unit, ()), *self.b.units.get(unit, ())]))
+        for name in names:
+            zeros: list[torch.Tensor | None] = []
+            for side, model in enumerate((self.a, self.b)):
+                if name not in model.units.get(unit, ()):
+                    zeros.append(None)
+                    continue
+                zero = model.source.tensor(name) == 0
+                self.nonzero[side] += zero.numel() - int(zero.sum())
+                zeros.append(zero)
+            yield name, zeros[0], zeros[1]
+
+
+def _measured(job: CompareJob, spec: str, device: str, on_stage: OnStage) -> dict[str, Any]:
+    """Perplexity and speed of one model, as far as they are asked for."""
+    measured: dict[str, Any] = {}
+    if job.evaluation is not None:
+        named = partial(_of, on_stage, spec)
+        measured["perplexity"] = run_eval(
+            spec, job.evaluation, device=device, dtype=job.dtype, batch_size=job.batch_size, on_stage=named
+        ).to_dict()
+    if job.speed_tokens is not None:
+        on_stage(f"speed of {spec}", 0, 1)
+        model, _, _ = load_model(spec, dtype=job.dtype, device=device)
+        measured["tokens_per_second"] = (
+            job.batch_size * job.speed_tokens / forward_seconds(model, job.speed_tokens, job.batch_size)
+        )
+    return measured
+
+
+def _of(on_stage: OnStage, spec: str, stage: str, done: int, total: int) -> None:
+    on_stage(stage if spec in stage else f"{stage} of {spec}", done, total)
+
+
+def forward_seconds(model: Any, tokens: int, sequences: int) -> float:
+    """Shortest time of a forward pass over sequences of so many tokens, of :data:`PASSES` after one to warm up."""
+    check_positions(model, tokens)
+    check_room(sequences, tokens)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    batch = (torch.arange(sequences * tokens, device=model.device) % vocabulary).view(sequences, tokens)
+    best = float("inf")
+    with torch.inference_mode():
+        for attempt in range(PASSES + 1):
+            started = time.perf_counter()
+            model(input_ids=batch, use_cache=False).logits[0, -1, 0].item()  # Waits for the device.
+            if attempt:
+                best = min(best, time.perf_counter() - started)
+    return best

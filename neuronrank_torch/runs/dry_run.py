@@ -1,0 +1,184 @@
+"""What a run would do and cost, found out with one layer in memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from neuronrank_core import Recipe
+from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
+from neuronrank_torch.evaluation.perplexity import STREAMED_TOKENS
+from neuronrank_torch.evaluation.seen_text import evaluation_notes
+from neuronrank_torch.files.durable import check_output
+from neuronrank_torch.kernels import TorchKernels
+from neuronrank_torch.model.device import choose_device
+from neuronrank_torch.model.open import open_model
+from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
+from neuronrank_torch.model.structure import Decoder, reported_linears
+from neuronrank_torch.pruning.expert_pruner import ExpertPruner
+from neuronrank_torch.pruning.result import Report
+from neuronrank_torch.pruning.scope import first_pruned, planned_layers
+from neuronrank_torch.runs.job import Evaluation, Job
+from neuronrank_torch.text.sequences import bos_token, calibration_sequences, cut_windows, micro_batch, tokenize
+from neuronrank_torch.text.sources import load_text
+
+
+def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
+    """Check what can be checked cheaply, and say what :func:`neuronrank_torch.runs.prune.run_prune` would do.
+
+    Returns
+    -------
+    dict
+        Of the same form as the report of a run, with the zeros that would be chosen, and under ``plan`` the estimates.
+
+    Raises
+    ------
+    InputError
+        If the output, the texts or the model's configuration cannot be used.
+    """
+    if job.save is not None:
+        check_output(job.save, job.force)
+    statistics = job.statistics()
+    if statistics is not None:
+        recipe = statistics.fitted(recipe)
+    text = job.calibration_text(recipe)
+    eval_text = load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
+    job = replace(job, device=choose_device(job.device))
+    streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
+    if job.save is not None:
+        check_output(job.save, job.force, source=source.path, label=source.spec)
+    if statistics is not None:
+        statistics.check_model(source)
+    model = streamed.model
+    layers, notes = planned_layers(model, recipe)
+    first = first_pruned(recipe, len(streamed.decoder.layers))[0]
+    notes += evaluation_notes(text, eval_text, statistics)
+    if recipe.allocate != "uniform":
+        notes.append("--allocate decides each layer's ratio in the run: only the total below holds")
+    if text:
+        calibration_sequences(tokenizer, recipe, text)
+    parameters = sum(p.numel() for p in model.parameters())
+    tokens = {"tokens": recipe.nsamples * recipe.seqlen} if recipe.needs_text else {}
+    calibration = tokens if statistics is None else statistics.calibration()
+    report = Report(recipe, tuple(layers), parameters, calibration, 0.0, tuple(notes)).to_dict()
+    report["job"] = {**asdict(job), "dry_run": True}
+    eval_tokens = _eval_tokens(job.evaluation, tokenizer, eval_text)
+    if statistics is not None:  # Scoring by them costs about what scoring by magnitude does: no text is looked at.
+        recipe = Recipe("magnitude", include_attention=recipe.include_attention, seqlen=recipe.seqlen)
+    report["plan"] = {
+        "layer_bytes": streamed.bytes(0),
+        "memory": estimate_memory(
+            streamed,
+            recipe,
+            whole=job.save is None,
+            hidden_in_memory=job.hidden_states == "memory",
+            eval_tokens=eval_tokens,
+        ),
+        "seconds": estimate_seconds(
+            streamed,
+            recipe,
+            first=first,
+            batch_size=min(recipe.nsamples, job.batch_size or micro_batch(recipe)),
+            eval_tokens=eval_tokens,
+        ),
+    }
+    return report
+
+
+def _eval_tokens(evaluation: Evaluation | None, tokenizer: Any, text: str) -> int:
+    if evaluation is None:
+        return 0
+    e, stream = evaluation, tokenize(tokenizer, text)
+    bos = bos_token(tokenizer)
+    return cut_windows(stream, seqlen=e.seqlen, windows=e.windows, bos=bos, bos_mode=e.bos).size
+
+
+#: Python, torch, transformers, and the activations of a micro-batch.
+PROGRAM_BYTES = 600 << 20
+#: Scores, sort keys and masks, for each weight of the largest module.
+SCORING_BYTES = 24
+#: Gram matrices and the solve with them in double precision, for each pair of inputs of the widest module.
+GRAM_BYTES = 36
+
+
+def estimate_memory(
+    model: StreamedModel, recipe: Recipe, *, whole: bool, hidden_in_memory: bool, eval_tokens: int
+) -> dict[str, int]:
+    """Estimate the peak memory of a run, in bytes, part by part.
+
+    Parameters
+    ----------
+    model : StreamedModel
+    recipe : Recipe
+    whole : bool
+        Whether the run has the whole model in memory.
+    hidden_in_memory : bool
+        Whether hidden states are, or in a file.
+    eval_tokens : int
+        Tokens that perplexity is measured on.
+    """
+    layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
+    linears = reported_linears(model.decoder.layers[0], 0, include_attention=recipe.include_attention).values()
+    weights = [linear.weight for linear in linears]
+    token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
+    calibration = recipe.nsamples * recipe.seqlen if recipe.needs_text and hidden_in_memory else 0
+    evaluation = 0 if whole else min(eval_tokens, STREAMED_TOKENS)
+    widest = max(weight.shape[1] for weight in weights)
+    copies = 0 if weights[0].dtype == torch.float32 else 4 * sum(weight.numel() for weight in weights)
+    return {
+        "layers": sum(layers) if whole else max(layers),
+        "embeddings": model.bytes(REST) + model.bytes(HEAD),
+        "hidden states": token * max(calibration, evaluation),
+        "scoring": SCORING_BYTES * max(weight.numel() for weight in weights) + copies,
+        "update": GRAM_BYTES * widest**2 if recipe.update != "none" else 0,
+        "program": PROGRAM_BYTES,
+    }
+
+
+def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_size: int, eval_tokens: int) -> float:
+    """Estimate the time of a run from its first layer, pruned with one micro-batch and then forgotten.
+
+    Parameters
+    ----------
+    model : StreamedModel
+    recipe : Recipe
+    first : int
+        First layer that is pruned.
+    batch_size : int
+        Sequences in a micro-batch.
+    eval_tokens : int
+        Tokens that perplexity is measured on, before and after.
+    """
+    layers = len(model.decoder.layers)
+    # One micro-batch may hold fewer tokens than there are topics.
+    pruner = ExpertPruner(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device), lambda layer: None)
+    passes = sum(pruner.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
+    if recipe.allocate != "uniform":
+        passes += layers
+    forward = prune = 0.0
+
+    def visit(run: LayerRun) -> None:
+        nonlocal forward, prune
+        started = time.perf_counter()
+        run.feed(keep=False)
+        forward = time.perf_counter() - started
+        started = time.perf_counter()
+        if recipe.needs_text:
+            pruner.visit(run, outputs_needed=False)
+            prune = time.perf_counter() - started - forward * pruner.passes(outputs_needed=False)
+        else:
+            pruner.by_statistics(0, run.layer, None)
+            prune = time.perf_counter() - started
+
+    vocabulary = model.model.get_input_embeddings().weight.shape[0]
+    seqlen = recipe.seqlen if recipe.needs_text or eval_tokens else 2
+    tokens = torch.randint(vocabulary, (batch_size, seqlen), generator=torch.Generator().manual_seed(0))
+    only = Decoder(model.decoder.body, model.decoder.layers[:1])
+    with torch.no_grad():
+        run_layers(only, tokens.to(model.device), visit, batch_size=batch_size, resident=model.resident)
+    batches = -(-recipe.nsamples // batch_size) if recipe.needs_text else 0
+    evaluation = 2 * layers * eval_tokens / tokens.numel()
+    return forward * (batches * passes + evaluation) + max(0.0, prune) * (layers - first)

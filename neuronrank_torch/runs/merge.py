@@ -1,0 +1,82 @@
+"""Unites statistics folders of disjoint documents: what ``neuronrank merge`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from neuronrank_core import InputError, merge
+from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
+from neuronrank_torch.files.durable import STATISTICS, check_output
+from neuronrank_torch.files.journal import differences
+from neuronrank_torch.runs.job import OnStage
+from neuronrank_torch.saving.statistics_writer import StatisticsWriter
+
+#: What may differ: names, behind which fingerprints tell what is the same, and the documents.
+_FREE = {"model", "dataset", "documents"}
+
+
+def run_merge(
+    folders: Sequence[str],
+    save: str,
+    *,
+    force: bool = False,
+    on_stage: OnStage = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Unite tables; the result is what one collection of all their documents gives, bit for bit.
+
+    Parameters
+    ----------
+    folders : sequence of str
+        In any order.
+    save : str
+        Output folder.
+    force : bool
+        Replace existing statistics there.
+    on_stage : callable
+        See :data:`neuronrank_torch.runs.job.OnStage`.
+
+    Returns
+    -------
+    dict
+        The header of the result.
+
+    Raises
+    ------
+    InputError
+        If the folders share documents, or are of different models, texts or samplings; says what differs.
+    NeuronRankError
+        If writing fails.
+    """
+    target = check_output(save, force, STATISTICS)
+    parts = [StatisticsFolder(folder) for folder in folders]
+    for part in parts:
+        if part.path.resolve().is_relative_to(target):
+            raise InputError(f"{target} is one of the folders to merge", hint="choose another output folder")
+        _check_mergeable(parts[0], part)
+    first = parts[0]
+    documents = sorted(document for part in parts for document in part.header["documents"])
+    shared = [one for one, next_ in pairwise(documents) if one == next_]
+    if shared:
+        raise InputError(
+            f"the folders share documents, such as {shared[0]}", hint="merge statistics of disjoint --documents"
+        )
+    header = {**first.header, "documents": documents}
+    sources = [str(part.path.resolve()) for part in parts]
+    with StatisticsWriter(target, {**header, "folders": sources}, first.layers, force=force) as writer:
+        for done, unit in enumerate(first.units, start=1):
+            if not writer.done(unit):
+                writer.keep(unit, merge(part.table(unit) for part in parts))
+            on_stage("merging", done, len(first.units))
+        writer.finish(header)
+    return header
+
+
+def _check_mergeable(one: StatisticsFolder, other: StatisticsFolder) -> None:
+    changes = differences(*({k: v for k, v in f.header.items() if k not in _FREE} for f in (one, other)))
+    if changes:
+        raise InputError(
+            f"{one.path} and {other.path} do not belong together: {'; '.join(changes[:3])}",
+            hint="merge statistics of one model, text and sampling",
+        )

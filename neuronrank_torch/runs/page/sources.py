@@ -1,0 +1,172 @@
+"""What a page is made from: the saved and the dense model, statistics and text, opened when they are first needed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from neuronrank_core import METHODS, InputError, Recipe
+from neuronrank_core.statistics.table import SAMPLE
+from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
+from neuronrank_torch.files.json import read_sealed
+from neuronrank_torch.model.device import check_device, choose_device
+from neuronrank_torch.model.open import Dtype, open_model
+from neuronrank_torch.model.source import ModelSource
+from neuronrank_torch.model.streaming import StreamedModel
+from neuronrank_torch.runs.page.generation import PROMPTS
+from neuronrank_torch.runs.page.passages import Passages
+from neuronrank_torch.saving.model_writer import REPORT_NAME
+from neuronrank_torch.text.sequences import calibration_sequences
+from neuronrank_torch.text.sources import load_text, text_fingerprint
+
+
+class UnavailableError(Exception):
+    """An input that a section needs is not there; says what to give."""
+
+
+@dataclass(frozen=True)
+class InsightJob:
+    """What to make a page of.
+
+    Parameters
+    ----------
+    folder : str
+        What ``neuronrank prune --save`` wrote.
+    stats : str, optional
+        Folder of statistics of the dense model.
+    model : str, optional
+        The dense model; by default the one that was pruned.
+    dataset : str, optional
+        The text behind the statistics; by default the one that they name.
+    tfidf : dict
+        Fields of the recipe that say how to read the statistics, where they are not the run's.
+    layers : int
+        How many layers are shown in detail.
+    prompts : tuple of str
+        What to generate text from.
+    new_tokens : int
+        How much of it; 0 for none.
+    device, dtype
+        As in :class:`neuronrank_torch.runs.job.Job`.
+    """
+
+    folder: str
+    stats: str | None = None
+    model: str | None = None
+    dataset: str | None = None
+    tfidf: dict[str, Any] = field(default_factory=dict)
+    layers: int = 6
+    prompts: tuple[str, ...] = PROMPTS
+    new_tokens: int = 40
+    device: str = "auto"
+    dtype: Dtype = "auto"
+
+
+class Sources:
+    """The inputs of a page.
+
+    Parameters
+    ----------
+    job : InsightJob
+
+    Raises
+    ------
+    InputError
+        On access, if something that was given cannot be used.
+    UnavailableError
+        On access, if something was not given, or cannot be found where the run says.
+    """
+
+    def __init__(self, job: InsightJob) -> None:
+        self.job = job
+        self.device = choose_device(job.device)
+        check_device(self.device)
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """``neuronrank.json`` of the saved model."""
+        file = Path(self.job.folder).expanduser() / REPORT_NAME
+        if not file.is_file():
+            raise InputError(
+                f"{self.job.folder} has no {REPORT_NAME}", hint="name a folder that `neuronrank prune --save` wrote"
+            )
+        return read_sealed(file, "prune again")
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe of the run."""
+        try:
+            return Recipe(**self.report["recipe"])
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.job.folder} was written by another version of neuronrank: {error}", hint="prune again"
+            ) from error
+
+    @cached_property
+    def reading(self) -> Recipe:
+        """The recipe by which statistics are read: in the run's mode where it groups text at all, else by topics."""
+        header, run = self.statistics.header, self.recipe
+        tokens = len(header["documents"]) * min(header["seqlen"], header["tokens_per_document"])
+        groups_text = SAMPLE in run.requires or METHODS[run.method].mode is not None
+        values = {
+            "tfidf_mode": run.mode if groups_text else "topic",
+            "tfidf_k": min(run.tfidf_k, tokens),
+            "q_active": run.q_active,
+            **self.job.tfidf,
+        }
+        same = {name: header[name] for name in ("seqlen", "tokens_per_document", "signal", "threshold")}
+        return Recipe(method="neuronrank_tfidf", nsamples=len(header["documents"]), seed=run.seed, **same, **values)
+
+    @cached_property
+    def saved(self) -> tuple[StreamedModel, Any, ModelSource]:
+        """The saved model, its tokenizer, and its place."""
+        return open_model(self.job.folder, dtype=self.job.dtype, device=self.device)
+
+    @property
+    def dense_name(self) -> str:
+        """The dense model by name."""
+        return self.job.model or str(self.report["job"]["model"])
+
+    @cached_property
+    def dense(self) -> tuple[StreamedModel, Any, ModelSource]:
+        """The dense model, its tokenizer, and its place."""
+        try:
+            return open_model(self.dense_name, dtype=self.job.dtype, device=self.device)
+        except InputError as error:
+            if self.job.model is not None:
+                raise
+            raise UnavailableError(f"Give the dense model with --model: {error}.") from error
+
+    @cached_property
+    def statistics(self) -> StatisticsFolder:
+        """The statistics, of this very model as far as can be told."""
+        if self.job.stats is None:
+            raise UnavailableError("Give --stats, a folder that `neuronrank collect --save` wrote of the dense model.")
+        folder = StatisticsFolder(self.job.stats)
+        folder.check_layers(len(self.saved[0].decoder.layers))
+        with suppress(UnavailableError):
+            folder.check_model(self.dense[2])
+        return folder
+
+    @cached_property
+    def passages(self) -> Passages:
+        """The calibration sequences behind the statistics."""
+        header = self.statistics.header
+        name = self.job.dataset or header["dataset"]
+        try:
+            text = load_text(name, "calibration")
+        except InputError as error:
+            if self.job.dataset is not None:
+                raise
+            raise UnavailableError(f"Give the calibration text with --dataset: {error}.") from error
+        if text_fingerprint(text) != header["text_sha256"]:
+            raise UnavailableError(
+                f"{name} is not the text that the statistics were collected on (its SHA-256 differs): "
+                "give that text with --dataset."
+            )
+        tokenizer = self.saved[1]
+        drawn = Recipe(**{name: header[name] for name in ("nsamples", "seqlen", "seed", "bos")})
+        return Passages(calibration_sequences(tokenizer, drawn, text).numpy(), tokenizer)

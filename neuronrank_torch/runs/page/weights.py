@@ -1,0 +1,114 @@
+"""What is zero in a saved model, and which weights the methods agree to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from neuronrank_core import METHODS, LayerStatistics, Recipe, ScoringContext, prune_mask
+from neuronrank_core.kernels import Kernels
+from neuronrank_core.methods.scoring import NEURON_AXIS
+from neuronrank_core.overlap import Overlap, overlap
+from neuronrank_torch.model.streaming import StreamedModel
+from neuronrank_torch.model.structure import gated_mlp, reported_linears
+from neuronrank_torch.pruning.layer import module_reports
+
+#: How the saved model stands among the methods.
+SAVED = "this model"
+
+
+def saved_zeros(
+    model: StreamedModel, *, include_attention: bool, on_layer: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """Count the weights and zeros of every prunable module of a saved model, layer by layer.
+
+    Returns
+    -------
+    list of dicts
+        Of each layer its number, and ``size`` and ``zeros`` by module.
+    """
+    counted = []
+    for index, layer in enumerate(model.decoder.layers):
+        with model.resident(index):
+            modules = module_reports(reported_linears(layer, index, include_attention=include_attention))
+        counted.append({"layer": index, "modules": {m.name: {"size": m.size, "zeros": m.zeros} for m in modules}})
+        on_layer(index)
+    return counted
+
+
+def rival_recipes(recipe: Recipe) -> dict[str, Recipe]:
+    """A recipe for every method at the same sparsity and with the same TF and IDF; the recipe's own method as it is."""
+    same = {name: getattr(recipe, name) for name in ("sparsity_type", "tfidf_mode", "tfidf_k", "q_active", "seed")}
+    plain = Recipe(**same, sparsity_ratio=recipe.ratio)
+    own = replace(recipe, include_attention=False, prune_lm_head=False)
+    return {name: own if name == recipe.method else replace(plain, method=name) for name in METHODS}
+
+
+def method_masks(
+    layer: int,
+    mlp: dict[str, nn.Linear],
+    table: LayerStatistics,
+    recipes: dict[str, Recipe],
+    kernels: Kernels,
+    ratio: float | None,
+) -> dict[str, dict[str, Tensor]]:
+    """Masks of a dense layer's MLP by each method, by module; True = becomes zero.
+
+    Parameters
+    ----------
+    layer : int
+    mlp : dict of nn.Linear
+        The dense gate, up and down projections.
+    table : LayerStatistics
+    recipes : dict of Recipe
+        By the name that the method has on the page.
+    kernels : Kernels
+    ratio : float, optional
+        Of this layer, where it is not the recipes'.
+    """
+    weights = {name: linear.weight.detach().float() for name, linear in mlp.items()}
+    masks = {}
+    for name, recipe in recipes.items():
+        context = ScoringContext(layer, recipe, weights, table, kernels, ratio)
+        masks[name] = {module: prune_mask(module, context) for module in weights}
+    return masks
+
+
+def agreement(masks: Iterable[dict[str, dict[str, Tensor]]]) -> dict[str, Any]:
+    """How far the methods keep the same weights, over all layers and modules together.
+
+    Parameters
+    ----------
+    masks : iterable of dicts
+        Of each layer, masks by method and module.
+
+    Returns
+    -------
+    dict
+        ``methods``: their names; ``kept``: Jaccard index of the kept weights of each pair, in rows; ``chance``: what
+        two masks that know nothing of each other have on average over the pairs.
+    """
+    pooled: dict[tuple[str, str], Overlap] = {}
+    for layer in masks:
+        names = list(layer)
+        for i, a in enumerate(names):
+            for b in names[: i + 1]:
+                pairs = (overlap(layer[a][module], layer[b][module]) for module in layer[a])
+                pooled[a, b] = sum(pairs, pooled.get((a, b), Overlap()))
+    both = {**pooled, **{(b, a): value for (a, b), value in pooled.items()}}
+    chance = [value.kept_jaccard_by_chance for (a, b), value in pooled.items() if a != b]
+    return {
+        "methods": names,
+        "kept": [[both[a, b].kept_jaccard for b in names] for a in names],
+        "chance": sum(chance) / len(chance),
+    }
+
+
+def zero_masks(model: StreamedModel, layer: int) -> dict[str, Tensor]:
+    """Where the MLP of a saved layer is zero, by module."""
+    with model.resident(layer):
+        mlp = gated_mlp(model.decoder.layers[layer], layer)
+        return {name: getattr(mlp, name).weight == 0 for name in NEURON_AXIS}

@@ -1,0 +1,190 @@
+"""A whole run from a model's name to a saved folder: what ``neuronrank prune`` calls."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from neuronrank_core import Recipe
+from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
+from neuronrank_torch.distributed.process_group import launched
+from neuronrank_torch.distributed.ranks import Ranks
+from neuronrank_torch.evaluation.perplexity import evaluate
+from neuronrank_torch.evaluation.seen_text import evaluation_notes
+from neuronrank_torch.files.durable import check_output
+from neuronrank_torch.files.journal import JOURNAL_FORMAT
+from neuronrank_torch.model.device import choose_device
+from neuronrank_torch.model.open import load_model, open_model
+from neuronrank_torch.model.source import ModelSource
+from neuronrank_torch.model.streaming import Resident, StreamedModel
+from neuronrank_torch.pruning.prune import prune
+from neuronrank_torch.pruning.result import recipe_values, versions
+from neuronrank_torch.pruning.scope import planned_layers
+from neuronrank_torch.pruning.store import LayerStore
+from neuronrank_torch.runs.job import Job, OnStage
+from neuronrank_torch.saving.model_writer import Staging
+from neuronrank_torch.saving.receiver import Follower
+from neuronrank_torch.text.sequences import calibration_sequences
+from neuronrank_torch.text.sources import load_text, text_fingerprint
+
+
+def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, total: None) -> dict[str, Any]:
+    """Load, measure, prune, measure and save.
+
+    A run that saves reads, prunes and writes layer by layer, and goes on where the same run was cut off; one that
+    does not has the model in memory as a whole. Started by torchrun, the processes share the texts, and the first alone
+    reads them and writes.
+
+    Parameters
+    ----------
+    job : Job
+    recipe : Recipe
+    on_stage : callable
+        See :data:`OnStage`.
+
+    Returns
+    -------
+    dict
+        What ``neuronrank.json`` holds: the recipe, the job, sparsity per module, perplexities, versions.
+
+    Raises
+    ------
+    NeuronRankError
+        Of every kind; nothing is left under the output's name then.
+    """
+    with launched() as ranks:
+        if job.save is not None:
+            ranks.from_first(partial(check_output, job.save, job.force))
+        # Statistics and texts first: a missing file should not cost the time to load a model.
+        statistics = job.statistics()
+        if statistics is not None:
+            recipe = statistics.fitted(recipe)
+        text, eval_text = ranks.from_first(lambda: _texts(job, recipe))
+        job = replace(job, device=choose_device(job.device))
+        on_stage(f"loading {job.model}", 0, 1)
+        if job.save is None:
+            model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=job.device)
+            return _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage, ranks).in_memory(model)
+        streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
+        run = _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage, ranks)
+        run.check(streamed.model)
+        with run.staging(streamed, job.save) as staging:
+            return run.streamed(streamed, staging)
+
+
+def _texts(job: Job, recipe: Recipe) -> tuple[str, str]:
+    """Calibration and evaluation text, each empty where it is not needed."""
+    text = job.calibration_text(recipe)
+    return text, load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A job with everything at hand."""
+
+    job: Job
+    recipe: Recipe
+    text: str
+    eval_text: str
+    statistics: StatisticsFolder | None
+    tokenizer: Any
+    source: ModelSource
+    on_stage: OnStage
+    ranks: Ranks
+
+    def __post_init__(self) -> None:
+        if self.statistics is not None:
+            self.statistics.check_model(self.source)
+
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on: an unfinished run goes on only if all of it is as it was."""
+        return {
+            **recipe_values(self.recipe),
+            **{name: getattr(self.job, name) for name in ("device", "dtype", "batch_size")},
+            "model": str(self.source.path),
+            "file": self.source.fingerprint(),
+            "statistics": self.statistics and self.statistics.header,
+            "calibration text": text_fingerprint(self.text),
+            "evaluation": self.job.evaluation and asdict(self.job.evaluation),
+            "evaluation text": text_fingerprint(self.eval_text),
+            "version of": {**versions(), "journal": JOURNAL_FORMAT},
+        }
+
+    def staging(self, model: StreamedModel, save: str) -> Staging | Follower:
+        """The folder in which the result grows, as this rank sees it."""
+        target = self.ranks.from_first(
+            partial(check_output, save, self.job.force, source=self.source.path, label=self.source.spec)
+        )
+        options: dict[str, Any] = {
+            "propagate_dense": self.recipe.propagate == "dense",
+            "hidden_states": self.job.hidden_states,
+            "ranks": self.ranks,
+        }
+        if self.ranks.first:
+            return Staging(target, model, self.identity(), force=self.job.force, **options)
+        return Follower(target, model, **options)
+
+    def check(self, model: Any) -> None:
+        """Refuse what cannot be pruned, or a text too short, before perplexity is measured or a layer is calibrated."""
+        planned_layers(model, self.recipe)
+        if self.text and self.job.evaluation:  # Else drawing them is the first step anyway.
+            calibration_sequences(self.tokenizer, self.recipe, self.text)
+
+    def in_memory(self, model: Any) -> dict[str, Any]:
+        """Prune a loaded model."""
+        self.check(model)
+        before = self._measure("before", model)
+        report = self._prune(model)
+        return self._report(report, before, self._measure("after", model))
+
+    def streamed(self, model: StreamedModel, staging: Staging | Follower) -> dict[str, Any]:
+        """Prune a streamed model and save it."""
+        layers, done = len(model.decoder.layers), len(staging.units_done())
+        if done:
+            self.on_stage(f"going on after {min(done, layers)} of {layers} layers", 0, 1)
+        before = staging.measured("before", lambda: self._measure("before", model.model, model.resident))
+        report = self._prune(model.model, staging)
+        report = self._report(report, before, self._measure("after", model.model, staging.pruned))
+        self.on_stage(f"saving {self.job.save}", 0, 1)
+        staging.finish(self.tokenizer, report)
+        return report
+
+    def _prune(self, model: Any, store: LayerStore | None = None) -> dict[str, Any]:
+        return prune(
+            model,
+            self.tokenizer,
+            self.recipe,
+            self.text,
+            batch_size=self.job.batch_size,
+            on_progress=lambda layer, done, total: self.on_stage(f"pruning layer {layer}", done, total),
+            store=store,
+            statistics=self.statistics,
+            ranks=self.ranks,
+        ).to_dict()
+
+    def _measure(self, when: str, model: Any, resident: Resident | None = None) -> dict[str, Any] | None:
+        if self.job.evaluation is None:
+            return None
+        e = self.job.evaluation
+        return evaluate(
+            model,
+            self.tokenizer,
+            self.eval_text,
+            seqlen=e.seqlen,
+            windows=e.windows,
+            bos_mode=e.bos,
+            batch_size=self.job.batch_size or 1,
+            on_progress=partial(self.on_stage, f"perplexity {when}"),
+            resident=resident,
+            ranks=self.ranks,
+        ).to_dict()
+
+    def _report(
+        self, report: dict[str, Any], before: dict[str, Any] | None, after: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        report["job"] = {**asdict(self.job), "model_type": self.source.model_type, "processes": self.ranks.size}
+        report["notes"] += evaluation_notes(self.text, self.eval_text, self.statistics)
+        if before and after:
+            report["perplexity"] = {"before": before, "after": after}
+        return report

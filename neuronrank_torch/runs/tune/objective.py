@@ -1,0 +1,91 @@
+"""Perplexity of a model masked by a recipe, in memory, over and over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuronrank_core import Recipe
+from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
+from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
+from neuronrank_torch.model.structure import find_decoder, prunable_linears, untied_head
+from neuronrank_torch.pruning.prune import prune
+from neuronrank_torch.text.sequences import Tokens
+
+#: Share of the layers that the proxy looks at, from the first.
+_DEPTH = 0.25
+
+
+class MaskedModel:
+    """A model in memory that can be masked and made dense again; it takes the memory of its prunable weights twice.
+
+    Parameters
+    ----------
+    model, tokenizer
+        As :func:`neuronrank_torch.model.open.load_model` gives them.
+    statistics : StatisticsFolder
+        What to mask by.
+    scope : Recipe
+        Of which modules may be pruned.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, statistics: StatisticsFolder, scope: Recipe) -> None:
+        self.model, self.tokenizer, self.statistics = model, tokenizer, statistics
+        self.layers = find_decoder(model).layers
+        linears: list[nn.Linear] = [untied_head(model)] if scope.prune_lm_head else []
+        for index, layer in enumerate(self.layers):
+            linears += prunable_linears(layer, index, include_attention=scope.include_attention).values()
+        self.dense = [(linear.weight, linear.weight.detach().clone()) for linear in linears]
+
+    @contextmanager
+    def masked(self, recipe: Recipe) -> Iterator[None]:
+        """Context in which the model is masked by a recipe."""
+        try:
+            prune(self.model, self.tokenizer, recipe, statistics=self.statistics)
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, dense in self.dense:
+                    weight.copy_(dense)
+
+    def perplexity(self, windows: Tokens, batch_size: int) -> Perplexity:
+        """Perplexity of the model as it is now, dense or masked."""
+        return perplexity(self.model, windows, batch_size=batch_size)
+
+    def early_output(self, windows: Tokens) -> Tensor:
+        """Output of the first quarter of the layers on the first window, shape (tokens, hidden)."""
+        depth = max(1, round(_DEPTH * len(self.layers)))
+        outputs: list[Tensor] = []
+
+        def stop(layer: nn.Module, inputs: Any, output: Any) -> None:
+            del layer, inputs
+            outputs.append(output[0] if isinstance(output, tuple) else output)
+            raise _EnoughSeenError
+
+        handle = self.layers[depth - 1].register_forward_hook(stop)
+        tokens = torch.from_numpy(windows[:1]).to(self.model.get_input_embeddings().weight.device)
+        try:
+            with torch.no_grad():
+                self.model(input_ids=tokens, use_cache=False)
+        except _EnoughSeenError:
+            pass
+        finally:
+            handle.remove()
+        return outputs[0][0].float()
+
+
+class _EnoughSeenError(Exception):
+    """Ends a forward pass early."""
+
+
+def output_error(output: Tensor, dense: Tensor) -> float:
+    """Median over tokens of the squared error relative to the dense output.
+
+    The mean would see nothing but the few tokens whose norm is larger than the others' by orders of magnitude.
+    """
+    squared = (output - dense).square().sum(-1) / dense.square().sum(-1)
+    return float(squared.median())

@@ -1,0 +1,286 @@
+"""A whole search, from a model's name and a folder of statistics to the best recipe: what the command line calls."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from neuronrank_core import InputError, InvalidValueError, Recipe, __version__
+from neuronrank_core.errors import add_note
+from neuronrank_core.search_space import DEFAULT_METHODS, Space, canonical
+from neuronrank_core.statistics.table import RESIDUAL
+from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
+from neuronrank_torch.evaluation.seen_text import NOTABLE, overlap, overlap_notes
+from neuronrank_torch.model.device import choose_device
+from neuronrank_torch.model.open import Dtype, load_model
+from neuronrank_torch.pruning.result import recipe_values, versions
+from neuronrank_torch.runs.job import OnStage
+from neuronrank_torch.runs.tune.importance import importances
+from neuronrank_torch.runs.tune.objective import MaskedModel, output_error
+from neuronrank_torch.runs.tune.study import FAILED, START, TuningStudy
+from neuronrank_torch.text.sequences import Tokens, bos_token, cut_windows, tokenize
+from neuronrank_torch.text.sources import load_text, text_fingerprint
+
+#: The order of importance that the methods' documentation gives, of the settings of the seed formula.
+DOCUMENTED = ("idf_exp", "tfidf_mode", "tf_exp", "tfidf_k", "weight_exp", "q_active")
+#: A recipe whose early layers err more than the best one's by this factor is not measured.
+_HOPELESS = 2.0
+#: Attribute of a trial: error of the first layers' output.
+ERROR = "output_error"
+
+
+@dataclass(frozen=True)
+class TuneJob:
+    """What to search with, and how long.
+
+    Parameters
+    ----------
+    model, stats, storage : str
+        Model, folder of its statistics, and where the trials are kept (a file for SQLite, or the URL of a database).
+    eval_dataset : str
+        Text that recipes are compared on.
+    eval_windows, test_windows : int, optional
+        How many windows of a text; all by default.
+    seqlen : int, optional
+        Tokens in a window; by default as many as in a sequence of the statistics.
+    test_dataset : str, optional
+        Text that the best recipe, Wanda and the default are measured on in the end.
+    trials : int
+        In all, with those of earlier runs and other processes.
+    methods : tuple of str
+    proxy : bool
+        Give up recipes by the error of the first layers' output.
+    batch_size : int
+        Windows in a forward pass.
+    force : bool
+        Discard another search that is kept in ``storage``.
+    device, dtype : str
+        As in :class:`neuronrank_torch.runs.job.Job`.
+    """
+
+    model: str
+    stats: str
+    storage: str
+    eval_dataset: str = "builtin"
+    eval_windows: int | None = 8
+    seqlen: int | None = None
+    test_dataset: str | None = None
+    test_windows: int | None = None
+    trials: int = 30
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    proxy: bool = False
+    batch_size: int = 1
+    force: bool = False
+    device: str = "auto"
+    dtype: Dtype = "auto"
+
+
+def run_tune(
+    job: TuneJob, recipe: Recipe, on_stage: OnStage = lambda stage, done, total: None
+) -> tuple[Recipe, dict[str, Any]]:
+    """Search; goes on where the same search was cut off.
+
+    Parameters
+    ----------
+    job : TuneJob
+    recipe : Recipe
+        Sparsity, scope and seed; the rest is searched or comes from the statistics.
+    on_stage : callable
+        See :data:`neuronrank_torch.runs.job.OnStage`.
+
+    Returns
+    -------
+    best : Recipe
+    result : dict
+        Everything measured, as plain JSON types.
+
+    Raises
+    ------
+    NeuronRankError
+        Of every kind; finished trials stay in the storage.
+    """
+    if recipe.whole_neurons:
+        raise InvalidValueError("sparsity_type", recipe.sparsity_type, "unstructured or N:M, whose masks are tried")
+    statistics = StatisticsFolder(job.stats)
+    space = space_of(statistics, recipe, job.methods)
+    if job.trials < len(space.starts()):
+        allowed = f"at least {len(space.starts())}, the recipes to start from"
+        raise InvalidValueError("trials", job.trials, allowed)
+    texts = [load_text(name, "evaluation") if name else "" for name in (job.eval_dataset, job.test_dataset)]
+    on_stage(f"loading {job.model}", 0, 1)
+    model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=choose_device(job.device))
+    statistics.check_model(source)
+    run = _TuneRun(job, statistics, space, model, tokenizer, texts, on_stage)
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = TuningStudy(job.storage, run.identity(source.digests()), space, recipe.seed, force=job.force)
+        return run.search(study)
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def space_of(statistics: StatisticsFolder, recipe: Recipe, methods: tuple[str, ...]) -> Space:
+    """What can be tried by these statistics, with the sparsity, scope and seed of a recipe."""
+    names = ("signal", "threshold", "tokens_per_document")
+    base = statistics.fitted(replace(recipe, **{name: statistics.header[name] for name in names}))
+    allocatable = base.pattern is None and statistics.table(0, {RESIDUAL}).residual_norm is not None
+    return Space(base, tuple(dict.fromkeys(methods)), ("uniform", "neuronrank") if allocatable else ("uniform",))
+
+
+class _TuneRun:
+    """A search with everything at hand."""
+
+    def __init__(
+        self,
+        job: TuneJob,
+        statistics: StatisticsFolder,
+        space: Space,
+        model: Any,
+        tokenizer: Any,
+        texts: list[str],
+        on_stage: OnStage,
+    ) -> None:
+        self.job, self.statistics, self.space, self.on_stage = job, statistics, space, on_stage
+        self.tokenizer, self.texts = tokenizer, texts
+        self.masked = MaskedModel(model, tokenizer, statistics, space.base)
+        self.seqlen = job.seqlen or space.base.seqlen
+        self.windows = self._cut(texts[0], job.eval_windows)
+        self.test_windows = self._cut(texts[1], job.test_windows) if job.test_dataset else None
+
+    def _cut(self, text: str, windows: int | None) -> Tokens:
+        tokens = tokenize(self.tokenizer, text)
+        return cut_windows(
+            tokens,
+            seqlen=self.seqlen,
+            windows=windows,
+            bos=bos_token(self.tokenizer),
+            bos_mode=self.space.base.bos,
+        )
+
+    def identity(self, digests: dict[str, str]) -> dict[str, Any]:
+        """What the trials depend on: they are gone on with only if all of it is as it was."""
+        named = ("model", "dataset", "versions")  # The same under other names.
+        return {
+            "model": digests,
+            "statistics": {name: value for name, value in self.statistics.header.items() if name not in named},
+            "validation text": text_fingerprint(self.texts[0]),
+            "windows": len(self.windows),
+            "seqlen": self.seqlen,
+            "recipe": recipe_values(self.space.base),
+            "methods": list(self.space.methods),
+            "dtype": self.job.dtype,
+            "proxy": self.job.proxy,
+            "version": __version__,
+        }
+
+    def search(self, study: TuningStudy) -> tuple[Recipe, dict[str, Any]]:
+        """Do the trials that are missing, and say what came of them all."""
+        if study.done():
+            self.on_stage(f"going on after {len(study.done())} of {self.job.trials} trials", 0, 1)
+        dense = study.study.user_attrs.get("dense")
+        if dense is None:
+            dense = self._perplexity("dense", self.windows)
+            study.study.set_user_attr("dense", dense)
+        self.dense_output = self.masked.early_output(self.windows) if self.job.proxy else None
+        try:
+            exhausted = not study.run(self.job.trials, lambda trial, recipe: self._measure(study, trial, recipe))
+        except BaseException as error:
+            done = f"{len(study.done())} of {self.job.trials} trials"
+            add_note(error, f"{done} are done and kept: the same command goes on from there")
+            raise
+        measured = study.measured()
+        if not measured:
+            raise InputError("no recipe could be measured", hint="try a lower --sparsity_ratio")
+        notes = self._notes()
+        if exhausted:
+            notes.append(f"there are no more recipes to try: {len(study.done())} trials were made")
+        missing = study.starts.keys() - {trial.user_attrs.get(START) for trial in study.done()}
+        if missing:
+            notes.append(f"not counted, for another process is at work on them: {'; '.join(sorted(missing))}")
+        best = measured[0][1]
+        result = {
+            "model": self.job.model,
+            "stats": self.job.stats,
+            "validation": self._protocol(self.job.eval_dataset, self.windows),
+            "dense": dense,
+            "best": _entry(*measured[0]),
+            "trials": [_entry(*one) for one in sorted(measured, key=lambda one: one[0].number)],
+            "given_up": sum(trial.state is TrialState.PRUNED for trial in study.done()),
+            "failed": {t.number: t.user_attrs[FAILED] for t in study.done() if FAILED in t.user_attrs},
+            "importance": importances([(recipe, value) for _, recipe, value in measured]),
+            "documented_order": list(DOCUMENTED),
+            "test": self._test(best),
+            "notes": notes,
+            "versions": {**versions(), "optuna": optuna.__version__},
+        }
+        return best, result
+
+    def _measure(self, study: TuningStudy, trial: optuna.Trial, recipe: Recipe) -> float:
+        """Perplexity of a recipe; raises optuna.TrialPruned where the proxy finds it hopeless."""
+        measured, start = study.measured(), trial.user_attrs.get(START)
+        best = f", best {measured[0][2]:.4f} by trial {measured[0][0].number}" if measured else ""
+        stage = f"trial {trial.number}: {start or described(recipe, self.space.base)}{best}"
+        self.on_stage(stage, len(study.done()), self.job.trials)
+        with self.masked.masked(recipe):
+            if self.dense_output is not None:
+                error = output_error(self.masked.early_output(self.windows), self.dense_output)
+                trial.set_user_attr(ERROR, error)
+                if start is None and measured and error > _HOPELESS * measured[0][0].user_attrs[ERROR]:
+                    raise optuna.TrialPruned
+            return self.masked.perplexity(self.windows, self.job.batch_size).perplexity
+
+    def _perplexity(self, what: str, windows: Tokens) -> float:
+        self.on_stage(f"perplexity of {what}", 0, 1)
+        return self.masked.perplexity(windows, self.job.batch_size).perplexity
+
+    def _test(self, best: Recipe) -> dict[str, Any] | None:
+        """Perplexity on the test text, which no choice depends on: dense, of the best recipe and of two others."""
+        if self.test_windows is None or self.job.test_dataset is None:
+            return None
+        figures = {"dense": self._perplexity("dense on the test text", self.test_windows)}
+        others = {name: canonical(replace(self.space.base, method=name)) for name in ("wanda", Recipe.method)}
+        for name, recipe in {"best": best, **others}.items():
+            with self.masked.masked(recipe):
+                figures[name] = self._perplexity(f"{name} on the test text", self.test_windows)
+        return {**self._protocol(self.job.test_dataset, self.test_windows), "perplexity": figures}
+
+    def _protocol(self, dataset: str, windows: Tokens) -> dict[str, Any]:
+        bos = None if bos_token(self.tokenizer) is None else self.space.base.bos
+        return {"dataset": dataset, "windows": len(windows), "seqlen": self.seqlen, "bos": bos}
+
+    def _notes(self) -> list[str]:
+        """What is to be said of the texts: what was seen in calibration or in the search is no measure."""
+        calibration = calibration_text(self.statistics)
+        seen = self.statistics.header["text_sha256"]
+        same = text_fingerprint(self.texts[0]) == seen
+        notes = list(overlap_notes(self.texts[0], calibration, same=same))
+        if not calibration and not same:
+            notes.append("the calibration text is not here: that the evaluation text is another is all that is known")
+        if self.texts[1] and overlap(self.texts[1], self.texts[0]) >= NOTABLE:
+            notes.append("the test text shares passages with the text that recipes were compared on")
+        return notes
+
+
+def calibration_text(statistics: StatisticsFolder) -> str:
+    """The text behind statistics where it is on this machine, unchanged; else empty."""
+    name = statistics.header["dataset"]
+    if name != "builtin" and not Path(name).expanduser().is_file():
+        return ""
+    text = load_text(name, "calibration")
+    return text if text_fingerprint(text) == statistics.header["text_sha256"] else ""
+
+
+def described(recipe: Recipe, base: Recipe) -> str:
+    """What a recipe chose, in few words."""
+    chosen = {name: value for name, value in asdict(recipe).items() if value != getattr(base, name)}
+    return " ".join([recipe.method, *(f"{name}={value}" for name, value in chosen.items() if name != "method")])
+
+
+def _entry(trial: FrozenTrial, recipe: Recipe, perplexity: float) -> dict[str, Any]:
+    entry = {"number": trial.number, "start": trial.user_attrs.get(START), "perplexity": perplexity}
+    return {**entry, "recipe": recipe_values(recipe)}

@@ -1,0 +1,249 @@
+"""The study: trials in a database, of which several processes and later runs do a part each."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from filelock import FileLock
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from neuronrank_core import AllZeroMetricError, InputError, NonFiniteError, Recipe
+from neuronrank_core.search_space import Space
+from neuronrank_torch.files.journal import differences
+
+#: Name of the study in its database.
+_NAME = "neuronrank"
+#: How many times in a row a recipe that was tried already is drawn before the space is taken to be exhausted.
+_REPEATS = 100
+#: Attributes of a trial: its recipe, name of the starting point, process at work, number of the trial it repeats, what
+#: went wrong.
+RECIPE, START, OWNER, REPEATS, FAILED = "recipe", "start", "owner", "repeats", "failed"
+#: Gives the perplexity of a trial's recipe, or raises optuna.TrialPruned where it need not be known.
+Measure = Callable[[optuna.Trial, Recipe], float]
+
+
+class SeededByTrial(BaseSampler):
+    """TPE whose random numbers depend on seed and trial alone, so that a run that goes on draws none of them twice.
+
+    Parameters
+    ----------
+    seed : int
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.tpe = self._sampler(0)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Begin a sequence of random numbers for the trial."""
+        del study
+        self.tpe = self._sampler(trial.number)
+
+    def _sampler(self, trial: int) -> TPESampler:
+        seed = int(np.random.SeedSequence((self.seed, trial)).generate_state(1)[0])
+        # One parameter at a time: together, only those would be modelled that every recipe reads.
+        return TPESampler(seed=seed, multivariate=False)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """None: see :meth:`before_trial`."""
+        del study, trial
+        return {}
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
+        """Nothing."""
+        del study, trial, search_space
+        return {}
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
+        """Draw by TPE."""
+        return self.tpe.sample_independent(study, trial, name, distribution)
+
+
+class TuningStudy:
+    """A search that is kept in a database.
+
+    Parameters
+    ----------
+    storage : str
+        A file for SQLite, or the URL of a database.
+    identity : dict
+        What the figures depend on.
+    space : Space
+    seed : int
+    force : bool
+        Discard another search that is kept there.
+
+    Raises
+    ------
+    InputError
+        If another search is kept there, and says what differs.
+    """
+
+    def __init__(self, storage: str, identity: dict[str, Any], space: Space, seed: int, *, force: bool) -> None:
+        self.space, self.starts = space, space.starts()
+        identity = json.loads(json.dumps(identity))
+        try:
+            url, self.alone = _located(storage)
+            with self.alone:
+                self._enter(storage, optuna.storages.RDBStorage(url), identity, seed, force=force)
+        except (OSError, SQLAlchemyError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"cannot keep trials in {storage}: {reason}", hint="check --storage") from error
+
+    def _enter(
+        self, storage: str, store: optuna.storages.RDBStorage, identity: dict[str, Any], seed: int, *, force: bool
+    ) -> None:
+        self.study = self._open(store, seed)
+        changes = differences(self.study.user_attrs.get("identity", identity), identity)
+        if changes and not force:
+            raise InputError(
+                f"{storage} holds another search: {'; '.join(changes[:3])}",
+                hint="repeat its command to go on with it, name another --storage, or discard it with --force",
+            )
+        if changes:
+            optuna.delete_study(study_name=_NAME, storage=store)
+            self.study = self._open(store, seed)
+        self.study.set_user_attr("identity", identity)
+        self._take_over(store)
+        self._enqueue_starts()
+
+    @staticmethod
+    def _open(store: optuna.storages.RDBStorage, seed: int) -> optuna.Study:
+        return optuna.create_study(
+            storage=store,
+            sampler=SeededByTrial(seed),
+            study_name=_NAME,
+            load_if_exists=True,
+        )
+
+    def _take_over(self, store: optuna.storages.RDBStorage) -> None:
+        """Queue again, with what they chose, the trials of processes of this machine that are gone."""
+        study = store.get_study_id_from_name(_NAME)
+        for trial in self._trials(TrialState.RUNNING):
+            if _gone(trial.user_attrs.get(OWNER)):
+                number = store.get_trial_id_from_study_id_trial_number(study, trial.number)
+                store.set_trial_state_values(number, TrialState.WAITING)
+
+    def _enqueue_starts(self) -> None:
+        alive = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+        there = {trial.user_attrs.get(START) for trial in self._trials(*alive)}
+        for name, recipe in self.starts.items():
+            if name not in there:
+                self.study.enqueue_trial(self.space.parameters(recipe), user_attrs={START: name})
+
+    def run(self, trials: int, measure: Measure) -> bool:
+        """Do trials until there are so many; False where there are no more recipes to try.
+
+        Parameters
+        ----------
+        trials : int
+            In all, by this and other runs and processes.
+        measure : callable
+            See :data:`Measure`.
+        """
+        repeated = 0
+        while repeated < _REPEATS:
+            with self.alone:
+                if self._at_work() >= trials and not self._trials(TrialState.WAITING):
+                    return True
+                trial, recipe, twin = self._next()
+            if twin is None:
+                self._measure(trial, recipe, measure)
+            repeated = 0 if twin is None else repeated + 1
+        return False
+
+    def _next(self) -> tuple[optuna.Trial, Recipe, int | None]:
+        """The next trial, its recipe, and the number of the trial that it repeats, if it does: then it is over."""
+        trial = self.study.ask()
+        trial.set_user_attr(OWNER, [socket.gethostname(), os.getpid()])
+        recipe = self._recipe(trial)
+        twin = self._twin(trial.number, recipe)
+        if twin is not None:
+            trial.set_user_attr(REPEATS, twin)
+            self.study.tell(trial, state=TrialState.PRUNED)
+        return trial, recipe, twin
+
+    def _measure(self, trial: optuna.Trial, recipe: Recipe, measure: Measure) -> None:
+        try:
+            self.study.tell(trial, measure(trial, recipe))
+        except optuna.TrialPruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        except (AllZeroMetricError, NonFiniteError) as error:  # A bad recipe, not a bad run.
+            trial.set_user_attr(FAILED, str(error))
+            self.study.tell(trial, state=TrialState.PRUNED)
+
+    def done(self) -> list[FrozenTrial]:
+        """Trials that were measured or cut short."""
+        trials = self._trials(TrialState.COMPLETE, TrialState.PRUNED)
+        return [trial for trial in trials if REPEATS not in trial.user_attrs]
+
+    def measured(self) -> list[tuple[FrozenTrial, Recipe, float]]:
+        """Trials with their recipe and perplexity, best first; of equals the earlier."""
+        complete = self._trials(TrialState.COMPLETE)
+        trials = [(t, Recipe(**t.user_attrs[RECIPE]), t.value) for t in complete if t.value is not None]
+        return sorted(trials, key=lambda one: (one[2], one[0].number))
+
+    def _recipe(self, trial: optuna.Trial) -> Recipe:
+        """Ask a trial for its recipe, and note it there."""
+        start = self.starts.get(trial.user_attrs.get(START, ""))
+        # A starting point within the space is asked for too, so that the sampler learns of it.
+        recipe = self.space.recipe(trial) if start is None or self.space.parameters(start) else start
+        trial.set_user_attr(RECIPE, asdict(recipe))
+        return recipe
+
+    def _twin(self, number: int, recipe: Recipe) -> int | None:
+        """Another trial of the recipe that is done, or at work elsewhere."""
+        trials = self._trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        values = asdict(recipe)
+        return next((t.number for t in trials if t.number < number and t.user_attrs.get(RECIPE) == values), None)
+
+    def _at_work(self) -> int:
+        """Number of trials that are done, or at work in other processes."""
+        mine = [socket.gethostname(), os.getpid()]
+        running = self._trials(TrialState.RUNNING)
+        others = [t for t in running if (owner := t.user_attrs.get(OWNER)) not in (None, mine) and not _gone(owner)]
+        return len(self.done()) + len(others)
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
+
+
+def _located(storage: str) -> tuple[str, AbstractContextManager[Any]]:
+    """URL of a database, and what keeps processes apart while one of them chooses what to try.
+
+    SQLite has no locks for a row, and Optuna makes its tables without regard to others that do the same: a file beside
+    the database is locked. A database server is left to itself.
+    """
+    if "://" in storage:
+        return storage, nullcontext()
+    file = Path(storage).expanduser().absolute()
+    if not file.parent.is_dir():  # The lock would make it.
+        raise FileNotFoundError(f"there is no folder {file.parent}")
+    return f"sqlite:///{file}", FileLock(file.with_name(f".{file.name}.lock"))
+
+
+def _gone(owner: list[Any] | None) -> bool:
+    """Whether a trial's process was on this machine and is no more; this process has just begun, so it has none."""
+    if owner is None or owner[0] != socket.gethostname():
+        return False
+    if owner[1] == os.getpid():
+        return True
+    try:
+        os.kill(owner[1], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # Of another user.
+        return False
+    return False

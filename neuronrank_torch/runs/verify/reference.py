@@ -1,0 +1,130 @@
+"""Runs the first layers of a model, dense, and keeps two tables of each: the collector's, and the core's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from neuronrank_core import LayerStatistics, Recipe, document_statistics, merge
+from neuronrank_torch.calibration.collector import LayerCollector
+from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
+from neuronrank_torch.kernels import TorchKernels
+from neuronrank_torch.model.structure import activation_of, find_decoder, prunable_linears
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A layer after its run: its linear layers, the collector's table, and the core's of the same activations."""
+
+    index: int
+    linears: dict[str, nn.Linear]
+    table: LayerStatistics
+    reference: LayerStatistics
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Weights in the precision that torch scores in."""
+        return {name: linear.weight.detach().float() for name, linear in self.linears.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the model."""
+        return self.linears["gate_proj"].weight.dtype
+
+    @property
+    def kernels(self) -> TorchKernels:
+        """Torch's, on the device of the weights."""
+        return TorchKernels(self.linears["gate_proj"].weight.device)
+
+
+@contextmanager
+def witness(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
+    """Keep what the modules of a gated MLP saw last: ``x``, ``gate`` and ``product``."""
+    seen: dict[str, Tensor] = {}
+
+    def gate(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        del module
+        seen.update(x=args[0], gate=output)
+
+    def product(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        del module
+        seen.update(product=args[0])
+
+    hooks = [
+        linears["gate_proj"].register_forward_hook(gate),
+        linears["down_proj"].register_forward_pre_hook(product),
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def core_rows(seen: dict[str, Tensor], first: int, recipe: Recipe, layer: int) -> Iterator[LayerStatistics]:
+    """The core's rows of the documents of a micro-batch, whose first has the number ``first``."""
+    arrays = {name: tensor.cpu().double().numpy() for name, tensor in seen.items()}
+    for i, gate in enumerate(arrays["gate"]):
+        yield document_statistics(
+            first + i,
+            signal=abs(gate),
+            gate=gate,
+            inputs={"gate_proj": arrays["x"][i], "down_proj": arrays["product"][i]},
+            threshold=recipe.threshold,
+            tokens_per_document=recipe.tokens_per_document,
+            layer=layer,
+        )
+
+
+def observe(
+    model: nn.Module,
+    sequences: Tensor,
+    recipe: Recipe,
+    *,
+    layers: int,
+    batch_size: int,
+    look: Callable[[Observed], None],
+) -> None:
+    """Run the first layers of a model, each dense and once.
+
+    Parameters
+    ----------
+    model : transformers model
+    sequences : int64 Tensor, shape (sequences, seqlen)
+        On the model's device.
+    recipe : Recipe
+        Says which statistics, of the gate's signal.
+    layers : int
+        How many.
+    batch_size : int
+        Sequences in a micro-batch.
+    look : callable
+        Called with each layer when it has run.
+
+    Raises
+    ------
+    NeuronRankError
+        If the model has no gated MLPs, or an activation is NaN or Inf.
+    """
+
+    def visit(run: LayerRun) -> None:
+        if run.index >= layers:
+            return
+        linears = prunable_linears(run.layer, run.index)
+        rows: list[LayerStatistics] = []
+
+        def batch_done(first: int) -> None:
+            collector.add_documents(first, run.hidden.shape[1])
+            rows.extend(core_rows(seen, first, recipe, run.index))
+
+        activation = activation_of(run.layer, run.index)
+        with LayerCollector(run.index, linears, activation, recipe) as collector, witness(linears) as seen:
+            run.feed(keep=True, after=batch_done)
+        look(Observed(run.index, linears, collector.statistics(), merge(rows)))
+
+    with torch.no_grad():
+        run_layers(find_decoder(model), sequences, visit, batch_size=batch_size)

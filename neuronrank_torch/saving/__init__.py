@@ -1,0 +1,1 @@
+"""Writing pruned models and statistics, unit by unit."""

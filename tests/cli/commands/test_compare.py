@@ -1,0 +1,153 @@
+"""Two models side by side, against their weights as transformers loads them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import LAYERS, Run
+from tiny import tiny_model, tiny_tokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import neuronrank_torch.runs.compare
+from neuronrank_core import InvalidValueError
+
+MODULES = ("gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture
+def pair(run: Run, small: list[object]) -> list[str]:
+    run("prune", *small, "--prune_method", "wanda", "--save", "a")
+    run("prune", *small, "--prune_method", "magnitude", "--sparsity_ratio", 0.3, "--save", "b")
+    return ["a", "b"]
+
+
+def compared(run: Run, *arguments: object) -> dict[str, Any]:
+    return json.loads(run("compare", *arguments, "--json").stdout)
+
+
+def test_overlap_is_that_of_the_weights(run: Run, pair: list[str], tmp_path: Path) -> None:
+    result = compared(run, *pair)
+    models = [AutoModelForCausalLM.from_pretrained(folder) for folder in pair]
+    assert [layer["layer"] for layer in result["layers"]] == list(range(LAYERS))
+    both, either, size, kept = 0, 0, 0, 0
+    for layer in result["layers"]:
+        assert sorted(layer["modules"]) == sorted(MODULES)
+        for name, found in layer["modules"].items():
+            mlps = (m.model.layers[layer["layer"]].mlp for m in models)
+            a, b = (getattr(mlp, name).weight == 0 for mlp in mlps)
+            assert found["zeros"] == [int(a.sum()), int(b.sum())]
+            assert found["zeros_in_both"] == int((a & b).sum())
+            assert found["jaccard"] == float((a & b).sum() / (a | b).sum().double())
+            assert found["kept_in_both"] == float((~a & ~b).double().mean())
+            both, either = both + int((a & b).sum()), either + int((a | b).sum())
+            size, kept = size + a.numel(), kept + int((~a & ~b).sum())
+    assert (result["total"]["jaccard"], result["total"]["kept_in_both"]) == (both / either, kept / size)
+    for folder, loaded, model in zip(pair, models, result["models"], strict=True):
+        assert model["parameters"] == sum(p.numel() for p in loaded.parameters())
+        assert model["nonzero"] == sum(int((p != 0).sum()) for p in loaded.parameters())
+        assert model["bytes"] == (tmp_path / folder / "model.safetensors").stat().st_size
+    assert result["notes"] == []
+
+
+def test_the_table_shows_the_same(run: Run, pair: list[str]) -> None:
+    result, shown = compared(run, *pair), run("compare", *pair).stdout
+    assert shown.startswith("A: a\nB: b\n")
+    rows = re.findall(r"│ +(\w+) │ ([\d.]+) │ ([\d.]+) │ ([\d.]+) │ +([\d.]+%) │", shown)
+    first = result["layers"][0]["modules"]
+    assert rows[0][:4] == ("0", *(f"{first[name]['jaccard']:.3f}" for name in MODULES))
+    assert rows[-1][0] == "all"
+    assert rows[-1][4] == f"{result['total']['kept_in_both']:.2%}"
+    assert f"{result['models'][1]['nonzero']:,}" in shown
+
+
+@pytest.mark.usefixtures("pair")
+def test_a_model_with_itself(run: Run) -> None:
+    result = compared(run, "a", "a")
+    assert result["total"]["jaccard"] == 1.0
+    assert result["total"]["kept_in_both"] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.usefixtures("pair")
+def test_attention_is_compared_where_it_is_pruned(run: Run, small: list[object]) -> None:
+    run("prune", *small, "--prune_method", "wanda", "--nr-include-attention", "--save", "c")
+    first = compared(run, "a", "c")["layers"][0]["modules"]
+    assert first["gate_proj"]["jaccard"] == 1.0
+    assert first["q_proj"]["zeros"] == [0, 512]
+    assert first["q_proj"]["jaccard"] == 0.0
+
+
+def test_other_shapes_are_compared_by_size_alone(run: Run, small: list[object], model: Path) -> None:
+    run("prune", *small, "--sparsity_type", "neurons", "--sparsity_ratio", 0.25, "--save", "smaller")
+    result = run("compare", model, "smaller", "--json")
+    assert "Warning: not of the same shape in both, so not compared: down_proj, gate_proj, up_proj" in result.stderr
+    data = json.loads(result.stdout)
+    assert data["layers"] == []
+    assert data["total"] is None
+    dense, smaller = (figures["parameters"] for figures in data["models"])
+    assert dense - smaller == LAYERS * 3 * 16 * 32
+    assert "both keep" not in run("compare", model, "smaller").stdout
+
+
+def test_other_depths_are_compared_by_size_alone(run: Run, model: Path, tmp_path: Path) -> None:
+    tiny_model(layers=2, hidden=32, intermediate=64).save_pretrained(tmp_path / "flat")
+    tiny_tokenizer().save_pretrained(tmp_path / "flat")
+    result = run("compare", model, "flat", "--json")
+    assert f"the models have {LAYERS} and 2 layers" in result.stderr
+    data = json.loads(result.stdout)
+    assert data["layers"] == []
+    assert data["models"][1]["nonzero"] == data["models"][1]["parameters"]
+
+
+def test_perplexity_and_speed(run: Run, pair: list[str], text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neuronrank_torch.runs.compare, "PASSES", 1)
+    how = ["--seqlen", 32, "--batch-size", 2]
+    result = run("compare", *pair, "--eval", "--eval-dataset", text, "--eval-windows", 2, "--speed", *how, "--json")
+    for figures in json.loads(result.stdout)["models"]:
+        alone = run("eval", "--model", figures["model"], "--dataset", text, "--windows", 2, *how, "--json")
+        measured = json.loads(alone.stdout)
+        assert figures["perplexity"] == {name: measured[name] for name in figures["perplexity"]}
+        assert figures["tokens_per_second"] > 0
+    shown = run("compare", *pair, "--eval", "--eval-dataset", text, "--eval-windows", 2, *how).stdout
+    assert re.search(r"│ perplexity +│ +[\d.]+ │ +[\d.]+ │", shown)
+    assert "2 windows of 32 tokens" in shown
+
+
+def test_speed_counts_the_tokens_of_all_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.seen: list[tuple[int, ...]] = []
+            self.device = torch.device("cpu")
+            self.config = LlamaConfig(max_position_embeddings=8)
+
+        def get_input_embeddings(self) -> Any:
+            return torch.nn.Embedding(5, 2)
+
+        def __call__(self, input_ids: Tensor, use_cache: bool) -> Any:
+            assert not use_cache
+            assert input_ids.max() < 5
+            self.seen.append(tuple(input_ids.shape))
+            return type("Output", (), {"logits": torch.zeros(1, 1, 1)})
+
+    ticks = iter([0.0, 100.0, 104.0, 110.0, 112.0])  # The first pass is to warm up.
+    monkeypatch.setattr(neuronrank_torch.runs.compare, "PASSES", 2)
+    monkeypatch.setattr(neuronrank_torch.runs.compare.time, "perf_counter", lambda: next(ticks))
+    model = Model()
+    assert neuronrank_torch.runs.compare.forward_seconds(model, tokens=7, sequences=3) == 2.0
+    assert model.seen == [(3, 7)] * 3
+    with pytest.raises(InvalidValueError, match=r"seqlen is 9, allowed: \[2, 8\]"):
+        neuronrank_torch.runs.compare.forward_seconds(model, tokens=9, sequences=3)
+    with pytest.raises(MemoryError, match="9223372036854775808 sequences of 2 tokens"):
+        neuronrank_torch.runs.compare.forward_seconds(model, tokens=2, sequences=2**63)
+
+
+def test_flags_without_effect_and_a_missing_model(run: Run, model: Path) -> None:
+    stderr = run("compare", model, model, "--eval-windows", 3, "--seqlen", 16).stderr
+    assert "--eval-windows has no effect without --eval" in stderr
+    assert "--seqlen has no effect without --eval or --speed" in stderr
+    assert "model not found" in run("compare", model, "./nowhere", code=2).stderr

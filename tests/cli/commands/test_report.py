@@ -1,0 +1,306 @@
+"""The page: complete, safe whatever the text says, honest about what is missing, and shown by a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from tiny import tiny_model, tiny_tokenizer
+
+from neuronrank_cli.app import cli
+from neuronrank_torch.files.json import read_sealed, seal
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+BUDGET = ["--nsamples", 6, "--seqlen", 64]
+SECTIONS = ["how", "perplexity", "sparsity", "neurons", "map", "topics", "specialists", "agreement", "text"]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and the text, of a page."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.source = file.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = " ".join("".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def neuronrank(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a dense model, two pruned ones, and statistics with the text behind them; names hold markup."""
+    folder = tmp_path_factory.mktemp("report")
+    model, text = folder / "<b>tiny", folder / "<i>text.txt"
+    tiny_model(layers=3, hidden=32, intermediate=64).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    text.write_text(" ".join(f"{HOSTILE} {i}" for i in range(40)), encoding="utf-8")
+    common = ["--model", model, "--dataset", text, *BUDGET]
+    neuronrank("collect", *common, "--save", folder / "stats")
+    measured = ["--eval", "--eval-dataset", text, "--eval-windows", 2]
+    recipe = ["--prune_method", "wanda", "--propagate", "dense", "--sparsity_ratio", 0.4]
+    neuronrank("prune", *common, *recipe, *measured, "--save", folder / "pruned")
+    neuronrank("prune", *common, "--sparsity_type", "neurons", "--sparsity_ratio", 0.25, "--save", folder / "smaller")
+    here = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(here)
+
+
+@pytest.fixture(scope="module")
+def made(place: Path) -> tuple[Path, dict[str, Any]]:
+    """A page with everything in it, and its data."""
+    file = place / "report.html"
+    arguments = ["--stats", "stats", "--prompt", f"{HOSTILE} go", "--new-tokens", 4, "--layers", 2, "--nr-tfidf-k", 8]
+    result = neuronrank("report", "pruned", *arguments, "--save", file, "--json")
+    return file, json.loads(result.stdout)
+
+
+def test_every_section_is_there_and_full(made: tuple[Path, dict[str, Any]]) -> None:
+    page = Page(made[0])
+    assert [attributes["id"] for tag, attributes in page.elements if tag == "section"] == SECTIONS
+    assert "Not shown" not in page.text
+    labels = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert all(a["aria-labelledby"] in labels for tag, a in page.elements if tag == "section")
+    anchors = [a["href"] for tag, a in page.elements if tag == "a"]
+    assert anchors == [f"#{name}" for name in SECTIONS]
+    assert made[0].stat().st_size < 2 << 20
+
+
+def test_markup_in_texts_and_names_stays_text(made: tuple[Path, dict[str, Any]]) -> None:
+    page = Page(made[0])
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "img", "b", "i", "iframe", "object"}
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert f"{HOSTILE} go" in page.text
+    assert "<b>tiny" in page.text
+    assert "<i>text.txt" in page.text
+    assert "script>alert" in "".join(p["before"] + p["token"] + p["after"] for p in passages(made[1]))
+
+
+def passages(data: dict[str, Any]) -> list[dict[str, Any]]:
+    named = data["specialists"]["specialists"] + data["specialists"]["generalists"]
+    return [passage for neuron in named for passage in neuron["passages"]]
+
+
+def test_it_loads_nothing(made: tuple[Path, dict[str, Any]]) -> None:
+    page = Page(made[0])
+    links = [value for _, a in page.elements for name, value in a.items() if name in ("src", "href", "xlink:href")]
+    assert all(link == "data:," or link.startswith("#") for link in links if link)
+    assert "url(" not in page.source
+    assert "@import" not in page.source
+    policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+def test_what_it_says_is_what_is_there(made: tuple[Path, dict[str, Any]], place: Path) -> None:
+    page, data = Page(made[0]), made[1]
+    saved = load_file(place / "pruned" / "model.safetensors")
+    for layer in data["sparsity"]["layers"]:
+        for name, module in layer["modules"].items():
+            weight = saved[f"model.layers.{layer['layer']}.mlp.{name}.weight"]
+            zeros = int((weight == 0).sum())
+            assert module == {"size": weight.numel(), "zeros": zeros}
+            assert f"layer {layer['layer']}: {zeros / weight.numel():.2%}" in page.text
+    assert data["run"] == read_sealed(place / "pruned" / "neuronrank.json", "")
+    text = (place / "<i>text.txt").read_text("utf-8")
+    shown = passages(data)
+    assert len(shown) > 10
+    assert all(p["before"] + p["token"] + p["after"] in text for p in shown if p["token"] not in "␣⏎")
+    assert f"{data['run']['perplexity']['after']['perplexity']:.4f}" in page.text
+    assert "2 windows of 64 tokens" in page.text
+    assert data["generation"]["texts"][0]["prompt"] == f"{HOSTILE} go"
+
+
+def test_a_saved_model_keeps_the_weights_of_its_method(made: tuple[Path, dict[str, Any]]) -> None:
+    agreement = made[1]["agreement"]
+    kept = dict(zip(agreement["methods"], agreement["kept"][0], strict=True))
+    assert kept["this model"] == kept["wanda"] == 1.0
+    assert all(agreement["chance"] < share < 1 for name, share in kept.items() if name not in ("this model", "wanda"))
+    assert agreement["kept"] == [list(column) for column in zip(*agreement["kept"], strict=True)]
+    # Two masks that keep 0.6 of the weights each: 0.36 in both, 0.84 in either.
+    assert agreement["chance"] == pytest.approx(0.36 / 0.84, abs=0.01)
+
+
+def test_without_statistics_the_page_says_what_to_give(place: Path) -> None:
+    neuronrank("report", "pruned", "--save", "bare.html", "--new-tokens", 0)
+    page = Page(place / "bare.html")
+    assert [a["id"] for tag, a in page.elements if tag == "section"] == SECTIONS
+    assert page.text.count("Not shown. Give --stats") == 5
+    assert "Not shown. Give --new-tokens above 0" in page.text
+
+
+def test_another_text_than_the_statistics(place: Path) -> None:
+    other = place / "other.txt"
+    other.write_text("Something else. " * 50, encoding="utf-8")
+    arguments = ["--stats", "stats", "--dataset", other, "--new-tokens", 0, "--nr-tfidf-k", 4, "--save", "other.html"]
+    data = json.loads(neuronrank("report", "pruned", *arguments, "--json").stdout)
+    assert passages(data) == []
+    assert all(topic["words"] == [] for layer in data["topics"]["layers"] for topic in layer["topics"])
+    page = Page(place / "other.html")
+    assert f"Passages: {other} is not the text" in page.text
+
+
+def test_removed_neurons_and_doc_mode(place: Path) -> None:
+    arguments = ["--stats", "stats", "--nr-tfidf-mode", "doc", "--new-tokens", 2, "--save", "smaller.html"]
+    data = json.loads(neuronrank("report", "smaller", *arguments, "--json").stdout)
+    assert data["sparsity"]["layers"][0]["modules"]["gate_proj"] == {"size": 48 * 32, "zeros": 0}
+    page = Page(place / "smaller.html")
+    assert page.text.count("layer 1: 25.00%") == 3
+    assert "Whole neurons were removed" in page.text
+    assert "each sequence a group" in page.text
+    assert "give --nr-tfidf-mode topic" in page.text
+
+
+def test_weights_that_were_changed_since_the_run_are_named(place: Path) -> None:
+    shutil.copytree("pruned", "touched")
+    file = place / "touched" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.1.mlp.up_proj.weight"][0] = 1.0
+    save_file(weights, file, metadata={"format": "pt"})
+    neuronrank("report", "touched", "--new-tokens", 0, "--save", "touched.html")
+    assert "not as the run left them in layer 1:" in Page(place / "touched.html").text
+    neuronrank("report", "pruned", "--new-tokens", 0, "--save", "whole.html")
+    assert "not as the run left them" not in Page(place / "whole.html").text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pruned", "--save", "report.html"], "Error: report.html already exists"),
+        (["pruned", "--save", "pruned"], "Error: pruned is a folder"),
+        (["pruned", "--save", "no/report.html"], "Error: cannot write no/report.html: there is no folder no"),
+        (["<b>tiny", "--save", "new.html"], "Error: <b>tiny has no neuronrank.json"),
+        (["pruned", "--device", "2:4", "--save", "new.html"], "Error: device 2:4 is not available"),
+        (["pruned", "--stats", "nowhere", "--save", "new.html"], "Error: nowhere is no statistics folder"),
+        (["pruned", "--model", "nowhere.gguf", "--save", "new.html"], "Error: model not found: nowhere.gguf"),
+        (["pruned", "--stats", "stats", "--dataset", "no.txt", "--save", "new.html"], "Error: file not found: no.txt"),
+        (["pruned", "--stats", "stats", "--nr-tfidf-k", 9999, "--save", "new.html"], "Error: --nr-tfidf-k is 9999"),
+    ],
+)
+def test_mistakes(made: tuple[Path, dict[str, Any]], place: Path, arguments: list[object], message: str) -> None:
+    before = made[0].read_bytes()
+    result = neuronrank("report", *arguments, code=2)
+    assert message in result.stderr
+    assert not (place / "new.html").exists()
+    assert made[0].read_bytes() == before
+
+
+def test_figures_that_were_changed_are_refused(place: Path) -> None:
+    shutil.copytree("pruned", "edited")
+    file = place / "edited" / "neuronrank.json"
+    file.write_text(file.read_text("utf-8").replace('"zeros": ', '"zeros": 1', 1), "utf-8")
+    result = neuronrank("report", "edited", "--new-tokens", 0, "--save", "new.html", code=2)
+    assert "Error: cannot read edited/neuronrank.json: it is damaged, or was edited" in result.stderr
+    assert not (place / "new.html").exists()
+
+
+def test_statistics_of_another_model_are_refused(place: Path) -> None:
+    shutil.copytree("stats", "foreign")
+    header = read_sealed(place / "foreign" / "statistics.json", "")
+    header["fingerprint"] = {"model.safetensors": "another"}
+    (place / "foreign" / "statistics.json").write_text(json.dumps(seal(header)))
+    result = neuronrank("report", "pruned", "--stats", "foreign", "--save", "new.html", code=2)
+    assert "statistics of another model" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless browser of the system."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    quiet = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    quiet += ["--disable-component-update", "--disable-sync", "--no-sandbox"]
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser(made: tuple[Path, dict[str, Any]], browser: Any, width: int, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page, noise, requests = context.new_page(), [], []
+    page.on("console", lambda message: noise.append(message.text))
+    page.on("pageerror", lambda error: noise.append(str(error)))
+    page.on("dialog", lambda dialog: noise.append(dialog.message))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(made[0].as_uri())
+    for summary in page.locator("summary").all():
+        if not summary.evaluate("s => s.parentElement.open"):
+            summary.click()
+    assert noise == []
+    assert requests == [made[0].as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator("svg").count() >= 3 + 4 + 2
+    assert page.evaluate("[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().width > 250)")
+    assert page.locator("h1").inner_text().endswith("/<b>tiny")
+    assert worst_contrast(page) >= 4.5
+    context.close()
+
+
+def worst_contrast(page: Any) -> float:
+    """The lowest contrast (WCAG 2) of any text on the page with what is behind it."""
+    ratio: float = page.evaluate(
+        """() => {
+        const parse = s => s.startsWith("color(srgb")
+            ? s.match(/[\\d.]+/g).map((v, i) => i < 3 ? 255 * v : +v) : s.match(/[\\d.]+/g).map(Number);
+        const light = c => c.slice(0, 3).map(v => v / 255)
+            .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+        const behind = e => {
+            for (; e; e = e.parentElement) {
+                const c = parse(getComputedStyle(e).backgroundColor);
+                if (c.length < 4 || c[3] > 0.99) return c;
+            }
+            return [255, 255, 255];
+        };
+        const texts = [...document.querySelectorAll("body *")].filter(
+            e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && e.getClientRects().length);
+        return Math.min(...texts.map(e => {
+            const style = getComputedStyle(e);
+            const a = light(parse(e.tagName === "text" ? style.fill : style.color)), b = light(behind(e));
+            return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        }));
+    }"""
+    )
+    return ratio
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--prompt", "go", "--new-tokens", 511], "--new-tokens is 511, allowed: [0, 510] after a prompt of 2 tokens"),
+        (["--prompt", "go", "--new-tokens", 10**12], "--new-tokens is 1000000000000, allowed: [0, 510]"),
+        (["--prompt", ""], "--prompt is '', allowed: a text that has tokens"),
+    ],
+)
+@pytest.mark.usefixtures("place")
+def test_text_that_the_model_cannot_write(tmp_path: Path, flags: list[object], says: str) -> None:
+    result = neuronrank("report", "pruned", *flags, "--save", tmp_path / "x.html", code=2)
+    assert f"Error: {says}" in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,250 @@
+"""``neuronrank tune`` as a user meets it, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from command import Run
+
+import neuronrank_torch.runs.prune
+import neuronrank_torch.runs.tune.run
+from neuronrank_cli.commands.tune import tune
+from neuronrank_core import InputError, Recipe
+from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
+from neuronrank_torch.runs.job import Job
+from neuronrank_torch.runs.tune.objective import MaskedModel
+from neuronrank_torch.runs.tune.run import TuneJob
+from neuronrank_torch.runs.tune.study import SeededByTrial
+
+TRIALS = 13
+#: Flag to value, and what it changes: the job or the recipe.
+FLAGS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "--model": ("o", {"model": "o"}),
+    "--device": ("cuda", {"device": "cuda"}),
+    "--dtype": ("bfloat16", {"dtype": "bfloat16"}),
+    "--stats": ("t", {"stats": "t"}),
+    "--trials": (40, {"trials": 40}),
+    "--prune_method": ("wanda", {"methods": ("wanda",)}),
+    "--proxy": (True, {"proxy": True}),
+    "--seed": (3, {"seed": 3}),
+    "--storage": ("x.db", {"storage": "x.db"}),
+    "--sparsity_type": ("2:4", {"sparsity_type": "2:4"}),
+    "--sparsity_ratio": (0.6, {"sparsity_ratio": 0.6}),
+    "--pruning_last": (2, {"pruning_last": 2}),
+    "--nr-include-attention": (True, {"include_attention": True}),
+    "--nr-prune-lm-head": (True, {"prune_lm_head": True}),
+    "--eval-dataset": ("e", {"eval_dataset": "e"}),
+    "--eval-windows": (3, {"eval_windows": 3}),
+    "--seqlen": (64, {"seqlen": 64}),
+    "--batch-size": (2, {"batch_size": 2}),
+    "--test-dataset": ("t", {"test_dataset": "t"}),
+    "--test-windows": (5, {"test_windows": 5}),
+    "--force": (True, {"force": True}),
+}
+
+
+@pytest.fixture
+def searched(run: Run, small: list[object], text: Path) -> list[object]:
+    """Flags of a search that takes seconds, on a text other than the calibration text."""
+    run("collect", *small, "--save", "stats")
+    words = text.read_text(encoding="utf-8").split()
+    Path("valid.txt").write_text(" ".join(reversed(words)), encoding="utf-8")
+    base = ["tune", "--model", small[1], "--stats", "stats", "--trials", TRIALS, "--eval-dataset", "valid.txt"]
+    return [*base, "--eval-windows", 2]
+
+
+def trials(result: dict[str, Any]) -> list[tuple[Any, float]]:
+    return [(one["recipe"], one["perplexity"]) for one in result["trials"]]
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_is_read(run: Run, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    assert {*FLAGS, "--json", "--config", "--save"} == {p.opts[0] for p in tune.params}
+    seen: dict[str, Any] = {}
+
+    def run_tune(job: TuneJob, recipe: Recipe, on_stage: Any) -> Any:
+        assert callable(on_stage)
+        seen.update({"recipe": recipe, "job": job})
+        raise InputError("enough")
+
+    monkeypatch.setattr(neuronrank_torch.runs.tune.run, "run_tune", run_tune)
+    base = ["tune", "--model", "m", "--stats", "s", "--save", "best.toml"]
+    run(*base, code=2)
+    assert seen == {"recipe": Recipe(), "job": TuneJob("m", "s", "best.db")}
+    value, changed = FLAGS[flag]
+    run(*base, *([flag] if value is True else [flag, value]), code=2)
+    job = {name: value for name, value in changed.items() if name in TuneJob.__dataclass_fields__}
+    recipe = {name: value for name, value in changed.items() if name not in job}
+    assert seen == {"recipe": Recipe(**recipe), "job": replace(TuneJob("m", "s", "best.db"), **job)}
+
+
+def test_the_best_is_written_and_no_worse_than_what_it_started_from(
+    run: Run, searched: list[object], small: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = json.loads(
+        run(*searched, "--save", "best.toml", "--test-dataset", "builtin", "--test-windows", 1, "--json").stdout
+    )
+    assert len(result["trials"]) + result["given_up"] == TRIALS
+    assert len({json.dumps(recipe) for recipe, _ in trials(result)}) == len(result["trials"])
+    starts = [one for one in result["trials"] if one["start"]]
+    assert {one["number"] for one in starts} == set(range(10))
+    assert result["best"]["perplexity"] == min(value for _, value in trials(result))
+    assert result["test"]["perplexity"].keys() == {"dense", "best", "wanda", "neuronrank_wanda"}
+    assert sum(result["importance"].values()) == pytest.approx(1)
+    # What a search says of a recipe is what pruning by it gives: the model was dense again before each trial.
+    measured = ["--eval", "--eval-dataset", "valid.txt", "--eval-windows", 2, "--seqlen", 32, "--json"]
+    for arguments, expected in (
+        (["--config", "best.toml"], result["best"]["perplexity"]),
+        (["--model", small[1], "--stats", "stats", "--prune_method", "wanda"], starts[0]["perplexity"]),
+    ):
+        report = json.loads(run("prune", *arguments, *measured).stdout)
+        assert report["perplexity"]["after"]["perplexity"] == expected
+    asked: list[Recipe] = []
+    monkeypatch.setattr(
+        neuronrank_torch.runs.prune, "run_prune", lambda job, recipe, on_stage: asked.append((job, recipe)) or 1 / 0
+    )
+    run("prune", "--config", "best.toml", "--save", "out", code=1)
+    ((job, recipe),) = asked
+    assert job == Job(str(small[1]), stats="stats", save="out")
+    fitted = StatisticsFolder("stats").fitted(recipe)
+    assert neuronrank_torch.runs.tune.run.recipe_values(fitted) == result["best"]["recipe"]
+
+
+def test_same_seed_same_trials_and_a_search_that_was_cut_off_goes_on(
+    run: Run, searched: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = json.loads(run(*searched, "--save", "whole.toml", "--json").stdout)
+    other = json.loads(run(*searched, "--save", "other.toml", "--seed", 1, "--json").stdout)
+    assert trials(other)[10:] != trials(whole)[10:]
+    measure, calls = MaskedModel.perplexity, []
+    for stop in (4, 12):  # Among the starting points, and later. The first call is of the dense model.
+
+        def cut_off(self: MaskedModel, *arguments: Any, stop: int = stop) -> Any:
+            calls.append(1)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            return measure(self, *arguments)
+
+        monkeypatch.setattr(MaskedModel, "perplexity", cut_off)
+        stopped = run(*searched, "--save", "again.toml", code=130)
+        assert "trials are done and kept: the same command goes on from there" in stopped.stderr
+        assert not Path("again.toml").exists()
+    monkeypatch.setattr(MaskedModel, "perplexity", measure)
+    again = json.loads(run(*searched, "--save", "again.toml", "--json").stdout)
+    assert trials(again) == trials(whole)
+    assert again["best"]["recipe"] == whole["best"]["recipe"]
+
+
+def test_a_killed_process_is_taken_over(run: Run, searched: list[object], tmp_path: Path) -> None:
+    flags = [str(one) for one in searched]
+    command = [sys.executable, "-m", "neuronrank_cli", *flags, "--save", "best.toml"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=dict(os.environ))
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("trial 5"):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate()
+    result = json.loads(run(*searched, "--save", "best.toml", "--json").stdout)
+    assert len(result["trials"]) == TRIALS
+    assert sum(one["start"] is not None for one in result["trials"]) == 10
+    assert len({json.dumps(recipe) for recipe, _ in trials(result)}) == TRIALS
+
+
+def test_any_seed_of_the_other_commands_will_do() -> None:
+    drawn = []
+    for seed in (10**20, 10**20 + 1):
+        study = optuna.create_study(sampler=SeededByTrial(seed))
+        drawn.append(study.ask().suggest_float("x", 0, 1))
+    assert drawn[0] != drawn[1]
+
+
+def test_several_processes_share_a_search(searched: list[object], tmp_path: Path) -> None:
+    flags = [*map(str, searched), "--storage", "shared.db", "--json"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "neuronrank_cli", *flags, "--save", f"best-{number}.toml"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+        for number in range(2)
+    ]
+    ended = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "".join(errors for _, errors in ended)
+    # One that ends while others are still at work does not know what they find.
+    last = max((json.loads(output) for output, _ in ended), key=lambda result: len(result["trials"]))
+    assert sum(one["start"] is not None for one in last["trials"]) == 10
+    assert len({json.dumps(recipe) for recipe, _ in trials(last)}) == len(last["trials"]) == TRIALS
+
+
+def test_another_search_is_refused_and_nothing_is_replaced_unasked(run: Run, searched: list[object]) -> None:
+    first = json.loads(run(*searched, "--save", "best.toml", "--json").stdout)
+    refused = run(*searched, "--save", "best.toml", code=2)
+    assert "best.toml already exists" in refused.stderr
+    more = ["--save", "best.toml", "--force", "--json", "--trials", TRIALS + 1]
+    longer = json.loads(run(*searched, *more).stdout)
+    assert trials(longer)[:TRIALS] == trials(first)
+    assert len(longer["trials"]) == TRIALS + 1
+    refused = run(*searched, "--storage", "best.db", "--save", "b.toml", "--sparsity_ratio", 0.3, code=2)
+    assert "best.db holds another search: recipe sparsity_ratio was 0.5, is 0.3" in refused.stderr
+    anew = [*searched, "--storage", "best.db", "--save", "b.toml", "--sparsity_ratio", 0.3, "--force", "--json"]
+    assert trials(json.loads(run(*anew).stdout)) != trials(first)
+
+
+def test_proxy_gives_up_what_is_hopeless_but_no_starting_point(run: Run, searched: list[object]) -> None:
+    result = json.loads(run(*searched, "--save", "best.toml", "--proxy", "--json").stdout)
+    assert sum(one["start"] is not None for one in result["trials"]) == 10
+    assert len(result["trials"]) + result["given_up"] == TRIALS
+
+
+def test_tables_and_warnings(run: Run, searched: list[object], text: Path) -> None:
+    at = searched.index("valid.txt")
+    shown = run(*searched[:at], text, *searched[at + 1 :], "--save", "best.toml")
+    assert "Warning: the evaluation text is the calibration text" in shown.stderr
+    assert "documented place" in shown.stdout
+    assert shown.stdout.splitlines()[-1] == "saved to: best.toml"
+    assert Path("best.toml").read_text().splitlines()[3] == "[prune]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--trials 9", "--trials is 9, allowed: at least 10, the recipes to start from"),
+        ("--sparsity_type neurons", "--sparsity_type is 'neurons', allowed: unstructured or N:M"),
+        ("--storage gone/x.db", "cannot keep trials in gone/x.db"),
+        ("--save gone/best.toml", "there is no folder gone"),
+        ("--save best", "--save best is not the name of a .toml file"),
+        ("--stats gone", "gone is no statistics folder"),
+        ("--eval-dataset gone.txt", "file not found: gone.txt"),
+    ],
+)
+def test_wrong_input(run: Run, searched: list[object], arguments: str, message: str) -> None:
+    refused = run(*searched, "--save", "best.toml", *arguments.split(), code=2)
+    assert refused.stdout == ""
+    assert message in refused.stderr
+    assert not Path("best.toml").exists()
+
+
+def test_without_optuna(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    refused = run("tune", "--model", "m", "--stats", "s", "--save", "best.toml", code=2)
+    assert refused.stderr == "Error: tuning needs the package optuna\nHint: pip install 'neuronrank[tune]'\n"
+
+
+def test_trials_of_a_study_are_those_of_optuna(run: Run, searched: list[object]) -> None:
+    """The database is an ordinary one, for Optuna's own tools."""
+    run(*searched, "--save", "best.toml")
+    study = optuna.load_study(study_name="neuronrank", storage="sqlite:///best.db")
+    states = [trial.state.name for trial in study.trials]
+    assert states.count("COMPLETE") == TRIALS

@@ -1,0 +1,144 @@
+"""From statistics to masks: the recipe's share and comparison, attention, errors that name the place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from layers import MODULES, Layer, random_layer
+
+from neuronrank_core import (
+    METHODS,
+    AllZeroMetricError,
+    MissingStatisticsError,
+    NonFiniteError,
+    Recipe,
+    ScoringContext,
+    prune_mask,
+    select,
+)
+from neuronrank_core.selection.masks import gradual_mask
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"sparsity_ratio": 0.3},
+        {"sparsity_ratio": 0.3, "compare": "row"},
+        {"sparsity_ratio": 0.3, "compare": "module"},
+        {"sparsity_type": "2:4"},
+        {"sparsity_type": "1:4", "compare": "module"},
+    ],
+)
+def test_a_mask_is_the_selection_of_the_score(method: str, fields: dict) -> None:
+    recipe, layer = Recipe(method=method, **fields), random_layer(neurons=8)
+    context = layer.context(recipe)
+    for module in MODULES:
+        mask = prune_mask(module, context)
+        score, compare = (
+            METHODS[method].score(module, context),
+            fields.get("compare") or METHODS[method].compare(module),
+        )
+        ratio, pattern = fields.get("sparsity_ratio", 0.5), {"2:4": (2, 4), "1:4": (1, 4)}.get(recipe.sparsity_type)
+        expected = select(score, layer.weights[module], ratio=ratio, compare=compare, pattern=pattern)
+        assert np.array_equal(mask, expected)
+        if pattern:
+            assert mask.sum() == mask.size * pattern[0] // pattern[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_attention_goes_by_wanda_or_by_magnitude_where_nothing_is_collected(method: str) -> None:
+    layer = random_layer()
+    expected = "magnitude" if method == "magnitude" else "wanda"
+    mask = prune_mask("q_proj", layer.context(Recipe(method=method)))
+    assert np.array_equal(mask, prune_mask("q_proj", layer.context(Recipe(method=expected))))
+
+
+@pytest.mark.parametrize(("module", "first"), [("up_proj", "gate_proj"), ("k_proj", "q_proj"), ("v_proj", "q_proj")])
+def test_modules_that_read_the_same_input_share_its_statistics(module: str, first: str) -> None:
+    context = random_layer().context(Recipe(method="wanda"))
+    assert np.array_equal(context.input_rms(module), context.input_rms(first))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99, 1.0])
+def test_a_share_of_the_mask_is_its_lowest_part(method: str, share: float) -> None:
+    context = random_layer().context(Recipe(method=method, sparsity_ratio=0.6))
+    for module in MODULES:
+        whole, part = prune_mask(module, context), prune_mask(module, context, share)
+        groups = {"module": 1, "row": len(whole), "column": len(whole.T)}[METHODS[method].compare(module)]
+        assert part.sum() == groups * int(0.6 * share * (whole.size // groups))
+        assert not (part & ~whole).any()
+
+
+@pytest.mark.parametrize(("share", "gone"), [(0.1, 1), (0.5, 1), (0.51, 2), (1.0, 2)])
+def test_a_share_of_n_in_m_is_rounded_up(share: float, gone: int) -> None:
+    mask = prune_mask("gate_proj", random_layer().context(Recipe(sparsity_type="2:4")), share)
+    assert (mask.reshape(-1, 4).sum(axis=1) == gone).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradually_dense_zeros_are_chosen_whatever_became_of_them(method: str) -> None:
+    layer = random_layer()
+    layer.weights["gate_proj"][0, :3] = 0
+    context = layer.context(Recipe(method=method, tfidf_k=3))
+    candidate = layer.weights["gate_proj"] + 100.0 * (layer.weights["gate_proj"] == 0)
+    mask = gradual_mask("gate_proj", context, candidate, 1.0)
+    assert np.array_equal(mask, prune_mask("gate_proj", context))
+    few = gradual_mask("gate_proj", context, candidate, 0.01)
+    assert np.array_equal(few, layer.weights["gate_proj"] == 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_weight_in_a_module_changes_its_scores_alone(method: str) -> None:
+    context = random_layer().context(Recipe(method=method, tfidf_k=3))
+    other = context.at("gate_proj", context.weights["gate_proj"][::-1] * 2)
+    assert not np.array_equal(prune_mask("gate_proj", other), prune_mask("gate_proj", context))
+    assert np.array_equal(prune_mask("up_proj", other), prune_mask("up_proj", context))
+    assert other.neurons is context.neurons
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_masking_leaves_weights_and_statistics_as_they_were(method: str) -> None:
+    layer, recipe = random_layer(), Recipe(method=method)
+    layer.weights["gate_proj"][0, :3] = 0
+    context = layer.context(recipe)
+    held = {**context.weights, **context.statistics.columns()}
+    before = {name: array.copy() for name, array in held.items()}
+    masks = [prune_mask(module, context) for module in (*MODULES, "q_proj")]
+    assert all(np.array_equal(held[name], array) for name, array in before.items())
+    again = [prune_mask(module, context) for module in (*MODULES, "q_proj")]
+    assert all(np.array_equal(a, b) for a, b in zip(masks, again, strict=True))
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"magnitude"}))
+def test_a_layer_without_statistics_is_an_error_that_names_it(method: str) -> None:
+    context = ScoringContext(11, Recipe(method=method), random_layer().weights)
+    with pytest.raises(MissingStatisticsError, match="No TF-IDF statistics for layer 11") as error:
+        prune_mask("gate_proj", context)
+    assert "layer.mlp.gate_proj" in error.value.hint
+
+
+def silent(layer: Layer) -> Layer:
+    """The same weights, and documents at which nothing fires."""
+    for document in layer.documents:
+        for array in (document.x, document.gate, document.up):
+            array[:] = 0
+    return layer
+
+
+@pytest.mark.parametrize("method", ["wanda", "neuronrank_tfidf", "neuronrank_old", "neuronrank_wanda"])
+def test_a_silent_layer_is_an_all_zero_metric(method: str) -> None:
+    with pytest.raises(AllZeroMetricError, match="All-zero metric in layer 3 gate_proj") as error:
+        prune_mask("gate_proj", silent(random_layer()).context(Recipe(method=method)))
+    assert "--nsamples" in error.value.hint
+    assert "--nr-q-active" in error.value.hint
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_broken_weight_is_an_error_that_names_its_module(method: str) -> None:
+    layer = random_layer()
+    layer.weights["up_proj"][1, 1] = np.nan
+    with pytest.raises(NonFiniteError, match="layer 3 up_proj"):
+        prune_mask("up_proj", layer.context(Recipe(method=method)))

@@ -1,0 +1,49 @@
+"""What the rows of docs/faults.md have in common: how a refusal looks, and that it changes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from command import Run
+from tiny import tiny_model, tiny_tokenizer
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder, and what is in it."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def refused(run: Run, *arguments: object, code: int, says: str, hint: str = "") -> str:
+    """Run a command that fails: one line with ``says``, one hint, an exit code, and nothing lost or half-written.
+
+    ``hint`` is a word of the hint. Returns what was on stderr.
+    """
+    here = Path.cwd()
+    before, names = tree(here), sorted(here.iterdir())
+    result = run(*arguments, code=code)
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("Error: ")]
+    hints = [line for line in lines if line.startswith(("Hint: ", "Try 'neuronrank "))]
+    assert len(errors) == 1, result.stderr
+    assert len(hints) == 1, result.stderr
+    assert says in errors[0], result.stderr
+    assert hint in hints[0], result.stderr
+    assert "not foreseen" not in hints[0], result.stderr
+    assert sorted(here.iterdir()) == names
+    assert tree(here) == before
+    return result.stderr
+
+
+def copied(model: Path) -> Path:
+    """A copy of a model's folder to damage, in the working folder."""
+    return shutil.copytree(model, Path.cwd() / "source")
+
+
+def saved(folder: Path, **options: Any) -> Path:
+    """A tiny model saved by transformers."""
+    tiny_model(layers=2, hidden=32, intermediate=64, **options).save_pretrained(folder, max_shard_size="40KB")
+    tiny_tokenizer(True).save_pretrained(folder)
+    return folder

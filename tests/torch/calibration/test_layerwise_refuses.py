@@ -1,0 +1,69 @@
+"""One call stands for all sequences, so what a model hands its layers must not depend on the text."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from layerwise import small, text
+from torch import Tensor, nn
+
+from neuronrank_core import InputError
+from neuronrank_torch.calibration.layerwise import embed, run_layers
+from neuronrank_torch.model.structure import find_decoder
+
+
+class TextDependent(nn.Module):
+    """Rotary embeddings that look at the hidden states."""
+
+    def __init__(self, rotary: nn.Module) -> None:
+        super().__init__()
+        self.rotary = rotary
+
+    def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        cos, sin = self.rotary(hidden, *args, **kwargs)
+        return cos, sin + hidden.mean()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@torch.no_grad()
+def test_arguments_that_depend_on_the_text_are_refused(family: str) -> None:
+    model = small(family)
+    model.model.rotary_emb = TextDependent(model.model.rotary_emb)
+    name = type(model.model).__name__
+    with pytest.raises(InputError, match=f"{name} gives its layers arguments that depend on the text"):
+        run_layers(find_decoder(model), text(), lambda layer: layer.feed(keep=True))
+    assert not any("forward" in layer.__dict__ for layer in model.model.layers)
+
+
+@torch.no_grad()
+def test_the_same_text_throughout_is_fine() -> None:
+    model, tokens = small("llama"), text(1)
+    model.model.rotary_emb = TextDependent(model.model.rotary_emb)
+    hidden = embed(find_decoder(model), tokens.repeat(3, 1))
+    assert torch.equal(hidden[0], hidden[2])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tokens: {"extra": tokens.float()},
+        lambda tokens: {"extra": {"nested": [tokens]}},
+        lambda tokens: {"extra": (None if tokens[0, 0] > 100 else tokens[:, :1] * 0)},
+        lambda tokens: {"extra": int(tokens[0, 0])},
+        lambda tokens: {"extra": [0] * int(tokens[0, 0])},
+        lambda tokens: {"extra": torch.zeros(int(tokens[0, 0]) + 1)},
+        lambda tokens: {f"extra{tokens[0, 0]}": None},
+    ],
+)
+@torch.no_grad()
+def test_wherever_they_hide(change) -> None:
+    model, tokens = small("llama"), text()
+    tokens[:, 0] = torch.tensor([3, 200, 5, 6, 7])
+
+    class Body(type(model.model)):
+        def forward(self, input_ids: Tensor, **kwargs: object) -> object:
+            return super().forward(input_ids=input_ids, **kwargs, **change(input_ids))
+
+    model.model.__class__ = Body
+    with pytest.raises(InputError, match="depend on the text"):
+        embed(find_decoder(model), tokens)

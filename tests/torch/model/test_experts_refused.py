@@ -1,0 +1,132 @@
+"""What cannot be done with experts is refused by name; nothing is pruned in part without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mixture import mixture
+from pruning import TEXT, pruned, recipe, same_state, state
+from tiny import VOCAB, tiny_tokenizer
+from torch import nn
+from transformers import AutoModelForCausalLM, GptOssConfig, Qwen2MoeConfig
+
+from neuronrank_core import InputError
+from neuronrank_core.errors import UnsupportedModelError
+from neuronrank_torch.model.experts import find_experts
+from neuronrank_torch.model.structure import find_decoder
+from neuronrank_torch.runs.collect import run_collect
+from neuronrank_torch.runs.dry_run import plan_prune
+from neuronrank_torch.runs.evaluate import run_eval
+from neuronrank_torch.runs.job import Evaluation, Job
+from neuronrank_torch.runs.verify.run import run_verify
+
+COMMON = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "vocab_size": VOCAB,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_experts_per_tok": 2,
+    "pad_token_id": None,
+}
+MODES: dict[str, dict[str, Any]] = {
+    "--sparsity_type neurons": {"sparsity_type": "neurons"},
+    "--update least-squares": {"update": "least-squares"},
+    "--allocate neuronrank": {"allocate": "neuronrank"},
+}
+
+
+def shared_expert() -> nn.Module:
+    config = Qwen2MoeConfig(**COMMON, num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=32)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def another_layout() -> nn.Module:
+    return AutoModelForCausalLM.from_config(GptOssConfig(**COMMON, num_local_experts=4))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_modes(mode: str, family: str) -> None:
+    model = mixture(family)
+    before = state(model)
+    with pytest.raises(
+        InputError, match=rf"{mode} cannot be used on a mixture of experts \(\w+Experts: fused"
+    ) as error:
+        pruned(model, recipe(**MODES[mode]))
+    assert error.value.hint
+    assert same_state(state(model), before)
+
+
+def test_modes_are_refused_before_the_run(tmp_path: Path) -> None:
+    folder = write(tmp_path, mixture("mixtral"))
+    with pytest.raises(InputError, match=r"--update least-squares cannot be used"):
+        plan_prune(Job(str(folder)), recipe(update="least-squares"))
+
+
+def test_a_plan_names_what_a_run_does(tmp_path: Path) -> None:
+    model = mixture("qwen3_moe")
+    plan = plan_prune(Job(str(write(tmp_path, model))), recipe(sparsity_ratio=0.37))
+    done = pruned(model, recipe(sparsity_ratio=0.37, method="wanda"))
+    assert [list(layer["modules"]) for layer in plan["layers"]] == [[m.name for m in x.modules] for x in done.layers]
+    assert plan["total"]["prunable"] == done.size
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (shared_expert, r"layer 0 .* has a shared expert"),
+        (another_layout, r"layer 0: GptOssExperts keeps its experts in"),
+    ],
+)
+def test_layouts(model: Any, message: str, tmp_path: Path) -> None:
+    made = model()
+    before = state(made)
+    with pytest.raises(UnsupportedModelError, match=message) as error:
+        pruned(made, recipe())
+    assert error.value.hint
+    assert same_state(state(made), before)
+    # It can be measured all the same.
+    (tmp_path / "text.txt").write_text(TEXT)
+    folder = write(tmp_path, made)
+    assert run_eval(str(folder), Evaluation(str(tmp_path / "text.txt"), 16, 1)).perplexity > 1
+
+
+def test_verify(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 .MixtralDecoderLayer. is a mixture of experts") as error:
+        run_verify(str(write(tmp_path, mixture("mixtral"))), nsamples=1, seqlen=16)
+    assert "prune" in error.value.hint
+
+
+def test_collect(tmp_path: Path) -> None:
+    folder = write(tmp_path, mixture("mixtral"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    job = Job(str(folder), dataset=str(tmp_path / "text.txt"), save=str(tmp_path / "stats"))
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 .MixtralDecoderLayer. is a mixture of experts"):
+        run_collect(job, recipe())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, "text.txt"])
+
+
+@pytest.mark.parametrize("change", ["swapped", "own gate", "norm"])
+def test_experts_that_only_look_alike(change: str) -> None:
+    model = mixture("mixtral")
+    experts = model.model.layers[1].mlp.experts
+    if change == "swapped":
+        experts.gate_up_proj.data = experts.gate_up_proj.data.transpose(1, 2)
+    elif change == "own gate":
+        experts.__class__ = type("Own", (type(experts),), {"_apply_gate": lambda self, x: x})
+    else:
+        experts.norm = nn.LayerNorm(4)
+    assert find_experts(model.model.layers[0], 0) is not None
+    with pytest.raises(UnsupportedModelError, match=r"layer 1: .* keeps its experts in another layout"):
+        find_decoder(model)
+
+
+def write(folder: Path, model: nn.Module) -> Path:
+    model.save_pretrained(folder / "model")
+    tiny_tokenizer(True).save_pretrained(folder / "model")
+    return folder / "model"
