@@ -25,7 +25,7 @@ except ImportError:  # Not POSIX: two runs on one output are not kept apart ther
 _JOURNAL = "journal.json"
 
 
-class PartialFolder:
+class ResumableFolder:
     """A context manager: the folder is locked inside.
 
     Left by an exception, it stays where there are finished layers for the same run to go on with, and the exception

@@ -12,7 +12,7 @@ from neuronrank_torch.pruning.result import LayerReport
 
 
 class LayerStore:
-    """All weights in memory; :class:`neuronrank_torch.saving.model_writer.Staging` has them on disk."""
+    """All weights in memory; :class:`neuronrank_torch.saving.model_writer.ModelWriter` has them on disk."""
 
     def resident(self, unit: Unit) -> AbstractContextManager[None]:
         """Context in which a unit has its weights."""

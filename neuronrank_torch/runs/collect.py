@@ -27,7 +27,7 @@ from neuronrank_torch.model.streaming import HEAD, StreamedModel
 from neuronrank_torch.model.structure import activation_of, has_attention, prunable_linears
 from neuronrank_torch.pruning.result import versions
 from neuronrank_torch.runs.job import Job, OnStage
-from neuronrank_torch.saving.receiver import Follower
+from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.saving.statistics_writer import StatisticsWriter
 from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
 from neuronrank_torch.text.sources import load_text, text_fingerprint
@@ -140,16 +140,16 @@ class _CollectRun:
             "versions": versions(),
         }
 
-    def writer(self, target: Path, header: dict[str, Any]) -> StatisticsWriter | Follower:
+    def writer(self, target: Path, header: dict[str, Any]) -> StatisticsWriter | Receiver:
         """The folder in which the tables gather, as this rank sees it."""
         hidden_states = self.job.hidden_states
         if not self.ranks.first:
-            return Follower(target, self.model, propagate_dense=True, hidden_states=hidden_states, ranks=self.ranks)
+            return Receiver(target, self.model, propagate_dense=True, hidden_states=hidden_states, ranks=self.ranks)
         identity = {**header, "device": self.job.device, "version of": {"journal": JOURNAL_FORMAT}}
         options: dict[str, Any] = {"force": self.job.force, "hidden_states": hidden_states, "ranks": self.ranks}
         return StatisticsWriter(target, identity, len(self.model.decoder.layers), **options)
 
-    def collect(self, sequences: torch.Tensor, writer: StatisticsWriter | Follower) -> None:
+    def collect(self, sequences: torch.Tensor, writer: StatisticsWriter | Receiver) -> None:
         """Run the layers, and keep the table of each."""
         layers = range(len(self.model.decoder.layers))
         done = sum(map(writer.done, layers))

@@ -23,8 +23,8 @@ from neuronrank_torch.pruning.result import recipe_values, versions
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.pruning.store import LayerStore
 from neuronrank_torch.runs.job import Job, OnStage
-from neuronrank_torch.saving.model_writer import Staging
-from neuronrank_torch.saving.receiver import Follower
+from neuronrank_torch.saving.model_writer import ModelWriter
+from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.text.sequences import calibration_sequences
 from neuronrank_torch.text.sources import load_text, text_fingerprint
 
@@ -111,7 +111,7 @@ class _Run:
             "version of": {**versions(), "journal": JOURNAL_FORMAT},
         }
 
-    def staging(self, model: StreamedModel, save: str) -> Staging | Follower:
+    def staging(self, model: StreamedModel, save: str) -> ModelWriter | Receiver:
         """The folder in which the result grows, as this rank sees it."""
         target = self.ranks.from_first(
             partial(check_output, save, self.job.force, source=self.source.path, label=self.source.spec)
@@ -122,8 +122,8 @@ class _Run:
             "ranks": self.ranks,
         }
         if self.ranks.first:
-            return Staging(target, model, self.identity(), force=self.job.force, **options)
-        return Follower(target, model, **options)
+            return ModelWriter(target, model, self.identity(), force=self.job.force, **options)
+        return Receiver(target, model, **options)
 
     def check(self, model: Any) -> None:
         """Refuse what cannot be pruned, or a text too short, before perplexity is measured or a layer is calibrated."""
@@ -138,7 +138,7 @@ class _Run:
         report = self._prune(model)
         return self._report(report, before, self._measure("after", model))
 
-    def streamed(self, model: StreamedModel, staging: Staging | Follower) -> dict[str, Any]:
+    def streamed(self, model: StreamedModel, staging: ModelWriter | Receiver) -> dict[str, Any]:
         """Prune a streamed model and save it."""
         layers, done = len(model.decoder.layers), len(staging.units_done())
         if done:

@@ -16,7 +16,7 @@ from neuronrank_torch.calibration.hidden_states import HiddenStates, room
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.files.durable import write_durably
 from neuronrank_torch.files.json import seal
-from neuronrank_torch.files.resumable import PartialFolder
+from neuronrank_torch.files.resumable import ResumableFolder
 from neuronrank_torch.model.quiet import quiet_transformers
 from neuronrank_torch.model.split_experts import whole_experts
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel, Unit
@@ -31,8 +31,8 @@ REPORT_NAME = "neuronrank.json"
 SINGLE_FILE_BYTES = 2 << 30
 
 
-class Staging(PartialFolder, LayerStore):
-    """The output of a prune: see :class:`neuronrank_torch.files.resumable.PartialFolder`.
+class ModelWriter(ResumableFolder, LayerStore):
+    """The output of a prune: see :class:`neuronrank_torch.files.resumable.ResumableFolder`.
 
     Parameters
     ----------
@@ -41,13 +41,13 @@ class Staging(PartialFolder, LayerStore):
     model : StreamedModel
         Whose units become the shards.
     identity, force
-        See :class:`neuronrank_torch.files.resumable.PartialFolder`.
+        See :class:`neuronrank_torch.files.resumable.ResumableFolder`.
     hidden_states : {"memory", "disk"}
         Where hidden states are kept; disk is a file in the folder that is mapped to memory.
     propagate_dense : bool
         Whether text goes on through the original weights of finished layers instead of the pruned ones.
     ranks : Ranks
-        Of which this is the first; the others are :class:`neuronrank_torch.saving.receiver.Follower`.
+        Of which this is the first; the others are :class:`neuronrank_torch.saving.receiver.Receiver`.
     """
 
     inner = "model"

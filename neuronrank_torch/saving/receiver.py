@@ -38,8 +38,8 @@ class Opened:
     measured: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
-class Follower(LayerStore):
-    """What is :class:`neuronrank_torch.saving.model_writer.Staging`, or the writer of statistics, on the first rank.
+class Receiver(LayerStore):
+    """The counterpart, on the other ranks, of the first rank's model writer or statistics writer.
 
     Needs no folder that both can see.
 
@@ -59,7 +59,7 @@ class Follower(LayerStore):
         self.model, self.propagate_dense, self.hidden_states, self.ranks = model, propagate_dense, hidden_states, ranks
         self.folder = target.with_name(f".{target.name}.partial")
 
-    def __enter__(self) -> Follower:
+    def __enter__(self) -> Receiver:
         self._opened: Opened = self.ranks.from_first(lambda: Opened({}))
         self._done = list(self._opened.shapes)
         for unit, shapes in self._opened.shapes.items():

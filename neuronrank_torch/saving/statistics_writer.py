@@ -14,13 +14,13 @@ from neuronrank_torch.calibration.statistics_folder import file_name
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.files.durable import STATISTICS, write_durably
 from neuronrank_torch.files.json import seal
-from neuronrank_torch.files.resumable import PartialFolder
+from neuronrank_torch.files.resumable import ResumableFolder
 from neuronrank_torch.model.streaming import HEAD, Unit
 from neuronrank_torch.saving.receiver import Opened
 
 
-class StatisticsWriter(PartialFolder):
-    """See :class:`neuronrank_torch.files.resumable.PartialFolder`.
+class StatisticsWriter(ResumableFolder):
+    """See :class:`neuronrank_torch.files.resumable.ResumableFolder`.
 
     ``hidden_states`` and ``ranks`` are as for the folder of a prune.
     """

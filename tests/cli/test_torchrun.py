@@ -18,7 +18,7 @@ from processes import Ended, together
 from neuronrank_cli import app
 from neuronrank_core import NonFiniteError
 from neuronrank_torch.calibration.collector import LayerCollector
-from neuronrank_torch.saving.model_writer import Staging
+from neuronrank_torch.saving.model_writer import ModelWriter
 
 pytestmark = pytest.mark.xdist_group("ranks")
 KEPT = f"2 of {LAYERS} layers are done and kept: the same command goes on from there"
@@ -41,7 +41,7 @@ def command(arguments: list[object], faulty: list[int], fault: str) -> None:
     sys.argv = ["neuronrank", *map(str, arguments)]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if int(os.environ["RANK"]) in faulty:
-        owner: Any = Staging if fault == "full" else LayerCollector
+        owner: Any = ModelWriter if fault == "full" else LayerCollector
         name = "keep" if fault == "full" else "add_documents"
         method = getattr(owner, name)
 

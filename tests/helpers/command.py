@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from neuronrank_torch.saving.model_writer import Staging
+from neuronrank_torch.saving.model_writer import ModelWriter
 
 #: Layers of the model that the tests of the command prune.
 LAYERS = 4
@@ -23,14 +23,14 @@ PROGRAM = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_h
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, units: int, error: BaseException) -> Callable[[], None]:
     """Have runs fail once so many units are finished; returns what lifts it."""
-    keep = Staging.keep
+    keep = ModelWriter.keep
     kept = []
 
-    def keep_and_stop(self: Staging, unit: Any, report: Any = None) -> None:
+    def keep_and_stop(self: ModelWriter, unit: Any, report: Any = None) -> None:
         keep(self, unit, report)
         kept.append(unit)
         if len(kept) == units:
             raise error
 
-    monkeypatch.setattr(Staging, "keep", keep_and_stop)
-    return lambda: monkeypatch.setattr(Staging, "keep", keep)
+    monkeypatch.setattr(ModelWriter, "keep", keep_and_stop)
+    return lambda: monkeypatch.setattr(ModelWriter, "keep", keep)

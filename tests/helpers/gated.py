@@ -1,4 +1,4 @@
-"""A gated MLP alone, and a witness that keeps everything the collector reduces."""
+"""A gated MLP alone, and a record_activations that keeps everything the collector reduces."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def collector(mlp: GatedMLP, recipe: Recipe) -> LayerCollector:
 
 
 @contextmanager
-def witness(mlp: GatedMLP) -> Iterator[dict[str, list[Tensor]]]:
+def record_activations(mlp: GatedMLP) -> Iterator[dict[str, list[Tensor]]]:
     """Keeps what gate, up and down see, micro-batch by micro-batch."""
     seen: dict[str, list[Tensor]] = {"x": [], "gate": [], "hidden": []}
 
@@ -77,7 +77,7 @@ def collect(
 ) -> tuple[LayerStatistics, list[LayerStatistics]]:
     """The collector's table, and rows that the core makes of the very same activations."""
     rows: list[LayerStatistics] = []
-    with collector(mlp, recipe) as c, witness(mlp) if reference else nullcontext({}) as seen:
+    with collector(mlp, recipe) as c, record_activations(mlp) if reference else nullcontext({}) as seen:
         for first in range(0, len(texts), batch_size):
             batch = torch.stack(list(texts[first : first + batch_size]))
             mlp(batch)

@@ -13,16 +13,18 @@ from tiny import tiny_tokenizer
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.model.streaming import REST, StreamedModel
 from neuronrank_torch.model.weights import LoadedWeights
-from neuronrank_torch.saving.model_writer import Staging
+from neuronrank_torch.saving.model_writer import ModelWriter
 
 
-def staging(model: Any, target: Path, identity: dict[str, Any] | None = None, **options: Any) -> Staging:
+def staging(model: Any, target: Path, identity: dict[str, Any] | None = None, **options: Any) -> ModelWriter:
     """The staging folder of a copy of a model."""
     model = copy.deepcopy(model)
-    return Staging(target, StreamedModel(model, LoadedWeights(model), torch.device("cpu")), identity or {}, **options)
+    return ModelWriter(
+        target, StreamedModel(model, LoadedWeights(model), torch.device("cpu")), identity or {}, **options
+    )
 
 
-def keep_all(stage: Staging) -> None:
+def keep_all(stage: ModelWriter) -> None:
     """Finish every unit, as it is."""
     for unit in stage.model.units:
         if unit != REST:
@@ -30,7 +32,7 @@ def keep_all(stage: Staging) -> None:
                 stage.keep(unit)
 
 
-def interrupted(model: Any, target: Path, reports: dict[Any, Any], **options: Any) -> Staging:
+def interrupted(model: Any, target: Path, reports: dict[Any, Any], **options: Any) -> ModelWriter:
     """A run that was stopped when it had finished some units."""
     stage = staging(model, target, **options)
     with suppress(KeyboardInterrupt), stage:

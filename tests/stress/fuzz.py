@@ -342,19 +342,19 @@ def _must(arguments: list[str]) -> None:
 
 def _interrupted(arguments: list[str]) -> None:
     """Leave the folder of a run that was stopped after its first layer."""
-    from neuronrank_torch.saving.model_writer import Staging
+    from neuronrank_torch.saving.model_writer import ModelWriter
 
-    keep = Staging.keep
+    keep = ModelWriter.keep
 
     def stop(self: Any, unit: Any, report: Any = None) -> None:
         keep(self, unit, report)
         raise KeyboardInterrupt
 
-    Staging.keep = stop  # type: ignore[method-assign]
+    ModelWriter.keep = stop  # type: ignore[method-assign]
     try:
         CliRunner().invoke(cli, arguments)
     finally:
-        Staging.keep = keep  # type: ignore[method-assign]
+        ModelWriter.keep = keep  # type: ignore[method-assign]
 
 
 def readers() -> dict[str, list[list[str]]]:

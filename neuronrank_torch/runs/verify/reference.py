@@ -42,7 +42,7 @@ class Observed:
 
 
 @contextmanager
-def witness(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
+def record_activations(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
     """Keep what the modules of a gated MLP saw last: ``x``, ``gate`` and ``product``."""
     seen: dict[str, Tensor] = {}
 
@@ -122,7 +122,7 @@ def observe(
             rows.extend(core_rows(seen, first, recipe, run.index))
 
         activation = activation_of(run.layer, run.index)
-        with LayerCollector(run.index, linears, activation, recipe) as collector, witness(linears) as seen:
+        with LayerCollector(run.index, linears, activation, recipe) as collector, record_activations(linears) as seen:
             run.feed(keep=True, after=batch_done)
         look(Observed(run.index, linears, collector.statistics(), merge(rows)))
 

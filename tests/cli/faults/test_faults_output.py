@@ -130,16 +130,16 @@ def test_two_runs_at_once(run: Run, small: Flags, monkeypatch: pytest.MonkeyPatc
 
 def test_a_run_that_starts_while_another_finishes(run: Run, small: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one has the lock until its folder is gone, and then there is an output that nobody said to replace."""
-    entered = staging.Staging.__enter__
+    entered = staging.ModelWriter.__enter__
 
-    def late(self: staging.Staging) -> staging.Staging:
-        monkeypatch.setattr(staging.Staging, "__enter__", entered)
+    def late(self: staging.ModelWriter) -> staging.ModelWriter:
+        monkeypatch.setattr(staging.ModelWriter, "__enter__", entered)
         run("prune", *small, "--save", "out", "--seed", 3)
         before.update(tree(Path("out")))
         return entered(self)
 
     before: dict[str, bytes] = {}
-    monkeypatch.setattr(staging.Staging, "__enter__", late)
+    monkeypatch.setattr(staging.ModelWriter, "__enter__", late)
     assert "out already exists" in run("prune", *small, "--save", "out", code=2).stderr
     assert tree(Path.cwd()) == {f"out/{name}": content for name, content in before.items()}
 
@@ -160,14 +160,14 @@ def test_a_lock_on_a_file_that_is_gone_is_none(run: Run, small: Flags, monkeypat
 def test_what_someone_saved_there_meanwhile_is_kept(
     run: Run, small: Flags, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish = staging.Staging.finish
+    finish = staging.ModelWriter.finish
 
-    def late(self: staging.Staging, *arguments: Any) -> None:
+    def late(self: staging.ModelWriter, *arguments: Any) -> None:
         if not self.target.exists():
             shutil.copytree(model, self.target)
         finish(self, *arguments)
 
-    monkeypatch.setattr(staging.Staging, "finish", late)
+    monkeypatch.setattr(staging.ModelWriter, "finish", late)
     result = run("prune", *small, "--save", "out", code=2)
     assert "out already exists" in result.stderr
     assert f"Note: {LAYERS} of {LAYERS} layers are done and kept" in result.stderr
