@@ -45,7 +45,11 @@ def test_it_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_none_is_overlooked() -> None:
-    assert {block.page for block in BLOCKS} >= {"README.md", "docs/understand/beyond-llms.md", "docs/understand/extending.md"}
+    assert {block.page for block in BLOCKS} >= {
+        "README.md",
+        "docs/understand/beyond-llms.md",
+        "docs/understand/extending.md",
+    }
     for file in {block.page for block in BLOCKS}:
         text = (ROOT / file).read_text("utf-8")
         assert text.count("```python") == sum(block.page == file for block in BLOCKS), file
