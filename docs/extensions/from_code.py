@@ -10,7 +10,9 @@ from typing import Any
 
 from click.testing import CliRunner
 from docutils import nodes
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
 from neuronrank_cli.app import cli
@@ -57,9 +59,26 @@ def elsewhere(app: Sphinx, what: str, name: str, value: Any, skip: bool, options
     return True if (by_module and exported) or not value.__module__.startswith("neuronrank") else None
 
 
+def by_public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement) -> Any:
+    """Resolve a reference to where an exported name is defined: it is documented under its public name."""
+    package, name = node["reftarget"].partition(".")[0], node["reftarget"].rpartition(".")[2]
+    if node.get("refdomain") != "py" or not package.startswith("neuronrank_"):
+        return None
+    exported = importlib.import_module(package)
+    if name not in getattr(exported, "__all__", ()):
+        return None
+    home = getattr(getattr(exported, name), "__module__", None)
+    if node["reftarget"] != f"{home}.{name}":
+        return None
+    public = f"{package}.{name}"
+    domain = env.get_domain("py")
+    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], public, node, contnode)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("command-help", CommandHelp)
     app.add_directive("modules", Modules)
     app.connect("autodoc-skip-member", elsewhere)
+    app.connect("missing-reference", by_public_name)
     return {"parallel_read_safe": True}
