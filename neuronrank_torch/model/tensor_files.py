@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from neuronrank_core.errors import InputError
-from neuronrank_torch.files.json import read_json
+from neuronrank_torch.files.json import read_json, write_json
 
 #: Header fields that transformers asks for.
 _METADATA = {"format": "pt"}
@@ -29,8 +29,8 @@ def write_index(shards: list[Path], folder: Path) -> None:
         tensors = read_header(shard)[0]
         where |= dict.fromkeys(tensors, shard.name)
         total += sum(end - start for start, end in (tensor["data_offsets"] for tensor in tensors.values()))
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    index: dict[str, object] = {"metadata": {"total_size": total}, "weight_map": where}
+    write_json(folder / INDEX, index)
 
 
 def join_shards(shards: list[Path], folder: Path) -> None:

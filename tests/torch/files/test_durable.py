@@ -89,13 +89,13 @@ def test_other_folder_is_never_deleted(tmp_path, content):
 def test_source_is_never_replaced(folder, where, force):
     (folder.parent / "link").symlink_to(folder)
     source = load_model(str(folder))[2]
-    with pytest.raises(InputError, match="holds the model that is read"):
+    with pytest.raises(InputError, match="contains the input model"):
         check_output(folder.parent / where, force, source=source.path, label=source.spec)
 
 
 def test_folder_of_a_gguf_source_is_never_replaced(gguf_file):
     source = load_model(str(gguf_file))[2]
-    with pytest.raises(InputError, match="holds the model that is read"):
+    with pytest.raises(InputError, match="contains the input model"):
         check_output(gguf_file.parent, force=True, source=source.path, label=source.spec)
 
 
