@@ -39,10 +39,6 @@ def launched() -> AbstractContextManager[Ranks]:
     return ProcessGroup() if several else nullcontext(ALONE)
 
 
-class LostContactError(NeuronRankError):
-    """Another rank cannot be reached."""
-
-
 class ProcessGroup(Ranks):
     """The default process group of torch.distributed as a context manager.
 
@@ -98,7 +94,7 @@ class ProcessGroup(Ranks):
             yield
         except RuntimeError as error:
             self._broken = True
-            raise LostContactError(
+            raise NeuronRankError(
                 "another process of this run has died or cannot be reached",
                 hint="check what that process and its launcher printed; a killed process may have run out of memory",
             ) from error

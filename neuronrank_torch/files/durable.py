@@ -62,12 +62,16 @@ def check_output(
         raise InputError(f"{target} contains the input model ({label})", hint="choose another output folder")
     if target.exists():
         _check_replaceable(target, force, kind)
+    _check_creatable(target)
+    return target
+
+
+def _check_creatable(target: Path) -> None:
     parent = next(folder for folder in target.parents if folder.exists())
     if not parent.is_dir():
         raise InputError(f"cannot create {target}: {parent} is not a folder", hint="choose another output folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"cannot create {target}: {parent} is not writable", hint="choose another output folder")
-    return target
 
 
 def _check_replaceable(target: Path, force: bool, kind: Kind) -> None:

@@ -139,5 +139,5 @@ class FromFirst(WeightSource):
 def stored_tensors(model: Any) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name. A weight that modules share appears under its first name only."""
     state = model.state_dict(keep_vars=True)
-    seen: set[int] = set()
-    return {name: t for name, t in state.items() if id(t) not in seen and not seen.add(id(t))}  # type: ignore[func-returns-value]
+    first = {id(tensor): name for name, tensor in reversed(state.items())}
+    return {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}

@@ -100,9 +100,9 @@ class ModelWriter(OutputWriter, LayerStore):
         report = self.journal.reports[self.shard(unit).name]
         return None if report is None else LayerReport.from_dict(report)
 
-    def source(self, *units: Unit) -> WeightSource:
-        """Weights of finished units, read from their shards."""
-        return whole_experts(SafetensorsWeights(self.shard(unit) for unit in units))
+    def source(self, unit: Unit) -> WeightSource:
+        """Weights of a finished unit, read from its shard."""
+        return whole_experts(SafetensorsWeights([self.shard(unit)]))
 
     def resident(self, unit: Unit) -> AbstractContextManager[None]:
         """Context in which a unit has the weights through which calibration text is propagated."""

@@ -10,7 +10,7 @@ import torch
 import transformers
 from staged import save_model
 from tiny import tiny_tokenizer
-from tiny_files import logits, small, write_folder, write_gguf
+from tiny_files import logits, small
 
 from neuronrank_core.errors import InputError
 from neuronrank_torch.files.durable import check_output
@@ -19,23 +19,6 @@ from neuronrank_torch.model.open import load_model
 
 def names(folder):
     return sorted(entry.name for entry in folder.iterdir())
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_folder(tmp_path / "source")
-
-
-@pytest.fixture
-def gguf_file(tmp_path):
-    return write_gguf(tmp_path / "tiny.gguf", small())
 
 
 def test_force_replaces_a_model(folder):

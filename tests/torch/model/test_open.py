@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny import tiny_tokenizer
-from tiny_files import logits, small, write_folder, write_gguf
+from tiny_files import logits, small, write_folder
 from transformers import modeling_gguf_pytorch_utils
 
 from neuronrank_core.errors import InputError
@@ -21,28 +21,11 @@ from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.model.source import sampled_digest
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_folder(tmp_path / "source")
-
-
 @pytest.fixture
 def sharded(tmp_path):
     path = write_folder(tmp_path / "sharded", max_shard_size="40KB")
     assert len(list(path.glob("*.safetensors"))) > 2
     return path
-
-
-@pytest.fixture
-def gguf_file(tmp_path):
-    return write_gguf(tmp_path / "tiny.gguf", small())
 
 
 class TestLoad:

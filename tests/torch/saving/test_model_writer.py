@@ -27,13 +27,6 @@ def names(folder):
     return sorted(entry.name for entry in folder.iterdir())
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
-
-
 @pytest.fixture
 def sharded(monkeypatch):
     """Every model counts as too large for one file."""
