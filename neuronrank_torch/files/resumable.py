@@ -145,7 +145,7 @@ class ResumableFolder:
         except (OSError, SafetensorError) as error:
             raise NeuronRankError(
                 f"could not save to {self.target}: {error}",
-                hint="check free space and permissions; nothing was changed there",
+                hint="check free space and permissions; the output was not changed",
             ) from error
 
     def publish(self, header: Path) -> None:

@@ -33,10 +33,10 @@ def check_folder(folder: Path) -> None:
     """
     names = [file.name for file in folder.iterdir()]
     if not names:
-        raise InputError(f"{folder} is empty", hint="name the folder of a model")
+        raise InputError(f"{folder} is empty", hint="give the path of a model folder")
     if "config.json" not in names:
         gguf = [name for name in names if name.endswith(".gguf")]
-        hint = f"name the file: {folder / gguf[0]}" if gguf else "name the folder of a model"
+        hint = f"give the path of the GGUF file: {folder / gguf[0]}" if gguf else "give the path of a model folder"
         raise InputError(f"{folder} has no config.json", hint=hint)
     config = read_json(folder / "config.json")
     if config.get("quantization_config"):
@@ -50,7 +50,7 @@ def check_folder(folder: Path) -> None:
                 f"{folder} has its weights in pickle files, which can run code when loaded",
                 hint="convert them to safetensors: huggingface.co/docs/safetensors/convert-weights",
             )
-        raise InputError(f"{folder} has no weights (*.safetensors)", hint="name the folder of a complete model")
+        raise InputError(f"{folder} has no weights (*.safetensors)", hint="give the path of a complete model folder")
     tensors = sum(map(_check_shard, files))
     for part in (config, config.get("text_config")):
         # Before transformers builds lists of this length.

@@ -111,7 +111,9 @@ def _reading(spec: str, kind: str) -> Iterator[None]:
     except (NeuronRankError, MemoryError):
         raise
     except Exception as error:  # What transformers and its readers raise on a bad model has no common base class.
-        raise InputError(f"cannot load {spec}: {first_line(error)}", hint="check that the model is complete") from error
+        raise InputError(
+            f"cannot load {spec}: {first_line(error)}", hint="check that the model's files are complete"
+        ) from error
 
 
 def _readers(kind: str) -> AbstractContextManager[None]:
@@ -188,6 +190,6 @@ def _check_complete(spec: str, info: dict[str, Any]) -> None:
     """Refuse a model some of whose weights transformers initialised at random. Tied weights do not count."""
     wrong = sorted(info["missing_keys"]) or sorted(str(key[0]) for key in info["mismatched_keys"])
     if wrong:
-        what = "lacks" if info["missing_keys"] else "does not fit its config.json in"
+        what = "lacks" if info["missing_keys"] else "does not match its config.json in"
         more = f" and {len(wrong) - 1} more weights" if len(wrong) > 1 else ""
         raise InputError(f"{spec} {what} {wrong[0]}{more}", hint="the checkpoint is incomplete: download it again")

@@ -1,4 +1,4 @@
-"""Where a model is (a folder, a GGUF file or a snapshot from the hub), and how to tell whether it has changed."""
+"""Locates a model (a folder, a GGUF file or a snapshot from the hub) and tells whether its files have changed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def locate(spec: str) -> tuple[Literal["folder", "gguf", "hub"], Path]:
         return "folder", path.resolve()
     if path.is_file():
         if not is_gguf(path):
-            raise InputError(f"{spec} is a file, but not a GGUF file", hint="name the folder of the model")
+            raise InputError(f"{spec} is a file, but not a GGUF file", hint="give the path of the model folder")
         return "gguf", path.resolve()
     if path.suffix == ".gguf" or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", spec):
         raise InputError(f"model not found: {spec}", hint="check the path")

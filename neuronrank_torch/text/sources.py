@@ -61,7 +61,7 @@ def _documents(spec: str, split: Split) -> Iterator[str]:
     except RuntimeError as error:
         raise InputError(f"file not found: {spec} ({error})", hint="check the path") from error
     if path.is_dir():
-        raise InputError(f"{spec} is a folder", hint="name a .txt or .jsonl file in it")
+        raise InputError(f"{spec} is a folder", hint="give the path of a .txt or .jsonl file")
     if path.exists():
         return _jsonl_documents(path) if path.suffix.lower() == ".jsonl" else iter([_read_utf8(path)])
     if is_path(spec):
@@ -80,7 +80,7 @@ def _builtin_documents(split: Split) -> Iterator[str]:
         from pydoc_data.topics import topics
     except ImportError as error:  # Some distributions package Python's documentation data separately.
         raise InputError(
-            "this Python lacks pydoc_data, the source of the built-in text", hint="pass a text file instead"
+            "this Python installation lacks pydoc_data, the source of the built-in text", hint="use a text file instead"
         ) from error
     for index, name in enumerate(sorted(topics)):
         if (index % _EVALUATION_STRIDE == 0) == (split == "evaluation"):

@@ -44,7 +44,7 @@ def test_folder_missing(run: Run, small: Flags, name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_folder_empty(run: Run, small: Flags, name: str) -> None:
     Path("source").mkdir()
-    refused(run, *command(name, "source", small), code=2, says="source is empty", hint="folder of a model")
+    refused(run, *command(name, "source", small), code=2, says="source is empty", hint="model folder")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
