@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neuronrank_core.errors import InputError, NonFiniteError
+from neuronrank_core.methods import requires
 from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics.table import (
     INPUTS,
@@ -54,7 +55,7 @@ class LayerCollector:
         recipe: Recipe,
     ) -> None:
         self.index, self.linears, self.activation, self.recipe = index, linears, activation, recipe
-        self._requires = recipe.requires
+        self._requires = requires(recipe)
         self._rows: list[LayerStatistics] = []
         self._batch: Columns = {}
         self._hooks: list[Any] = []

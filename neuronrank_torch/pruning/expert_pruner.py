@@ -12,7 +12,7 @@ from functools import cached_property
 from torch import nn
 
 from neuronrank_core import LayerStatistics, Recipe
-from neuronrank_core.methods import METHODS
+from neuronrank_core.methods import METHODS, mode, requires
 from neuronrank_torch.calibration.collector import LayerCollector
 from neuronrank_torch.calibration.expert_collector import ExpertCollector, where
 from neuronrank_torch.calibration.layerwise import LayerRun
@@ -112,8 +112,8 @@ def _notes(index: int, starved: list[str]) -> tuple[str, ...]:
 
 def too_few(table: Statistics, recipe: Recipe) -> bool:
     """Whether an expert's tokens are too few for the recipe's method; never for one that looks at weights alone."""
-    if not recipe.requires:
+    if not requires(recipe):
         return False
     if table is None or table.tokens.sum() < MINIMUM_TOKENS:
         return True
-    return recipe.mode == "topic" and table.sample is not None and len(table.sample) < recipe.tfidf_k
+    return mode(recipe) == "topic" and table.sample is not None and len(table.sample) < recipe.tfidf_k

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neuronrank_core import Recipe, ScoringContext, prune_mask
+from neuronrank_core.methods import requires
 from neuronrank_core.selection.masks import gradual_mask
 from neuronrank_core.selection.whole_neurons import kept_neurons
 from neuronrank_core.statistics.table import SHARED_INPUT, LayerStatistics
@@ -74,7 +75,7 @@ class LayerPruner:
         first = GramCollector(run.index, linears, self._stages[0] if updating else ())
         with collector, first:
             self._feed(run, keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
-        statistics = collector.statistics(self.ranks) if self.recipe.requires else None
+        statistics = collector.statistics(self.ranks) if requires(self.recipe) else None
         first.sum_over(self.ranks)
         if self.recipe.whole_neurons:
             modules = self._remove_neurons(run.index, run.layer, linears, statistics, first.gram)

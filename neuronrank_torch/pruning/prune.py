@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neuronrank_core import InvalidValueError, Recipe
+from neuronrank_core.methods import check_recipe, needs_text, requires
 from neuronrank_core.statistics.table import INPUTS, RESIDUAL, LayerStatistics
 from neuronrank_torch.calibration.collector import head_statistics
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
@@ -85,6 +86,7 @@ def prune(
     started = time.perf_counter()
     if statistics is not None:
         recipe = statistics.fitted(recipe)
+    check_recipe(recipe)
     run = _PruneRun(model, recipe, on_progress, store or LayerStore(), ranks)
     if batch_size is not None and batch_size < 1:
         raise InvalidValueError("batch_size", batch_size, "a whole number >= 1")
@@ -92,7 +94,7 @@ def prune(
     model.eval()
     try:
         with torch.no_grad():
-            if statistics is not None or not recipe.needs_text:
+            if statistics is not None or not needs_text(recipe):
                 run.by_statistics(statistics)
                 calibration = statistics.calibration() if statistics is not None else {}
             else:
@@ -143,7 +145,7 @@ class _PruneRun:
         layers = self.decoder.layers
         if statistics is not None:
             statistics.check_layers(len(layers))
-        kinds = self.recipe.requires
+        kinds = requires(self.recipe)
 
         def table(unit: Unit) -> LayerStatistics | None:
             return statistics.table(unit, kinds) if statistics is not None and kinds else None

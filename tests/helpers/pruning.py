@@ -12,7 +12,7 @@ from tiny import Family, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext, document_statistics, merge
-from neuronrank_core.selection.masks import method_for
+from neuronrank_core.methods import method_for
 from neuronrank_core.selection.patterns import comparison_group
 from neuronrank_torch import Report, prune
 from neuronrank_torch.model.structure import find_decoder, prunable_linears

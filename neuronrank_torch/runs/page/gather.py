@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from neuronrank_core import LayerStatistics
+from neuronrank_core.methods import mode
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.open import load_model
 from neuronrank_torch.model.structure import MLP_PROJECTIONS, prunable_linears
@@ -100,7 +101,7 @@ class _Page:
         return {
             "header": header,
             "path": str(self.sources.statistics.path),
-            "mode": reading.mode,
+            "mode": mode(reading),
             "k": reading.tfidf_k,
             "q": reading.q_active,
             "same_text": header["text_sha256"] == self.sources.report["calibration"].get("text_sha256"),
@@ -124,8 +125,8 @@ class _Page:
     def topics(self) -> Section:
         """Topics of some layers."""
         reading = self.sources.reading
-        if reading.mode != "topic":
-            raise UnavailableError(f"The run is in {reading.mode} mode: give --nr-tfidf-mode topic to see topics.")
+        if mode(reading) != "topic":
+            raise UnavailableError(f"The run is in {mode(reading)} mode: give --nr-tfidf-mode topic to see topics.")
         passages, missing = self._passages()
         described = []
         for layer in self.in_detail(list(range(self.layers))):

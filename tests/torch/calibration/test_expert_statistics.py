@@ -9,7 +9,7 @@ from mixture import MOE, mixture, tables
 from torch import Tensor, nn
 
 from neuronrank_core import MissingStatisticsError, NonFiniteError, Recipe
-from neuronrank_core.statistics.table import SIGNALS
+from neuronrank_core.recipe import SIGNALS
 from neuronrank_torch.calibration.expert_collector import ExpertCollector
 from neuronrank_torch.model.experts import find_experts
 

@@ -12,6 +12,7 @@ from tiny import tiny_tokenizer
 
 from neuronrank_core.errors import NonFiniteError
 from neuronrank_core.kernels import lowest_k
+from neuronrank_core.methods import needs_text
 from neuronrank_core.update.least_squares import absorb, gradual_update, least_squares_update
 from neuronrank_torch.calibration.gram import GramCollector, gated_product
 from neuronrank_torch.kernels import TorchKernels, inverse
@@ -121,7 +122,7 @@ def test_dense_zeros_stay_zero(update: dict[str, object]) -> None:
 
 
 def test_magnitude_needs_text_only_for_the_update() -> None:
-    assert not recipe(method="magnitude").needs_text
+    assert not needs_text(recipe(method="magnitude"))
     model = small()
     report = pruned(model, recipe(method="magnitude", **UPDATE))
     assert report.zeros == report.size // 2
