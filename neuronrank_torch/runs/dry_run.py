@@ -11,6 +11,7 @@ import torch
 from neuronrank_core import Recipe
 from neuronrank_core.methods import check_recipe, needs_text
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
+from neuronrank_torch.distributed.ranks import ALONE
 from neuronrank_torch.evaluation.perplexity import STREAMED_TOKENS
 from neuronrank_torch.evaluation.seen_text import evaluation_notes
 from neuronrank_torch.files.durable import check_output
@@ -18,8 +19,8 @@ from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
-from neuronrank_torch.model.structure import Decoder, reported_linears
-from neuronrank_torch.pruning.expert_pruner import ExpertPruner
+from neuronrank_torch.model.structure import Decoder
+from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
 from neuronrank_torch.pruning.result import Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers
 from neuronrank_torch.runs.job import Evaluation, Job
@@ -123,8 +124,8 @@ def estimate_memory(
         Tokens that perplexity is measured on.
     """
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
-    linears = reported_linears(model.decoder.layers[0], 0, include_attention=recipe.include_attention).values()
-    weights = [linear.weight for linear in linears]
+    blocks = model.decoder.layers[0].blocks(include_attention=recipe.include_attention)
+    weights = [weight for block in blocks for weight in block.weights.values()]
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
     calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and hidden_in_memory else 0
     evaluation = 0 if whole else min(eval_tokens, STREAMED_TOKENS)
@@ -156,8 +157,8 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     """
     layers = len(model.decoder.layers)
     # One micro-batch may hold fewer tokens than there are topics.
-    pruner = ExpertPruner(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device), lambda layer: None)
-    passes = sum(pruner.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
+    plan = LayerPlan(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device))
+    passes = sum(plan.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
     if recipe.allocate != "uniform":
         passes += layers
     forward = prune = 0.0
@@ -169,10 +170,11 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
         forward = time.perf_counter() - started
         started = time.perf_counter()
         if needs_text(recipe):
-            pruner.visit(run, outputs_needed=False)
-            prune = time.perf_counter() - started - forward * pruner.passes(outputs_needed=False)
+            prune_layer(run, plan, ALONE, outputs_needed=False)
+            prune = time.perf_counter() - started - forward * plan.passes(outputs_needed=False)
         else:
-            pruner.by_statistics(0, run.layer, None)
+            blocks = run.layer.blocks(include_attention=recipe.include_attention)
+            prune_by_statistics(0, blocks, [None] * len(blocks), plan)
             prune = time.perf_counter() - started
 
     vocabulary = model.model.get_input_embeddings().weight.shape[0]

@@ -159,7 +159,7 @@ class _Run:
             self.recipe,
             self.text,
             batch_size=self.job.batch_size,
-            on_progress=lambda layer, done, total: self.on_stage(f"pruning layer {layer}", done, total),
+            progress=lambda stage, done, total, unit: self.on_stage(stage, done, total),
             store=store,
             statistics=self.statistics,
             ranks=self.ranks,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neuronrank_torch.calibration.hidden_states import HiddenStates, in_file
+from neuronrank_torch.calibration.hidden_states import HiddenStates, in_file, in_memory
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.model.streaming import StreamedModel, Unit
 from neuronrank_torch.model.weights import FromFirst
@@ -102,6 +102,9 @@ class Receiver(LayerStore):
         """See :class:`LayerStore`."""
         return self._opened.ratios
 
+    def keep_ratios(self, ratios: list[float]) -> None:
+        """The first rank makes them durable."""
+
     def measured(self, what: str, measure: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
         """A perplexity that was measured before, or is now."""
         return self._opened.measured.get(what) or measure()
@@ -109,7 +112,7 @@ class Receiver(LayerStore):
     def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Room for this rank's hidden states."""
         if self.hidden_states == "memory":
-            return super().room(shape, like)
+            return in_memory(shape, like)
         self.folder.mkdir(parents=True, exist_ok=True)
         mapped = in_file(self.folder / f"hidden-{self.ranks.rank}", shape, like)
         with suppress(OSError):  # The first rank's files are there, unless it is on another machine.

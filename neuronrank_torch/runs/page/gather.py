@@ -11,8 +11,8 @@ import numpy as np
 from neuronrank_core import LayerStatistics
 from neuronrank_core.methods import mode
 from neuronrank_torch.kernels import TorchKernels
+from neuronrank_torch.model.blocks import MLP_PROJECTIONS
 from neuronrank_torch.model.open import load_model
-from neuronrank_torch.model.structure import MLP_PROJECTIONS, prunable_linears
 from neuronrank_torch.runs.job import OnStage
 from neuronrank_torch.runs.page.generation import continuations
 from neuronrank_torch.runs.page.neurons import LayerNeurons, distributions, layer_neurons, tf_idf_map
@@ -164,8 +164,8 @@ class _Page:
             for done, layer in enumerate(shown, 1):
                 ratio = None if recipe.allocate == "uniform" else _share(pruned[layer])
                 with dense.resident(layer):
-                    mlp = prunable_linears(dense.decoder.layers[layer], layer)
-                    found = method_masks(layer, mlp, self.table(layer), recipes, self.kernels, ratio)
+                    weights = dense.decoder.layers[layer].mlp.weights
+                    found = method_masks(layer, weights, self.table(layer), recipes, self.kernels, ratio)
                 yield {SAVED: zero_masks(saved, layer), **found}
                 self.on_stage("comparing methods", done, len(shown))
 
