@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from neuronrank_torch.model.experts import tokens_of
 from neuronrank_torch.model.structure import Decoder, Layer
 
 
-class LayerCollector:
+class LayerCollector(ExitStack):
     """Watches a layer while micro-batches of equally long documents without padding run through it.
 
     Use as a context manager; hooks are there inside it alone. Reductions happen inside the hooks, while the
@@ -49,25 +49,18 @@ class LayerCollector:
     """
 
     def __init__(self, layer: Layer, blocks: Sequence[Block], recipe: Recipe) -> None:
+        super().__init__()
         self.layer = layer
         self._builders = [_TableBuilder(block, recipe) for block in blocks]
         self._routed: tuple[Tensor, Tensor] | None = None
-        self._hooks: list[Any] = []
 
     def __enter__(self) -> LayerCollector:
-        for builder in self._builders:
-            if builder.expert is None:
-                self._hooks += builder.watch()
+        hooks = [hook for builder in self._builders if builder.expert is None for hook in builder.watch()]
         if self.layer.experts is not None:
-            self._hooks.append(self.layer.experts.on_routed(self._see_routed))
+            hooks.append(self.layer.experts.on_routed(self._see_routed))
+        for hook in hooks:
+            self.callback(hook.remove)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
 
     def _see_routed(self, hidden: Tensor, chosen: Tensor) -> None:
         self._routed = hidden, chosen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.model.blocks import Block, Mlp
 
 
-class GramCollector:
+class GramCollector(ExitStack):
     """Sums ``X' X`` over the calibration tokens while they run through a layer; a context manager.
 
     Parameters
@@ -29,6 +29,7 @@ class GramCollector:
     """
 
     def __init__(self, blocks: Sequence[Block], roles: Iterable[str], dense: Mlp | None = None) -> None:
+        super().__init__()
         self.blocks, self.roles, self.dense = blocks, tuple(roles), dense
         self.projections = {
             role: projection for block in blocks for role, projection in block.projections.items() if role in self.roles
@@ -36,34 +37,25 @@ class GramCollector:
         self.gram = {role: self._zeros(role) for role in self.roles}
         self.cross = self._zeros("down_proj") if dense is not None and "down_proj" in self.roles else None
         self._expected: Tensor | None = None
-        self._hooks: list[Any] = []
 
     def __enter__(self) -> GramCollector:
         if self.cross is not None:
             [mlp] = [block for block in self.blocks if isinstance(block, Mlp)]
-            self._hooks.append(mlp.module.register_forward_pre_hook(self._expect, with_kwargs=True))
+            self.callback(mlp.module.register_forward_pre_hook(self._expect, with_kwargs=True).remove)
         for role in self.roles:
-            self._hooks.append(self.projections[role].on_input(self._sum(role)))
+            self.callback(self.projections[role].on_input(self._sum(role)).remove)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        self._expected = None
-        if error is None and not all(bool(gram.isfinite().all()) for gram in self.gram.values()):
-            raise NonFiniteError(
-                f"NaN or Inf in the inputs of layer {self.blocks[0].where}", hint="try --dtype float32"
-            )
 
     def _zeros(self, role: str) -> Tensor:
         weight = self.projections[role].weight
         return weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float32)
 
     def sum_over(self, ranks: Ranks) -> None:
-        """Add what the other ranks have summed, when all text has run."""
+        """Add what the other ranks have summed, when all text has run; raises NonFiniteError on NaN or Inf."""
+        if not all(bool(gram.isfinite().all()) for gram in self.gram.values()):
+            raise NonFiniteError(
+                f"NaN or Inf in the inputs of layer {self.blocks[0].where}", hint="try --dtype float32"
+            )
         self.gram = {name: ranks.sum_in_order(gram) for name, gram in self.gram.items()}
         self.cross = None if self.cross is None else ranks.sum_in_order(self.cross)
 

@@ -15,6 +15,7 @@ from neuronrank_core.kernels import lowest_k
 from neuronrank_core.methods import needs_text
 from neuronrank_core.update.least_squares import absorb, gradual_update, least_squares_update
 from neuronrank_torch.calibration.gram import GramCollector
+from neuronrank_torch.distributed.ranks import ALONE
 from neuronrank_torch.kernels import TorchKernels, inverse
 from neuronrank_torch.model.structure import resolve_layer
 from neuronrank_torch.text.sequences import calibration_sequences
@@ -157,5 +158,7 @@ def test_gram_and_cross_are_sums_over_tokens() -> None:
 def test_non_finite_inputs_name_the_layer() -> None:
     layer = resolve_layer(small().model.layers[0], 7)
     watching = GramCollector(layer.blocks(), ("down_proj",))
-    with pytest.raises(NonFiniteError, match="layer 7"), torch.no_grad(), watching:
+    with torch.no_grad(), watching:
         layer.module.mlp(torch.full((1, 2, 32), float("nan")))
+    with pytest.raises(NonFiniteError, match="layer 7"):
+        watching.sum_over(ALONE)
