@@ -47,7 +47,7 @@ class StreamedModel:
     def _divide(self) -> dict[Unit, list[str]]:
         """Names of the tensors of each unit. The units are in the order of the model, after the rest."""
         modules = {id(module): name for name, module in self.model.named_modules()}
-        prefixes: dict[Unit, str] = {i: modules[id(layer)] + "." for i, layer in enumerate(self.decoder.layers)}
+        prefixes: dict[Unit, str] = {i: modules[id(layer.module)] + "." for i, layer in enumerate(self.decoder.layers)}
         head = self.model.get_output_embeddings()
         if head is not None and head.weight is not self.model.get_input_embeddings().weight:
             prefixes[HEAD] = modules[id(head)] + "."

@@ -102,6 +102,9 @@ class Receiver(LayerStore):
         """See :class:`LayerStore`."""
         return self._opened.ratios
 
+    def keep_ratios(self, ratios: list[float]) -> None:
+        """Nothing to do: the first rank records the ratios."""
+
     def measured(self, name: str, measure: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
         """A perplexity that an earlier run measured; otherwise measure it."""
         return self._opened.measured.get(name) or measure()

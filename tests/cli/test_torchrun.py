@@ -46,7 +46,7 @@ def command(arguments: list[object], faulty: list[int], fault: str) -> None:
         method = getattr(owner, name)
 
         def failing(self: Any, first: Any, *others: Any) -> None:
-            if (first if fault == "full" else self.index) == 2:
+            if (first if fault == "full" else self.layer.index) == 2:
                 FAULTS[fault]()
             method(self, first, *others)
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from layers import MODULES, random_layer
 
 from neuronrank_core import METHODS, PRESETS, Recipe
-from neuronrank_core.recipe import MODES
-from neuronrank_core.statistics.table import SIGNALS
+from neuronrank_core.recipe import MODES, SIGNALS
 
 exponent = st.none() | st.sampled_from([0.0, 0.5, 1.0, 2.0])
 signed = exponent | st.just(-1.0)

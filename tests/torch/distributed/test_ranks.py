@@ -90,9 +90,12 @@ def everything(ranks: Ranks) -> dict[str, Any]:
     for name, (chosen, batch_size) in RECIPES.items():
         tables: list[LayerStatistics] = []
 
-        def kept(self: LayerCollector, *arguments: Any, into: list[LayerStatistics] = tables) -> LayerStatistics:
-            into.append(collected(self, *arguments))
-            return into[-1]
+        def kept(
+            self: LayerCollector, *arguments: Any, into: list[LayerStatistics] = tables
+        ) -> list[LayerStatistics | None]:
+            found = collected(self, *arguments)
+            into += [table for table in found if table is not None]
+            return found
 
         model = model_of(name)
         with patch.object(LayerCollector, "statistics", kept):
