@@ -1,4 +1,4 @@
-"""Several processes prune and measure as one does: the same rows, masks, weights and perplexity on every rank."""
+"""Several processes give the same rows, masks, weights and perplexity as one, on every rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output folder: what may be written over, and what never is."""
+"""The output folder: what may be overwritten, and what never is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON files: plain ones, and ones with a checksum that no edit survives."""
+"""JSON files, with and without a checksum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder that a run builds its output in: one run at a time, on systems that delete open files or refuse to."""
+"""The folder that a run builds its output in: one run at a time, also on systems that cannot delete open files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Internals of gguf and transformers that reading a GGUF file depends on: there, and used in one module only."""
+"""Internals of gguf and transformers that reading a GGUF file depends on exist, and only one module uses them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading: equal to plain transformers on what is good, one line on what is broken."""
+"""A loaded model equals that of plain transformers; a broken checkpoint gives an error of one line."""
 
 from __future__ import annotations
 

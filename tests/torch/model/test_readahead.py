@@ -1,4 +1,4 @@
-"""While a layer is at work, the system is told to read the next one from disk."""
+"""While a layer is in use, the system is told to read the next one from disk."""
 
 from __future__ import annotations
 

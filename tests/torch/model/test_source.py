@@ -1,4 +1,4 @@
-"""Where a model is found by its name, and how its files are told from changed ones."""
+"""Locating a model by its name, and telling its files from changed ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saving: what is saved loads in plain transformers, all of it or nothing is, and finished layers are not lost."""
+"""A saved model loads in plain transformers, is written as a whole or not at all, and keeps its finished layers."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class TestJournal:
             assert (stage.report(0), stage.report(1)) == (None, report)
         assert names(tmp_path) == []
 
-    def test_an_order_is_durable_before_the_next(self, tmp_path, monkeypatch):
+    def test_a_shard_is_flushed_before_the_journal(self, tmp_path, monkeypatch):
         """Shard flushed, renamed, then journal flushed, renamed."""
         steps = []
         fsync, replace = os.fsync, Path.replace
@@ -148,7 +148,7 @@ class TestJournal:
         with staging(small(), tmp_path / "out") as stage:
             assert stage.units_done() == [0]
 
-    def test_what_a_killed_process_was_writing_is_cleared_away(self, tmp_path):
+    def test_unfinished_files_of_a_killed_process_are_removed(self, tmp_path):
         folder = tmp_path / ".out.partial"
         (folder / "model").mkdir(parents=True)
         for name in ("model-00002-of-00003.safetensors", "model-00002-of-00003.safetensors.tmp", "hidden", "model/a"):
@@ -176,7 +176,7 @@ class TestJournal:
             assert stage.units_done() == []
         assert names(tmp_path) == []
 
-    def test_force_goes_on_with_the_same_run(self, tmp_path):
+    def test_force_resumes_the_same_run(self, tmp_path):
         interrupted(small(), tmp_path / "out", {0: None}, identity={"a": 1}, force=True)
         with staging(small(), tmp_path / "out", {"a": 1}, force=True) as stage:
             assert stage.units_done() == [0]

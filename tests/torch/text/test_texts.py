@@ -1,4 +1,4 @@
-"""Where text comes from, and that sequences are cut from it exactly as documented."""
+"""Reading text, and cutting sequences from it exactly as documented."""
 
 from __future__ import annotations
 
