@@ -54,8 +54,7 @@ def check_output(
     Raises
     ------
     InputError
-        If the folder cannot be created, contains the input model, or exists and either ``force`` is false or it is
-        not of this kind.
+        If the folder cannot be created, contains the input model, or exists and must not be replaced.
     """
     target = Path(path).expanduser().resolve()
     if source is not None and source.resolve().is_relative_to(target):
