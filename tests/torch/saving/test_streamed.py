@@ -1,4 +1,4 @@
-"""A model pruned from disk, a layer at a time, is the model pruned in memory: every bit of it."""
+"""A model pruned from disk, one layer at a time, equals the model pruned in memory, bit for bit."""
 
 from __future__ import annotations
 
