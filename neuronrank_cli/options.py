@@ -10,10 +10,8 @@ import click
 from click.core import ParameterSource
 
 from neuronrank_cli.command import OUTPUT, Flag
-from neuronrank_core.methods import METHODS
-from neuronrank_core.recipe import MODES, UPDATES, Exponents, Recipe
-from neuronrank_core.selection.patterns import COMPARE
-from neuronrank_core.statistics.table import SIGNALS
+from neuronrank_core.methods import METHODS, check_recipe
+from neuronrank_core.recipe import COMPARE, MODES, SIGNALS, UPDATES, Exponents, Recipe
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -236,4 +234,6 @@ def given(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
 def recipe_of(ctx: click.Context, values: dict[str, Any]) -> Recipe:
     """The recipe that a command's values come to: those that the user set beat the preset's."""
     chosen = given(ctx, {name: value for name, value in values.items() if name in SPELLING})
-    return Recipe.from_preset(values.get("preset"), **chosen)
+    recipe = Recipe.from_preset(values.get("preset"), **chosen)
+    check_recipe(recipe)
+    return recipe

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from neuronrank_core.errors import InputError, InvalidValueError
 from neuronrank_core.kernels import Counts, Vector
-from neuronrank_core.methods import METHODS
 from neuronrank_core.methods.context import ScoringContext
+from neuronrank_core.methods.registry import METHODS, check_recipe, method_of, mode, requires
 from neuronrank_core.recipe import Recipe
 from neuronrank_core.selection.masks import prune_mask
 from neuronrank_core.selection.whole_neurons import kept_neurons
@@ -43,7 +43,7 @@ class NeuronRank:
     Parameters
     ----------
     method : str
-        Key of :data:`neuronrank_core.methods.METHODS`.
+        Key of :data:`neuronrank_core.methods.registry.METHODS`.
     layer : int or str
         Named in errors.
     **settings
@@ -62,6 +62,7 @@ class NeuronRank:
         for name in sorted(settings.keys() - SETTINGS):
             raise InvalidValueError("setting", name, "one of " + ", ".join(sorted(SETTINGS)))
         self.recipe, self.layer = Recipe(method=method, **settings), layer
+        check_recipe(self.recipe)
         self._fitted: ScoringContext | None = None
 
     def fit(
@@ -104,20 +105,21 @@ class NeuronRank:
         out = np.ones((1, a.shape[1])) if outgoing is None else _matrix("outgoing", outgoing, columns=a.shape[1])
         table = self._table(a, x, self._split(groups, len(np.asarray(activations)), len(a)))
         labels = None if groups is None else table.sample_documents()
-        neurons = NeuronStatistics(table, self.recipe, layer=self.layer, labels=labels)
+        grouped = mode(self.recipe)
+        neurons = NeuronStatistics(table, self.recipe, layer=self.layer, labels=labels, mode=grouped)
         # Without a weight into the neurons, its shape alone says how many there are.
         weights = dict(zip(_ROLES, (np.empty((a.shape[1], 0)), out), strict=True))
-        self._fitted = ScoringContext(self.layer, self.recipe, weights, table, known=neurons)
+        self._fitted = ScoringContext(self.layer, self.recipe, weights, table, known={grouped: neurons})
         return self
 
     def _split(self, groups: ArrayLike | None, samples: int, rows: int) -> list[NDArray[np.int64]]:
         """Rows of each group, groups in the order of their labels."""
         if groups is None:
-            if self.recipe.mode == "doc" and SAMPLE in self.recipe.requires:
+            if mode(self.recipe) == "doc" and SAMPLE in requires(self.recipe):
                 hint = 'label each sample, or use tfidf_mode "topic" (rows are clustered) or "token" (rows are groups)'
                 raise InputError(f"IDF of {self.recipe.method} needs groups", hint=hint)
             return [np.arange(rows)]
-        if self.recipe.mode == "token":
+        if mode(self.recipe) == "token":
             raise InputError("groups were given, but in token mode every row is a group", hint="leave groups out")
         labels = np.asarray(groups)
         if labels.shape != (samples,):
@@ -148,24 +150,28 @@ class NeuronRank:
         return self._fitted
 
     @property
+    def _neurons(self) -> NeuronStatistics:
+        return self._context.neurons(mode(self.recipe))
+
+    @property
     def tf_(self) -> Vector:
         """Term frequency, shape (neurons,): the mean signal."""
-        return self._context.neurons.tf
+        return self._neurons.tf
 
     @property
     def df_(self) -> Counts:
         """Document frequency, shape (neurons,): the number of groups in which the neuron is active."""
-        return self._context.neurons.df
+        return self._neurons.df
 
     @property
     def idf_(self) -> Vector:
         """Inverse document frequency, shape (neurons,)."""
-        return self._context.neurons.idf
+        return self._neurons.idf
 
     @property
     def spikiness_(self) -> Vector:
         """Peak signal / mean signal, shape (neurons,)."""
-        return self._context.neurons.spikiness
+        return self._neurons.spikiness
 
     def scores(self, weight: ArrayLike, axis: int = 0) -> Vector:
         """Score every weight; the lowest go first.
@@ -188,7 +194,7 @@ class NeuronRank:
             If the weight does not fit, or the method looks at inputs and fit was given none.
         """
         w, context = self._weighing(weight, axis)
-        return np.asarray(METHODS[self.recipe.method].score(_ROLES[axis], context)).reshape(w)
+        return np.asarray(method_of(self.recipe).score(_ROLES[axis], context)).reshape(w)
 
     def mask(self, weight: ArrayLike, ratio: float | None = None, axis: int = 0) -> NDArray[np.bool_]:
         """Choose the weights to zero, exactly ``int(ratio * size)`` of each comparison group.
@@ -218,7 +224,7 @@ class NeuronRank:
 
     def neuron_scores(self) -> Vector:
         """Score every neuron as a whole, shape (neurons,); raises InputError where the method cannot."""
-        return METHODS[self.recipe.method].neuron_score(self._context)
+        return method_of(self.recipe).neuron_score(self._context)
 
     def neuron_mask(self, ratio: float | None = None) -> NDArray[np.bool_]:
         """Choose the ``int(ratio * neurons)`` neurons to remove, shape (neurons,); True = goes."""
@@ -238,7 +244,7 @@ class NeuronRank:
         if w.ndim < 2 or (axis == 1 and w.ndim > 2) or w.shape[axis] != neurons:
             expected = f"({neurons}, ...)" if axis == 0 else f"(out_features, {neurons})"
             raise InputError(f"the weight has shape {w.shape}, expected {expected} with axis {axis}")
-        if axis == 0 and INPUTS in self.recipe.requires and "gate_proj" not in context.table.input_mean_square:
+        if axis == 0 and INPUTS in requires(self.recipe) and "gate_proj" not in context.table.input_mean_square:
             raise InputError(f"{self.recipe.method} looks at the layer's inputs", hint="fit(activations, inputs=...)")
         return w.shape, replace(context, weights={**context.weights, _ROLES[axis]: w.reshape(len(w), -1)})
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from neuronrank_core import methods
 from neuronrank_core.errors import InvalidValueError
-from neuronrank_core.selection.patterns import COMPARE, parse_pattern
-from neuronrank_core.statistics.table import SIGNALS, TOKENS_PER_DOCUMENT
-from neuronrank_core.validation import flag, number, one_of, validate
+from neuronrank_core.validation import flag, label, number, one_of, validate
 
 #: How groups are formed for TF and IDF (SPEC: TF, DF, IDF).
 MODES = ("doc", "topic", "token")
+
+#: What a neuron's magnitude can be measured on: ``|g|``, ``|act(g)|`` or ``|act(g) * u|``.
+SIGNALS = ("gate", "activated", "product")
+
+#: Tokens whose signal a row keeps, unless told otherwise.
+TOKENS_PER_DOCUMENT = 64
+
+#: Comparison groups: weights that are compared with each other.
+COMPARE = ("module", "row", "column")
 
 #: What becomes of the weights that stay: nothing, a re-fit once the others are chosen, or one in turn with choosing.
 UPDATES = ("none", "least-squares", "gradual")
@@ -41,7 +48,8 @@ class Exponents:
 class Recipe:
     """How to score, what to prune, and on how much text.
 
-    Exponents left at None take the default of the method; ``sparsity_ratio`` left at None is 0.5, or N/M.
+    Plain data: exponents left at None take the default of the method, which :mod:`neuronrank_core.methods` knows, as it
+    knows which methods there are and what each of them needs. ``sparsity_ratio`` left at None is 0.5, or N/M.
 
     Raises
     ------
@@ -49,7 +57,7 @@ class Recipe:
         If a value is out of range; names the field, the value and the range.
     """
 
-    method: str = one_of("neuronrank_wanda", lambda: tuple(methods.METHODS))
+    method: str = label("neuronrank_wanda")
     sparsity_type: str = field(default="unstructured")
     sparsity_ratio: float | None = number(None, 0, 1)
     pruning_last: int | None = number(None, 1, integer=True)
@@ -95,15 +103,9 @@ class Recipe:
             raise InvalidValueError("allocate", self.allocate, f"uniform, which {self.sparsity_type} fixes")
         if self.whole_neurons:
             self._check_neurons()
-        tokens = self.nsamples * min(self.seqlen, self.tokens_per_document)
-        if self.mode == "topic" and "sample" in self.requires and self.tfidf_k > tokens:
-            raise InvalidValueError("tfidf_k", self.tfidf_k, f"[1, {tokens}], the number of sampled tokens")
 
     def _check_neurons(self) -> None:
         """A saved model has one ``intermediate_size``, and only the MLP has neurons."""
-        if not methods.METHODS[self.method].ranks_neurons:
-            able = ", ".join(name for name, method in methods.METHODS.items() if method.ranks_neurons)
-            raise InvalidValueError("method", self.method, f"with sparsity_type neurons, one of {able}")
         for name in ("pruning_last", "include_attention", "prune_lm_head", "compare"):
             if getattr(self, name):
                 raise InvalidValueError(name, getattr(self, name), "not with sparsity_type neurons")
@@ -134,42 +136,19 @@ class Recipe:
             return self.pattern[0] / self.pattern[1]
         return 0.5 if self.sparsity_ratio is None else self.sparsity_ratio
 
-    @property
-    def mode(self) -> str:
-        """How groups are formed: the method's own mode where it leaves no choice, else ``tfidf_mode``."""
-        return methods.METHODS[self.method].mode or self.tfidf_mode
 
-    @property
-    def requires(self) -> frozenset[str]:
-        """Kinds of statistics to collect; none means no calibration text is needed."""
-        method = methods.METHODS[self.method]
-        beyond = self.include_attention or self.prune_lm_head
-        return method.requires(self) | (methods.METHODS[method.beyond_mlp].requires(self) if beyond else frozenset())
+def parse_pattern(sparsity_type: str) -> tuple[int, int] | None:
+    """``"2:4"`` as (2, 4), ``"unstructured"`` and ``"neurons"`` as None.
 
-    @property
-    def needs_text(self) -> bool:
-        """Whether a run looks at calibration text."""
-        return bool(self.requires) or self.update != "none" or self.allocate != "uniform"
-
-    def without_effect(self, names: Iterable[str]) -> list[str]:
-        """Those of the named fields that cannot change the outcome of this recipe."""
-        read = methods.METHODS[self.method].reads
-        dead = frozenset().union(*(method.reads for method in methods.METHODS.values())) - read
-        if self.mode != "topic":
-            dead |= {"tfidf_k"}
-        if self.mode != "token":
-            dead |= {"threshold"}
-        if "sample" not in self.requires:
-            dead |= {"tfidf_k", "q_active", "tokens_per_document"}
-        if not self.requires & {"signal", "sample"}:
-            dead |= {"tfidf_mode", "signal", "threshold"}
-        if self.pattern:
-            dead |= {"compare"}
-        return sorted(dead & set(names))
-
-    @property
-    def exponents(self) -> Exponents:
-        """The exponents given, completed with the method's defaults."""
-        chosen = {**asdict(Exponents()), **methods.METHODS[self.method].defaults}
-        given = {name: getattr(self, name) for name in chosen}
-        return Exponents(**{name: chosen[name] if value is None else value for name, value in given.items()})
+    Raises
+    ------
+    InvalidValueError
+        If it is neither, or N is not below M.
+    """
+    if sparsity_type in ("unstructured", "neurons"):
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", sparsity_type) if isinstance(sparsity_type, str) else None
+    if not match or not 0 < int(match[1]) < int(match[2]):
+        allowed = "unstructured, neurons, or N:M with 0 < N < M (2:4, 4:8, ...)"
+        raise InvalidValueError("sparsity_type", sparsity_type, allowed)
+    return int(match[1]), int(match[2])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
-from neuronrank_core.methods import METHODS
+from neuronrank_core.methods.registry import check_recipe, exponents, method_of, without_effect
 from neuronrank_core.recipe import MODES, PRESETS, Exponents, Recipe
 
 #: Lowest and highest value and step. Steps make recipes that can be read, and 0 (a factor left out) can be hit.
@@ -64,7 +64,7 @@ class Space:
         if len(self.allocations) > 1:
             recipe = replace(recipe, allocate=trial.suggest_categorical("allocate", self.allocations))
         for name in NAMES:
-            if not recipe.without_effect({name}):
+            if not without_effect(recipe, {name}):
                 recipe = replace(recipe, **{name: self._suggest(trial, name)})
         return canonical(recipe)
 
@@ -96,9 +96,9 @@ class Space:
         for allocate in self.allocations if main in self.methods else ():
             yield f"{main}, allocate {allocate}", canonical(replace(self.base, method=main, allocate=allocate))
         for method in self.methods:
-            for preset, exponents in PRESETS.items():
+            for preset, values in PRESETS.items():
                 # Only the exponents that the method reads are left in it: for others it is the method's default.
-                chosen: dict[str, Any] = {"method": method, **exponents}
+                chosen: dict[str, Any] = {"method": method, **values}
                 yield f"{method}, {preset}", canonical(replace(self.base, **chosen))
 
     def parameters(self, recipe: Recipe) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class _Known:
     """A trial that chooses what a recipe says, and keeps a record."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.values = {**asdict(recipe), **asdict(recipe.exponents)}
+        self.values = {**asdict(recipe), **asdict(exponents(recipe))}
         self.chosen: dict[str, Any] = {}
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
@@ -131,6 +131,8 @@ class _Known:
 def canonical(recipe: Recipe) -> Recipe:
     """The recipe with defaults for what it does not read, so that recipes that do the same are equal."""
     defaults: dict[str, Any] = {f.name: f.default for f in fields(Recipe)}
-    own = {**asdict(Exponents()), **METHODS[recipe.method].defaults}
-    dead = {*recipe.without_effect(defaults), *(name for name in own if getattr(recipe, name) == own[name])}
-    return replace(recipe, **{name: defaults[name] for name in dead})
+    own = {**asdict(Exponents()), **method_of(recipe).defaults}
+    dead = {*without_effect(recipe, defaults), *(name for name in own if getattr(recipe, name) == own[name])}
+    complete = replace(recipe, **{name: defaults[name] for name in dead})
+    check_recipe(complete)
+    return complete

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import field, fields
 from typing import Any
 
@@ -31,16 +31,15 @@ def number(
     return field(default=default, metadata={"check": check, "allowed": allowed})
 
 
-def one_of(default: Any, choices: Collection[Any] | Callable[[], Collection[Any]]) -> Any:
-    """Declare a field with a closed set of values; a callable gives the set where it is not known yet."""
+def one_of(default: Any, choices: Collection[Any]) -> Any:
+    """Declare a field with a closed set of values."""
+    allowed = "one of " + ", ".join(map(str, choices))
+    return field(default=default, metadata={"check": lambda v: v in choices, "allowed": allowed})
 
-    def values() -> Collection[Any]:
-        return choices() if callable(choices) else choices
 
-    return field(
-        default=default,
-        metadata={"check": lambda v: v in values(), "allowed": lambda: "one of " + ", ".join(map(str, values()))},
-    )
+def label(default: str) -> Any:
+    """Declare a field that names something."""
+    return field(default=default, metadata={"check": lambda v: isinstance(v, str), "allowed": "a name"})
 
 
 def flag(default: bool) -> Any:
@@ -61,5 +60,4 @@ def validate(instance: Any) -> None:
         if (value is None and f.default is None) or "check" not in f.metadata:
             continue
         if not f.metadata["check"](value):
-            allowed = f.metadata["allowed"]
-            raise InvalidValueError(f.name, value, allowed() if callable(allowed) else allowed)
+            raise InvalidValueError(f.name, value, f.metadata["allowed"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from types import GenericAlias
@@ -61,14 +62,14 @@ def elsewhere(app: Sphinx, what: str, name: str, value: Any, skip: bool, options
 
 def by_public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement) -> Any:
     """Resolve a reference to where an exported name is defined: it is documented under its public name."""
-    package, name = node["reftarget"].partition(".")[0], node["reftarget"].rpartition(".")[2]
+    home, _, name = node["reftarget"].rpartition(".")
+    package = home.partition(".")[0]
     if node.get("refdomain") != "py" or not package.startswith("neuronrank_"):
         return None
     exported = importlib.import_module(package)
-    if name not in getattr(exported, "__all__", ()):
+    if name not in getattr(exported, "__all__", ()) or importlib.util.find_spec(home) is None:
         return None
-    home = getattr(getattr(exported, name), "__module__", None)
-    if node["reftarget"] != f"{home}.{name}":
+    if getattr(importlib.import_module(home), name, None) is not getattr(exported, name):
         return None
     public = f"{package}.{name}"
     domain = env.get_domain("py")

@@ -16,6 +16,7 @@ from neuronrank_cli.command import Command, Flag
 from neuronrank_cli.config_file import META
 from neuronrank_cli.console import print_json
 from neuronrank_cli.options import json_flag, recipe_of
+from neuronrank_core.methods import exponents
 from neuronrank_core.recipe import PRESETS
 
 _SOURCES = {
@@ -84,7 +85,7 @@ def _decided(ctx: click.Context) -> dict[str, Any]:
     if not {"method", "preset"} <= ctx.params.keys():
         return {}
     recipe = recipe_of(ctx, ctx.params)
-    return {**asdict(recipe), "sparsity_ratio": recipe.ratio, **asdict(recipe.exponents)}
+    return {**asdict(recipe), "sparsity_ratio": recipe.ratio, **asdict(exponents(recipe))}
 
 
 def _setting(ctx: click.Context, parameter: click.Parameter, value: Any) -> Setting:

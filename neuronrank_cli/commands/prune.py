@@ -22,7 +22,7 @@ from neuronrank_cli.options import (
     text_flag,
     windows_flag,
 )
-from neuronrank_core.methods import METHODS
+from neuronrank_core.methods import METHODS, exponents, mode, needs_text, requires, without_effect
 from neuronrank_core.recipe import PRESETS, Recipe
 from neuronrank_core.statistics.table import SAMPLE
 
@@ -94,7 +94,7 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     memory.
     """
     recipe = recipe_of(ctx, flags)
-    for note in without_effect(recipe, flags, set(given(ctx, flags))):
+    for note in flags_without_effect(recipe, flags, set(given(ctx, flags))):
         warn(note)
     if not (flags["save"] or flags["evaluate"] or flags["dry_run"]):
         raise click.UsageError("nothing to do with the result: give --save, --eval or --dry-run", ctx)
@@ -123,12 +123,12 @@ def _run(recipe: Recipe, flags: dict[str, Any], stages: Stages) -> dict[str, Any
     return plan_prune(job, recipe) if flags["dry_run"] else run_prune(job, recipe, stages)
 
 
-def without_effect(recipe: Recipe, flags: dict[str, Any], chosen: set[str]) -> Iterator[str]:
+def flags_without_effect(recipe: Recipe, flags: dict[str, Any], chosen: set[str]) -> Iterator[str]:
     """Say which flags that the user set cannot change what this run does, and why."""
-    for name in recipe.without_effect(chosen):
+    for name in without_effect(recipe, chosen):
         yield f"{SPELLING[name]} has no effect on {_blind(recipe, name)}"
     preset = PRESETS.get(flags["preset"], {})
-    if preset and len(recipe.without_effect(preset)) == len(preset):
+    if preset and len(without_effect(recipe, preset)) == len(preset):
         yield f"--preset has no effect on {recipe.method}"
     idle = _without_text(recipe, flags)
     if not flags["evaluate"]:
@@ -144,9 +144,9 @@ def _without_text(recipe: Recipe, flags: dict[str, Any]) -> dict[str, str]:
     unread = {"dataset", "nsamples", "propagate", "hidden_states"}
     if not flags["evaluate"]:
         unread |= {"seqlen", "bos", "batch_size"}
-    if recipe.mode != "topic" or SAMPLE not in recipe.requires:  # Topics are found by random numbers.
+    if mode(recipe) != "topic" or SAMPLE not in requires(recipe):  # Topics are found by random numbers.
         unread |= {"seed"}
-    if not recipe.needs_text:
+    if not needs_text(recipe):
         return dict.fromkeys(unread | {"stats"}, f"on {recipe.method}, which needs no text")
     return dict.fromkeys(unread, "with --stats") if flags["stats"] else {}
 
@@ -157,5 +157,5 @@ def _blind(recipe: Recipe, name: str) -> str:
         return recipe.sparsity_type
     if name not in METHODS[recipe.method].reads:
         return recipe.method
-    off = ", nor with --idf-exp 0" if recipe.exponents.idf_exp == 0 else ""
-    return f"{recipe.method} in {recipe.mode} mode{off}"
+    off = ", nor with --idf-exp 0" if exponents(recipe).idf_exp == 0 else ""
+    return f"{recipe.method} in {mode(recipe)} mode{off}"

@@ -11,6 +11,7 @@ from neuronrank_cli.console import protocol, size_text
 from neuronrank_cli.options import SPELLING
 from neuronrank_cli.page import charts
 from neuronrank_core import METHODS, Recipe
+from neuronrank_core.methods import needs_text, without_effect
 from neuronrank_core.recipe import Exponents
 
 #: Fields that matter only where text is read.
@@ -48,7 +49,7 @@ def render(data: dict[str, Any]) -> str:
 def recipe_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     """The flags that a run was made with, as far as they had an effect."""
     recipe = Recipe(**values)
-    idle = set(recipe.without_effect(SPELLING)) | (set() if recipe.needs_text else _TEXT)
+    idle = set(without_effect(recipe, SPELLING)) | (set() if needs_text(recipe) else _TEXT)
     idle |= {f.name for f in fields(Exponents)} - METHODS[recipe.method].reads
     rows = []
     for name, flag in SPELLING.items():

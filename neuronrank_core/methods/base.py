@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import asdict
+from typing import ClassVar
+
+import numpy as np
 
 from neuronrank_core.errors import InputError
-
-if TYPE_CHECKING:
-    from neuronrank_core.kernels import Array, Vector
-    from neuronrank_core.methods.context import ScoringContext
-    from neuronrank_core.recipe import Recipe
+from neuronrank_core.kernels import Array, Vector
+from neuronrank_core.methods.context import ScoringContext
+from neuronrank_core.recipe import Exponents, Recipe
+from neuronrank_core.statistics.neurons import NeuronStatistics
 from neuronrank_core.statistics.table import SAMPLE, SIGNAL
 
 
@@ -60,13 +62,54 @@ class Method(ABC):
         del module
         return "module"
 
+    def mode_in(self, recipe: Recipe) -> str:
+        """How groups are formed: :attr:`mode`, or else the recipe's ``tfidf_mode``."""
+        return self.mode or recipe.tfidf_mode
 
-def tfidf_requires(recipe: Recipe, *, tf_from_signal: bool = True) -> frozenset[str]:
-    """Statistics behind ``tf^tf_exp * idf^idf_exp * spikiness^spikiness_exp``, no more than the exponents ask for."""
-    e, mode = recipe.exponents, recipe.mode
-    needs = set()
-    if (tf_from_signal and e.tf_exp) or e.spikiness_exp or (e.idf_exp and mode == "token"):
-        needs.add(SIGNAL)
-    if (e.idf_exp and mode != "token") or (tf_from_signal and e.tf_exp and mode == "topic"):
-        needs.add(SAMPLE)
-    return frozenset(needs)
+    def exponents(self, recipe: Recipe) -> Exponents:
+        """The exponents that the recipe gives, completed with :attr:`defaults`."""
+        chosen = {**asdict(Exponents()), **self.defaults}
+        given = {name: getattr(recipe, name) for name in chosen}
+        return Exponents(**{name: chosen[name] if value is None else value for name, value in given.items()})
+
+    def neurons(self, context: ScoringContext) -> NeuronStatistics:
+        """TF, DF, IDF and spikiness of the layer's neurons, each computed when it is first read."""
+        return context.neurons(self.mode_in(context.recipe))
+
+    def importance(self, context: ScoringContext, strength: Vector | None = None) -> Vector:
+        """``strength^tf_exp * idf^idf_exp * spikiness^spikiness_exp``, shape (neurons,).
+
+        Terms with exponent 0 are not computed, so they need no statistics.
+
+        Parameters
+        ----------
+        context : ScoringContext
+        strength : float64 array, shape (neurons,), optional
+            How strongly each neuron fires; its TF by default.
+        """
+        e = self.exponents(context.recipe)
+        factor = np.ones(len(context.weights["gate_proj"]))
+        if e.tf_exp:
+            factor = (self.neurons(context).tf if strength is None else strength) ** e.tf_exp
+        if e.idf_exp:
+            factor = factor * self.neurons(context).idf ** e.idf_exp
+        if e.spikiness_exp:
+            factor = factor * self.neurons(context).spikiness ** e.spikiness_exp
+        return factor
+
+    def tfidf_requires(self, recipe: Recipe, *, tf_from_signal: bool = True) -> frozenset[str]:
+        """Statistics behind :meth:`importance`, no more than the exponents ask for.
+
+        Parameters
+        ----------
+        recipe : Recipe
+        tf_from_signal : bool
+            Whether the strength is the TF of the signal.
+        """
+        e, mode = self.exponents(recipe), self.mode_in(recipe)
+        needs = set()
+        if (tf_from_signal and e.tf_exp) or e.spikiness_exp or (e.idf_exp and mode == "token"):
+            needs.add(SIGNAL)
+        if (e.idf_exp and mode != "token") or (tf_from_signal and e.tf_exp and mode == "topic"):
+            needs.add(SAMPLE)
+        return frozenset(needs)

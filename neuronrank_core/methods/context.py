@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from neuronrank_core.errors import MissingStatisticsError
 from neuronrank_core.kernels import Array, Kernels, Vector
+from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics import tfidf
 from neuronrank_core.statistics.neurons import NeuronStatistics
 from neuronrank_core.statistics.numpy_kernels import NumpyKernels
 from neuronrank_core.statistics.table import SHARED_INPUT, LayerStatistics
-
-if TYPE_CHECKING:
-    from neuronrank_core.recipe import Exponents, Recipe
 
 
 @dataclass(frozen=True)
@@ -37,8 +32,8 @@ class ScoringContext:
         Backend of the work over tokens and weights.
     ratio : float, optional
         Share of the MLP's weights to zero in this layer; the recipe's by default.
-    known : NeuronStatistics, optional
-        TF, DF, IDF and spikiness where they are there already; by default worked out from the statistics.
+    known : dict of NeuronStatistics, optional
+        TF, DF, IDF and spikiness by mode, where they are there already; by default computed from the statistics.
     """
 
     layer: int | str
@@ -47,17 +42,11 @@ class ScoringContext:
     statistics: LayerStatistics | None = None
     kernels: Kernels = field(default_factory=NumpyKernels)
     ratio: float | None = None
-    known: NeuronStatistics | None = None
+    known: dict[str, NeuronStatistics] | None = None
 
     def at(self, module: str, weight: Array) -> ScoringContext:
-        """The same layer with another weight in a module; what neurons are worth is not worked out anew."""
-        known = self.neurons if self.statistics is not None else None
-        return replace(self, weights={**self.weights, module: weight}, known=known)
-
-    @cached_property
-    def exponents(self) -> Exponents:
-        """The recipe's exponents, completed with its method's defaults."""
-        return self.recipe.exponents
+        """The same layer with another weight in a module; what is known of the neurons is not computed again."""
+        return replace(self, weights={**self.weights, module: weight}, known=self._neurons)
 
     @property
     def table(self) -> LayerStatistics:
@@ -66,10 +55,15 @@ class ScoringContext:
             raise MissingStatisticsError(self.layer)
         return self.statistics
 
+    def neurons(self, mode: str) -> NeuronStatistics:
+        """TF, DF, IDF and spikiness with groups formed by ``mode``; the same object at each call."""
+        if mode not in self._neurons:
+            self._neurons[mode] = NeuronStatistics(self.table, self.recipe, self.kernels, self.layer, mode=mode)
+        return self._neurons[mode]
+
     @cached_property
-    def neurons(self) -> NeuronStatistics:
-        """TF, DF, IDF and spikiness in the recipe's mode."""
-        return self.known or NeuronStatistics(self.table, self.recipe, self.kernels, self.layer)
+    def _neurons(self) -> dict[str, NeuronStatistics]:
+        return {} if self.known is None else self.known
 
     def input_rms(self, module: str) -> Vector:
         """Root mean square of the module's input features, shape (in_features,)."""
@@ -79,23 +73,3 @@ class ScoringContext:
     def input_norm(self, module: str) -> Array:
         """:meth:`input_rms` in the library of the module's weight."""
         return self.kernels.asarray(self.input_rms(module), self.weights[module])
-
-    def importance(self, strength: Vector | None = None) -> Vector:
-        """``strength^tf_exp * idf^idf_exp * spikiness^spikiness_exp``, shape (neurons,).
-
-        Terms with exponent 0 are not worked out, so they need no statistics.
-
-        Parameters
-        ----------
-        strength : float64 array, shape (neurons,), optional
-            How strongly each neuron fires; its TF by default.
-        """
-        e = self.exponents
-        factor = np.ones(len(self.weights["gate_proj"]))
-        if e.tf_exp:
-            factor = (self.neurons.tf if strength is None else strength) ** e.tf_exp
-        if e.idf_exp:
-            factor = factor * self.neurons.idf**e.idf_exp
-        if e.spikiness_exp:
-            factor = factor * self.neurons.spikiness**e.spikiness_exp
-        return factor

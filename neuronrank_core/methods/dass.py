@@ -8,16 +8,12 @@ the inputs, where the neuron's factor cancels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from neuronrank_core.kernels import Array
 from neuronrank_core.methods.base import Method
+from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.methods.scoring import times_neuron, weight_merit
+from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics.table import INPUTS
-
-if TYPE_CHECKING:
-    from neuronrank_core.kernels import Array
-    from neuronrank_core.methods.context import ScoringContext
-    from neuronrank_core.recipe import Recipe
 
 
 class Dass(Method):
@@ -33,7 +29,7 @@ class Dass(Method):
         weight = context.weights[module]
         if module == "down_proj":
             return weight_merit(weight, context.input_norm(module), input_exp=1.0)
-        strength = context.input_rms("down_proj") ** context.exponents.tf_exp
+        strength = context.input_rms("down_proj") ** self.exponents(context.recipe).tf_exp
         return times_neuron(abs(weight), context.kernels.asarray(strength, weight), axis=0)
 
     def requires(self, recipe: Recipe) -> frozenset[str]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from neuronrank_core.kernels import Array
 from neuronrank_core.methods.base import Method
-
-if TYPE_CHECKING:
-    from neuronrank_core.kernels import Array
-    from neuronrank_core.methods.context import ScoringContext
-    from neuronrank_core.recipe import Recipe
+from neuronrank_core.methods.context import ScoringContext
+from neuronrank_core.recipe import Recipe
 
 
 class Magnitude(Method):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from neuronrank_core.methods.base import Method, tfidf_requires
+from neuronrank_core.kernels import Array, Vector
+from neuronrank_core.methods.base import Method
+from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.methods.scoring import NEURON_AXIS, times_neuron, weight_merit
+from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics.table import INPUTS
-
-if TYPE_CHECKING:
-    from neuronrank_core.kernels import Array, Vector
-    from neuronrank_core.methods.context import ScoringContext
-    from neuronrank_core.recipe import Recipe
 
 
 class NeuronRankTfidf(Method):
@@ -26,18 +22,18 @@ class NeuronRankTfidf(Method):
 
     def score(self, module: str, context: ScoringContext) -> Array:
         """Score every weight of gate, up or down."""
-        e, weight = context.exponents, context.weights[module]
+        e, weight = self.exponents(context.recipe), context.weights[module]
         norm = context.input_norm(module) if e.input_exp else None
         merit = weight_merit(weight, norm, weight_exp=e.weight_exp, input_exp=e.input_exp)
-        return times_neuron(merit, context.kernels.asarray(context.importance(), weight), NEURON_AXIS[module])
+        return times_neuron(merit, context.kernels.asarray(self.importance(context), weight), NEURON_AXIS[module])
 
     def neuron_score(self, context: ScoringContext) -> Vector:
         """The seed formula's neuron factor."""
-        return context.importance()
+        return self.importance(context)
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """What the exponents ask for."""
-        return tfidf_requires(recipe) | ({INPUTS} if recipe.exponents.input_exp else set())
+        return self.tfidf_requires(recipe) | ({INPUTS} if self.exponents(recipe).input_exp else set())
 
 
 METHOD = NeuronRankTfidf()

@@ -6,16 +6,12 @@ neurons at random depth (perplexity 63158 where this product stays finite), so t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from neuronrank_core.kernels import Array, Vector
 from neuronrank_core.methods.base import Method
+from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.methods.scoring import NEURON_AXIS, times_neuron, weight_merit
+from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics.table import SIGNAL
-
-if TYPE_CHECKING:
-    from neuronrank_core.kernels import Array, Vector
-    from neuronrank_core.methods.context import ScoringContext
-    from neuronrank_core.recipe import Recipe
 
 
 class NeuronRankUnstructured(Method):
@@ -29,13 +25,13 @@ class NeuronRankUnstructured(Method):
         """Score every weight of gate, up or down."""
         weight = context.weights[module]
         importance = self.neuron_score(context)
-        merit = weight_merit(weight, None, weight_exp=context.exponents.weight_exp)
+        merit = weight_merit(weight, None, weight_exp=self.exponents(context.recipe).weight_exp)
         return times_neuron(merit, context.kernels.asarray(importance, weight), NEURON_AXIS[module])
 
     def neuron_score(self, context: ScoringContext) -> Vector:
         """Score every neuron by how much its signal varies."""
         r = context.recipe
-        return r.magnitude_multi + r.variance_multi * context.neurons.variance**r.variance_exp
+        return r.magnitude_multi + r.variance_multi * self.neurons(context).variance ** r.variance_exp
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """Moments of the signal."""

@@ -7,16 +7,12 @@ whole module let it allocate: strong neurons keep more weights. ``tf_exp = 0`` g
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from neuronrank_core.methods.base import Method, tfidf_requires
+from neuronrank_core.kernels import Array, Vector
+from neuronrank_core.methods.base import Method
+from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.methods.scoring import normalise, times_neuron, weight_merit
+from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics.table import INPUTS
-
-if TYPE_CHECKING:
-    from neuronrank_core.kernels import Array, Vector
-    from neuronrank_core.methods.context import ScoringContext
-    from neuronrank_core.recipe import Recipe
 
 
 class NeuronRankWanda(Method):
@@ -32,7 +28,7 @@ class NeuronRankWanda(Method):
 
     def score(self, module: str, context: ScoringContext) -> Array:
         """Score every weight of gate, up or down."""
-        e, weight = context.exponents, context.weights[module]
+        e, weight = self.exponents(context.recipe), context.weights[module]
         norm = context.input_norm(module)
         merit = weight_merit(weight, norm, weight_exp=e.weight_exp, input_exp=e.input_exp)
         if module == "down_proj":
@@ -42,11 +38,11 @@ class NeuronRankWanda(Method):
 
     def neuron_score(self, context: ScoringContext) -> Vector:
         """Score every neuron by how much of the block's output passes through it, and how selectively."""
-        return context.importance(neuron_strength(context))
+        return self.importance(context, neuron_strength(context))
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """Mean squares of the inputs, and what IDF and spikiness ask for."""
-        return tfidf_requires(recipe, tf_from_signal=False) | {INPUTS}
+        return self.tfidf_requires(recipe, tf_from_signal=False) | {INPUTS}
 
     def compare(self, module: str) -> str:
         """Over the module for gate and up, where neurons compete; within each row for down."""

@@ -6,16 +6,12 @@ compared within each output row. The paper's channel permutation for N:M is not 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from neuronrank_core.kernels import Array
 from neuronrank_core.methods.base import Method
+from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.methods.scoring import power
+from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics.table import INPUTS
-
-if TYPE_CHECKING:
-    from neuronrank_core.kernels import Array
-    from neuronrank_core.methods.context import ScoringContext
-    from neuronrank_core.recipe import Recipe
 
 
 class Ria(Method):
@@ -32,7 +28,7 @@ class Ria(Method):
         rows, columns = magnitude.sum(axis=1, keepdims=True), magnitude.sum(axis=0, keepdims=True)
         # An all-zero row or column has no shares to give; its weights are zero and score zero.
         relative = magnitude / (rows + (rows == 0)) + magnitude / (columns + (columns == 0))
-        return relative * power(context.input_norm(module), context.exponents.input_exp)
+        return relative * power(context.input_norm(module), self.exponents(context.recipe).input_exp)
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """Mean squares of the inputs."""

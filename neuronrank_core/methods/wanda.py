@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from neuronrank_core.kernels import Array
 from neuronrank_core.methods.base import Method
+from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.methods.scoring import weight_merit
+from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics.table import INPUTS
-
-if TYPE_CHECKING:
-    from neuronrank_core.kernels import Array
-    from neuronrank_core.methods.context import ScoringContext
-    from neuronrank_core.recipe import Recipe
 
 
 class Wanda(Method):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from neuronrank_core.kernels import Array
-from neuronrank_core.methods import METHODS, Method
 from neuronrank_core.methods.context import ScoringContext
+from neuronrank_core.methods.registry import method_for
 from neuronrank_core.methods.scoring import NEURON_AXIS
 from neuronrank_core.recipe import Recipe
 from neuronrank_core.selection.patterns import comparison_group, select
@@ -62,12 +62,6 @@ def gradual_mask(module: str, context: ScoringContext, candidate: Array, share: 
     """
     zero = context.weights[module] == 0
     return prune_mask(module, context.at(module, candidate * ~zero), share) | zero
-
-
-def method_for(module: str, recipe: Recipe) -> Method:
-    """The method that scores a module: the recipe's for the MLP, its ``beyond_mlp`` for attention and head."""
-    method = METHODS[recipe.method]
-    return method if module in NEURON_AXIS else METHODS[method.beyond_mlp]
 
 
 def target_zeros(module: str, shape: tuple[int, int], recipe: Recipe, ratio: float | None = None) -> int:

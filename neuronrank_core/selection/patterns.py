@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
 from neuronrank_core.errors import AllZeroMetricError, InvalidValueError, NonFiniteError
 from neuronrank_core.kernels import lowest_k
-
-#: Sets of weights that compete with each other.
-COMPARE = ("module", "row", "column")
-
-
-def parse_pattern(sparsity_type: str) -> tuple[int, int] | None:
-    """``"2:4"`` as (2, 4), ``"unstructured"`` and ``"neurons"`` as None.
-
-    Raises
-    ------
-    InvalidValueError
-        If it is neither, or N is not below M.
-    """
-    if sparsity_type in ("unstructured", "neurons"):
-        return None
-    match = re.fullmatch(r"(\d+):(\d+)", sparsity_type) if isinstance(sparsity_type, str) else None
-    if not match or not 0 < int(match[1]) < int(match[2]):
-        allowed = "unstructured, neurons, or N:M with 0 < N < M (2:4, 4:8, ...)"
-        raise InvalidValueError("sparsity_type", sparsity_type, allowed)
-    return int(match[1]), int(match[2])
 
 
 def select(

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from neuronrank_core.errors import AllZeroMetricError, NonFiniteError
 from neuronrank_core.kernels import lowest_k
-from neuronrank_core.methods import METHODS
 from neuronrank_core.methods.context import ScoringContext
+from neuronrank_core.methods.registry import method_of
 
 Array = Any
 
@@ -26,7 +26,7 @@ def kept_neurons(context: ScoringContext) -> NDArray[np.int64]:
         If there is nothing to choose by.
     """
     where = f"layer {context.layer} neurons"
-    score = np.asarray(METHODS[context.recipe.method].neuron_score(context), dtype=np.float64)
+    score = np.asarray(method_of(context.recipe).neuron_score(context), dtype=np.float64)
     if not np.isfinite(score).all():
         raise NonFiniteError(f"NaN or Inf in the scores of {where}", hint="check the weights, or lower the exponents")
     goes = int(context.recipe.ratio * len(score))

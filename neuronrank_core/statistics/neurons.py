@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank_core.kernels import Counts, Kernels, Vector
+from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics import tfidf
 from neuronrank_core.statistics.numpy_kernels import NumpyKernels
 from neuronrank_core.statistics.table import LayerStatistics
-
-if TYPE_CHECKING:
-    from neuronrank_core.recipe import Recipe
 
 
 class NeuronStatistics:
@@ -24,7 +21,7 @@ class NeuronStatistics:
     ----------
     table : LayerStatistics
     recipe : Recipe
-        ``mode``, ``tfidf_k``, ``q_active`` and ``seed`` matter.
+        ``tfidf_k``, ``q_active``, ``seed`` and ``token_weight`` matter.
     kernels : Kernels
         Backend of the work over sampled tokens.
     layer : int or str
@@ -32,6 +29,8 @@ class NeuronStatistics:
     labels : int64 array, shape (sampled tokens,), optional
         Group of each sampled token, in [0, groups), none empty, where groups are known beforehand. By default its
         document (doc mode), or its topic found by clustering (topic mode).
+    mode : {"doc", "topic", "token"}, optional
+        How groups are formed; the recipe's ``tfidf_mode`` by default.
 
     Raises
     ------
@@ -46,7 +45,10 @@ class NeuronStatistics:
         kernels: Kernels | None = None,
         layer: int | str = "?",
         labels: NDArray[np.int64] | None = None,
+        *,
+        mode: str | None = None,
     ) -> None:
+        self.mode = mode or recipe.tfidf_mode
         self.table, self.recipe, self.layer, self._labels = table, recipe, layer, labels
         self.kernels: Kernels = kernels or NumpyKernels()
 
@@ -59,7 +61,7 @@ class NeuronStatistics:
         if self._labels is not None:
             return self._labels
         sample = self._column("sample")
-        if self.recipe.mode == "doc":
+        if self.mode == "doc":
             return self.table.sample_documents()
         topics = self.kernels.topics(sample, self.recipe.tfidf_k, self.recipe.seed)  # type: ignore[arg-type]
         return np.asarray(np.unique(topics, return_inverse=True)[1], dtype=np.int64)
@@ -67,7 +69,7 @@ class NeuronStatistics:
     @cached_property
     def groups(self) -> int:
         """Number of groups: documents, topics that have tokens, or tokens."""
-        return int(self.table.tokens.sum()) if self.recipe.mode == "token" else int(self.labels.max()) + 1
+        return int(self.table.tokens.sum()) if self.mode == "token" else int(self.labels.max()) + 1
 
     @cached_property
     def mean(self) -> Vector:
@@ -77,7 +79,7 @@ class NeuronStatistics:
     @cached_property
     def tf(self) -> Vector:
         """Term frequency."""
-        if self.recipe.mode != "topic":
+        if self.mode != "topic":
             return self.mean
         sample = self._column("sample")
         return tfidf.topic_term_frequency(self.kernels.group_means(sample, self.labels, self.groups))  # type: ignore[arg-type]
@@ -85,7 +87,7 @@ class NeuronStatistics:
     @cached_property
     def df(self) -> Counts:
         """Document frequency."""
-        if self.recipe.mode == "token":
+        if self.mode == "token":
             return np.asarray(self._column("open_gate").sum(axis=0), dtype=np.int64)
         sample, q = self._column("sample"), self.recipe.q_active
         tau = self.kernels.quantile_threshold(sample, q)  # type: ignore[arg-type]

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neuronrank_core.errors import InputError, InvalidValueError, MissingStatisticsError, NonFiniteError
+from neuronrank_core.recipe import TOKENS_PER_DOCUMENT
 
-if TYPE_CHECKING:
-    pass
-
-
-#: What a neuron's magnitude can be measured on: ``|g|``, ``|act(g)|`` or ``|act(g) * u|``.
-SIGNALS = ("gate", "activated", "product")
+#: Kinds of statistics: mean squares of linear inputs; moments of the signal; sampled tokens.
+INPUTS, SIGNAL, SAMPLE = "inputs", "signal", "sample"
+#: What no method needs, but the allocation between layers: norms of the residual stream.
+RESIDUAL = "residual"
 #: Linear layers that read the same input as another, whose column they share.
 SHARED_INPUT = {"up_proj": "gate_proj", "k_proj": "q_proj", "v_proj": "q_proj"}
-#: Tokens whose signal a row keeps, unless told otherwise.
-TOKENS_PER_DOCUMENT = 64
 
 
 @dataclass(frozen=True)
@@ -242,9 +238,3 @@ def _finite(values: ArrayLike, real: slice | NDArray[np.bool_], name: str, layer
             f"NaN or Inf in the {name} of layer {layer}", hint="check the model's weights, or try --dtype float32"
         )
     return array
-
-
-#: Kinds of statistics: mean squares of linear inputs; moments of the signal; sampled tokens.
-INPUTS, SIGNAL, SAMPLE = "inputs", "signal", "sample"
-#: What no method needs, but the allocation between layers: norms of the residual stream.
-RESIDUAL = "residual"

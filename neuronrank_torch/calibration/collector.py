@@ -1,16 +1,18 @@
-"""Collects the statistics of one layer with hooks, one table row per document."""
+"""Collects the statistics of one layer with hooks: a table for each of its blocks, with one row per document."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import TracebackType
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from neuronrank_core.errors import InputError, NonFiniteError
+from neuronrank_core.errors import InputError, MissingStatisticsError, NonFiniteError
+from neuronrank_core.methods import METHODS, method_of
 from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics.table import (
     INPUTS,
@@ -23,93 +25,45 @@ from neuronrank_core.statistics.table import (
 )
 from neuronrank_torch import kernels
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
-from neuronrank_torch.model.structure import Decoder
+from neuronrank_torch.model.blocks import Block, Mlp
+from neuronrank_torch.model.experts import tokens_of
+from neuronrank_torch.model.structure import Decoder, Layer
 
-Columns = dict[str, Tensor]
 
-
-class LayerCollector:
+class LayerCollector(ExitStack):
     """Watches a layer while micro-batches of equally long documents without padding run through it.
 
     Use as a context manager; hooks are there inside it alone. Reductions happen inside the hooks, while the
     activations are still in the cache, and only the rows stay.
 
+    Experts are computed all in one go by their module, so that there is nothing to hook inside. Each expert's gate and
+    up are therefore computed once more, document by document, from the tokens that are routed to it.
+
     Parameters
     ----------
-    index : int or str
-        The layer's number, named in errors.
-    linears : dict of nn.Module
-        From :func:`neuronrank_torch.model.structure.prunable_linears`.
-    activation : callable
-        The MLP's activation function.
+    layer : Layer
+    blocks : sequence of Block
+        Of that layer, to collect a table for each.
     recipe : Recipe
         Says which statistics are needed, of which signal.
     """
 
-    def __init__(
-        self,
-        index: int | str,
-        linears: Mapping[str, nn.Module],
-        activation: Callable[[Tensor], Tensor],
-        recipe: Recipe,
-    ) -> None:
-        self.index, self.linears, self.activation, self.recipe = index, linears, activation, recipe
-        self._requires = recipe.requires
-        self._rows: list[LayerStatistics] = []
-        self._batch: Columns = {}
-        self._hooks: list[Any] = []
+    def __init__(self, layer: Layer, blocks: Sequence[Block], recipe: Recipe) -> None:
+        super().__init__()
+        self.layer = layer
+        self._builders = [_TableBuilder(block, recipe) for block in blocks]
+        self._routed: tuple[Tensor, Tensor] | None = None
 
     def __enter__(self) -> LayerCollector:
-        for name, linear in self.linears.items():
-            if INPUTS in self._requires and name not in SHARED_INPUT:
-                self._hooks.append(linear.register_forward_pre_hook(self._input_hook(name)))
-        if self._requires & {SIGNAL, SAMPLE}:
-            self._hooks.append(self.linears["gate_proj"].register_forward_hook(self._gate_hook))
-            self._hooks.append(self.linears["down_proj"].register_forward_pre_hook(self._product_hook))
+        hooks = [hook for builder in self._builders if builder.expert is None for hook in builder.watch()]
+        if self.layer.experts is not None:
+            hooks.append(self.layer.experts.on_routed(self._see_routed))
+        for hook in hooks:
+            self.callback(hook.remove)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-
-    def _input_hook(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            del module
-            self._batch[f"input_mean_square.{name}"] = kernels.mean_square(args[0])
-
-        return hook
-
-    def _gate_hook(self, module: nn.Module, args: tuple[Any, ...], gate: Tensor) -> None:
-        del module, args
-        if SIGNAL in self._requires:
-            self._batch["open_gate"] = kernels.open_gates(gate, self.recipe.threshold)
-        if self.recipe.signal != "product":
-            self._signal(gate if self.recipe.signal == "gate" else self.activation(gate))
-
-    def _product_hook(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        del module
-        if self.recipe.signal == "product":
-            self._signal(args[0])
-
-    def _signal(self, activation: Tensor) -> None:
-        """Reduce a (documents, tokens, neurons) activation to the columns of its documents."""
-        if SAMPLE in self._requires:
-            kept = sample_positions(activation.shape[1], self.recipe.tokens_per_document)
-            self._batch["sample"] = activation[:, torch.as_tensor(kept, device=activation.device)].abs().float()
-        if SIGNAL in self._requires:
-            mean, square, peak = kernels.signal_moments(activation)
-            self._batch |= {"signal_mean": mean, "signal_mean_square": square, "signal_max": peak}
-        elif not activation.sum(dtype=torch.float32).isfinite():
-            # The moments would tell; the sample holds some tokens alone. A sum is cheaper than a look at each value.
-            raise self._non_finite("signal")
-
-    def _non_finite(self, name: str) -> NonFiniteError:
-        return NonFiniteError(
-            f"NaN or Inf in {name} of layer {self.index}", hint="check the model's weights, or try --dtype float32"
-        )
+    def _see_routed(self, hidden: Tensor, chosen: Tensor) -> None:
+        self._routed = hidden, chosen
 
     def add_documents(self, first: int, tokens: int) -> None:
         """Turn what the hooks saw since the last call into rows.
@@ -123,11 +77,105 @@ class LayerCollector:
 
         Raises
         ------
+        MissingStatisticsError
+            If the layer did not call its experts.
         NonFiniteError
             If a statistic is NaN or Inf.
         """
-        if not self._requires:
-            return
+        for builder in self._builders:
+            if not builder.kinds:
+                continue
+            if builder.expert is None:
+                builder.add_rows(first, tokens)
+                continue
+            if self._routed is None:
+                raise MissingStatisticsError(self.layer.index, f"{type(builder.block.module).__name__} was not called")
+            hidden, chosen = self._routed
+            documents = hidden.reshape(-1, tokens, hidden.shape[-1])
+            for document, positions in enumerate(tokens_of(chosen, builder.expert, tokens)):
+                if len(positions):
+                    builder.compute(documents[document, positions][None])
+                    builder.add_rows(first + document, len(positions))
+        self._routed = None
+
+    def statistics(self, ranks: Ranks = ALONE) -> list[LayerStatistics | None]:
+        """The table of each block, with the documents of all ranks.
+
+        None for a block that needs no statistics, and for an expert that no token was routed to.
+        """
+        return [builder.table(ranks) for builder in self._builders]
+
+
+class _TableBuilder:
+    """Reduces the activations of one block to rows."""
+
+    def __init__(self, block: Block, recipe: Recipe) -> None:
+        self.block, self.recipe = block, recipe
+        self.expert = block.expert if isinstance(block, Mlp) else None
+        method = method_of(recipe)
+        self.kinds = (method if isinstance(block, Mlp) else METHODS[method.beyond_mlp]).requires(recipe)
+        self._rows: list[LayerStatistics] = []
+        self._batch: dict[str, Tensor] = {}
+
+    def watch(self) -> list[Any]:
+        """Have the hooks of the block's modules reduce what they see."""
+        hooks = []
+        for role, projection in self.block.projections.items():
+            if INPUTS in self.kinds and role not in SHARED_INPUT:
+                hooks.append(projection.on_input(lambda x, role=role: self.see_input(role, x)))  # type: ignore[misc]
+        if self.kinds & {SIGNAL, SAMPLE}:
+            hooks.append(self.block.projections["gate_proj"].on_output(self.see_gate))
+            hooks.append(self.block.projections["down_proj"].on_input(self.see_product))
+        return hooks
+
+    def compute(self, x: Tensor) -> None:
+        """Reduce what an expert makes of its tokens, shape (1, tokens, hidden_size)."""
+        weights, activation = self.block.weights, self.block.activation  # type: ignore[attr-defined]
+        gate = linear(x, weights["gate_proj"])
+        product = activation(gate) * linear(x, weights["up_proj"])
+        if INPUTS in self.kinds:
+            self.see_input("gate_proj", x)
+            self.see_input("down_proj", product)
+        if self.kinds & {SIGNAL, SAMPLE}:
+            self.see_gate(gate)
+            self.see_product(product)
+
+    def see_input(self, role: str, x: Tensor) -> None:
+        """Reduce the input of a projection, shape (documents, tokens, in_features)."""
+        self._batch[f"input_mean_square.{role}"] = kernels.mean_square(x)
+
+    def see_gate(self, gate: Tensor) -> None:
+        """Reduce the gate's output, shape (documents, tokens, neurons)."""
+        if SIGNAL in self.kinds:
+            self._batch["open_gate"] = kernels.open_gates(gate, self.recipe.threshold)
+        if self.recipe.signal != "product":
+            activation = self.block.activation if self.recipe.signal == "activated" else None  # type: ignore[attr-defined]
+            self._see_signal(gate if activation is None else activation(gate))
+
+    def see_product(self, product: Tensor) -> None:
+        """Reduce what enters ``down_proj``, shape (documents, tokens, neurons)."""
+        if self.recipe.signal == "product":
+            self._see_signal(product)
+
+    def _see_signal(self, activation: Tensor) -> None:
+        if SAMPLE in self.kinds:
+            kept = sample_positions(activation.shape[1], self.recipe.tokens_per_document)
+            self._batch["sample"] = activation[:, torch.as_tensor(kept, device=activation.device)].abs().float()
+        if SIGNAL in self.kinds:
+            mean, square, peak = kernels.signal_moments(activation)
+            self._batch |= {"signal_mean": mean, "signal_mean_square": square, "signal_max": peak}
+        elif not activation.sum(dtype=torch.float32).isfinite():
+            # The moments would tell; the sample holds some tokens alone. A sum is cheaper than a look at each value.
+            raise self._non_finite("signal")
+
+    def _non_finite(self, name: str) -> NonFiniteError:
+        return NonFiniteError(
+            f"NaN or Inf in {name} of layer {self.block.where}",
+            hint="check the model's weights, or try --dtype float32",
+        )
+
+    def add_rows(self, first: int, tokens: int) -> None:
+        """Turn what was reduced since the last call into rows; see :meth:`LayerCollector.add_documents`."""
         columns = {name: np.asarray(column.cpu()) for name, column in self._batch.items()}
         self._batch = {}
         for name, column in columns.items():
@@ -144,9 +192,10 @@ class LayerCollector:
             plain["sample"] = columns["sample"].reshape(-1, columns["sample"].shape[-1])
         self._rows.append(LayerStatistics.from_columns(plain))
 
-    def statistics(self, ranks: Ranks = ALONE) -> LayerStatistics:
-        """The table of all documents so far, those of other ranks included."""
-        return merge(ranks.union(self._rows))
+    def table(self, ranks: Ranks) -> LayerStatistics | None:
+        """The table of all documents of all ranks; None where there are no rows."""
+        rows = ranks.union(self._rows) if self.kinds else []
+        return merge(rows) if rows else None
 
 
 def head_statistics(decoder: Decoder, hidden: Tensor, device: torch.device, ranks: Ranks = ALONE) -> LayerStatistics:

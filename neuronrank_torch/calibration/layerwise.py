@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from neuronrank_core.errors import InputError
 from neuronrank_torch.calibration.hidden_states import Room, in_memory
 from neuronrank_torch.model.limits import check_tokens
-from neuronrank_torch.model.structure import Decoder
+from neuronrank_torch.model.structure import Decoder, Layer
 
 Forward = Callable[..., Any]
 Handler = Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any]
@@ -34,9 +34,7 @@ class LayerRun:
 
     Parameters
     ----------
-    index : int
-        The layer's number.
-    layer : nn.Module
+    layer : Layer
     hidden : Tensor, shape (sequences, seqlen, hidden_size)
         Hidden states before the layer, shared by all layers and overwritten by :meth:`feed` with ``keep``.
     forward : callable
@@ -45,13 +43,21 @@ class LayerRun:
         Sequences in a micro-batch.
     first : int
         Number of the first sequence.
+    on_batch : callable
+        Called with the layer's number after each micro-batch.
     """
 
     def __init__(
-        self, index: int, layer: nn.Module, hidden: Tensor, forward: Forward, batch_size: int, first: int
+        self,
+        layer: Layer,
+        hidden: Tensor,
+        forward: Forward,
+        batch_size: int,
+        first: int,
+        on_batch: Callable[[int], None],
     ) -> None:
-        self.index, self.layer, self.hidden, self.forward = index, layer, hidden, forward
-        self.batch_size, self.first = batch_size, first
+        self.index, self.layer, self.hidden, self.forward = layer.index, layer, hidden, forward
+        self.batch_size, self.first, self.on_batch = batch_size, first, on_batch
 
     def feed(self, *, keep: bool, after: Callable[[int], None] = lambda first: None) -> None:
         """Run every micro-batch through the layer.
@@ -69,6 +75,7 @@ class LayerRun:
             if keep:
                 batch.copy_(output[0] if isinstance(output, tuple) else output)
             after(self.first + start)
+            self.on_batch(self.index)
 
 
 @contextmanager
@@ -130,7 +137,7 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
         del seen[1:]
         raise _Stop
 
-    with _replaced(decoder.layers, first_layer):
+    with _replaced([layer.module for layer in decoder.layers], first_layer):
         for sequence in sequences if len(sequences) else _example(sequences):
             with suppress(_Stop):
                 decoder.body(input_ids=sequence[None], use_cache=False)
@@ -151,6 +158,7 @@ def run_layers(
     resident: Callable[[int], AbstractContextManager[None]] = lambda index: nullcontext(),
     room: Room = in_memory,
     first: int = 0,
+    on_batch: Callable[[int], None] = lambda index: None,
 ) -> Tensor:
     """Visit the layers in order; each visit decides how often its layer runs and whether the output is kept.
 
@@ -169,6 +177,8 @@ def run_layers(
         See :data:`Room`.
     first : int
         Number of the first sequence: those before it are another rank's.
+    on_batch : callable
+        Called with the layer's number after each micro-batch of each pass.
 
     Returns
     -------
@@ -181,13 +191,13 @@ def run_layers(
     def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         bound = partial(_call, forward, args[0].device, args[1:], kwargs)
         with resident(index):
-            visit(LayerRun(index, decoder.layers[index], hidden, bound, batch_size, first))
+            visit(LayerRun(decoder.layers[index], hidden, bound, batch_size, first, on_batch))
         if index == last:
             raise _Stop
         # The model only carries this on to the next call, where the hidden states are taken from the buffer again.
         return args[0]
 
-    with _replaced(decoder.layers, visit_layer), suppress(_Stop):
+    with _replaced([layer.module for layer in decoder.layers], visit_layer), suppress(_Stop):
         decoder.body(input_ids=_example(sequences), use_cache=False)
     return hidden
 
@@ -211,7 +221,7 @@ def layers_done(decoder: Decoder, hidden: Tensor) -> Iterator[None]:
             return args[0]
         return torch.stack([next(batches) for _ in args[0]]).to(args[0].device)
 
-    with _replaced(decoder.layers, skip):
+    with _replaced([layer.module for layer in decoder.layers], skip):
         yield
 
 

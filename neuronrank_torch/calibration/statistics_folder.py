@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronrank_core import InputError, InvalidValueError, LayerStatistics, Recipe, load_statistics
+from neuronrank_core.methods import check_recipe, without_effect
 from neuronrank_core.statistics.table_files import FORMAT_VERSION, KINDS
 from neuronrank_torch.files.durable import STATISTICS
 from neuronrank_torch.files.journal import differences
@@ -117,20 +118,22 @@ class StatisticsFolder:
             )
         for name in _FIXED:
             collected = self.header[name]
-            if not recipe.without_effect({name}) and getattr(recipe, name) != collected:
+            if not without_effect(recipe, {name}) and getattr(recipe, name) != collected:
                 raise InvalidValueError(
                     name,
                     getattr(recipe, name),
                     f"{collected}, which {self.path} was collected with",
                     hint=f"set it to {collected}, or collect again",
                 )
-        return replace(
+        fitted = replace(
             recipe,
             propagate="dense",
             nsamples=len(self.header["documents"]),
             seqlen=self.header["seqlen"],
             bos=self.header["bos"],
         )
+        check_recipe(fitted)
+        return fitted
 
     def calibration(self) -> dict[str, Any]:
         """What a report says of the text behind the statistics."""

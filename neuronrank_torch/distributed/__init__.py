@@ -1,1 +1,1 @@
-"""One process, or several that share the calibration text."""
+"""The processes of a run: one, or several that share the calibration text."""

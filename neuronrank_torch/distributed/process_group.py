@@ -1,8 +1,8 @@
-"""Several processes on torch.distributed, started by torchrun, here or on several machines.
+"""Several processes on torch.distributed, started by torchrun on one machine or several.
 
-Every exchange begins with a meeting: each rank says how many bytes it brings, or that it has failed. A rank that fails
-between two exchanges goes to the next one with its error, which then ends all of them; so nobody is left waiting, and
-the first rank can tell the user. A rank that dies without a word is noticed by its closed connections.
+Every exchange starts with a synchronisation: each rank announces the size of its data in bytes, or that it has failed.
+A rank that fails between two exchanges sends its error in the next one, which ends all ranks. So no rank waits
+forever, and the first rank can report the error. A rank that is killed is noticed by its closed connections.
 """
 
 from __future__ import annotations
@@ -21,39 +21,35 @@ from torch import Tensor
 from neuronrank_core.errors import NeuronRankError, add_note
 from neuronrank_torch.distributed.ranks import ALONE, Ranks, T
 
-#: What torchrun, or whatever else starts the processes, sets.
+#: Environment variables that torchrun, or another launcher, sets.
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-#: How long to wait for a rank that is alive but does not come: longer than any may be ahead of another.
-PATIENCE = timedelta(minutes=30)
-#: The same where the user wants the run to end.
-INTERRUPTED = timedelta(seconds=5)
-#: How long the others stay when a run has failed: launchers end the first rank in its last words when one is gone.
-LAST_WORDS = timedelta(seconds=10)
-#: Integers as wide as the elements of a tensor, by bytes.
+#: How long to wait for a rank that is alive: longer than any rank can be ahead of another.
+TIMEOUT = timedelta(minutes=30)
+#: The same after an interrupt.
+INTERRUPT_TIMEOUT = timedelta(seconds=5)
+#: How long the other ranks stay after a failure: launchers kill the first rank, while it reports, when another ends.
+REPORT_TIMEOUT = timedelta(seconds=10)
+#: Integer type of the same width as the elements of a tensor, by their size in bytes.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def launched() -> AbstractContextManager[Ranks]:
-    """The ranks that torchrun started together with this process; this process alone where it did not."""
+    """Context with the ranks that torchrun started; with this process alone if it was started without a launcher."""
     several = all(name in os.environ for name in ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
     return ProcessGroup() if several else nullcontext(ALONE)
-
-
-class LostContactError(NeuronRankError):
-    """Another rank cannot be reached."""
 
 
 class ProcessGroup(Ranks):
     """The default process group of torch.distributed as a context manager.
 
-    NumPy and CPU tensors go by gloo, CUDA tensors by nccl. An exception that leaves the context on one rank is raised
-    on the first rank too, with a note that says whose it is; the other ranks leave with ``SystemExit`` and its exit
-    code, without a word.
+    NumPy arrays and CPU tensors are sent with gloo, CUDA tensors with nccl. An exception that leaves the context on one
+    rank is raised on the first rank too, with a note that names the rank. The other ranks exit silently with
+    ``SystemExit`` and the same exit code.
 
     Raises
     ------
     NeuronRankError
-        On entering, if the processes do not find each other.
+        On entering, if the processes cannot connect to each other.
     """
 
     def __enter__(self) -> ProcessGroup:
@@ -61,14 +57,14 @@ class ProcessGroup(Ranks):
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise NeuronRankError(
-                f"the processes of this run do not find each other: {error}",
+                f"the processes of this run cannot connect to each other: {error}",
                 hint="check the address, the port and the network interface (GLOO_SOCKET_IFNAME)",
             ) from error
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._over = False
+        self._broken = False
         return self
 
     def __exit__(
@@ -77,9 +73,9 @@ class ProcessGroup(Ranks):
         if isinstance(error, SystemExit) and exit_code(error) == 0:
             error = None
         try:
-            # Where all went well too: the first may still be writing, and all end well or none does.
-            if not self._over:
-                self._meet(failure=error)
+            # After success too: if the first rank fails to save the output, all ranks must fail.
+            if not self._broken:
+                self._synchronise(failure=error)
         except BaseException as other:
             error = other
         if error is None:
@@ -87,44 +83,44 @@ class ProcessGroup(Ranks):
         elif self.first:
             raise error
         else:
-            with suppress(RuntimeError):  # It comes when the first has gone.
-                dist.irecv(torch.empty(1), src=0).wait(LAST_WORDS)  # type: ignore[union-attr]
+            with suppress(RuntimeError):  # Raised when the first rank has exited.
+                dist.irecv(torch.empty(1), src=0).wait(REPORT_TIMEOUT)  # type: ignore[union-attr]
             raise SystemExit(exit_code(error)) from error
 
     @contextmanager
-    def _talking(self) -> Iterator[None]:
-        """Where an error leaves the ranks out of step, so that there is no more talking."""
+    def _exchange(self) -> Iterator[None]:
+        """Context of a collective operation: after an error in it, the ranks are out of step and cannot communicate."""
         try:
             yield
         except RuntimeError as error:
-            self._over = True
-            raise LostContactError(
+            self._broken = True
+            raise NeuronRankError(
                 "another process of this run has died or cannot be reached",
-                hint="see what it or its launcher printed; a process that was killed may have run out of memory",
+                hint="check what that process and its launcher printed; a killed process may have run out of memory",
             ) from error
         except BaseException:
-            self._over = True
+            self._broken = True
             raise
 
-    def _meet(self, length: int = 0, failure: BaseException | None = None) -> list[int]:
-        """Wait for the others, and learn how many bytes each brings; or raise what another failed with."""
+    def _synchronise(self, length: int = 0, failure: BaseException | None = None) -> list[int]:
+        """Wait for the other ranks; return how many bytes each will send, or raise the error of one that failed."""
         message = b"" if failure is None else portable(failure)
-        patience = PATIENCE if failure is None or isinstance(failure, Exception) else INTERRUPTED
+        timeout = TIMEOUT if failure is None or isinstance(failure, Exception) else INTERRUPT_TIMEOUT
         lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
-        with self._talking():
-            # A length below 0 is that of an error.
-            dist.all_gather(lengths, torch.tensor([-len(message) or length]), async_op=True).wait(patience)
-            brought = [int(length) for length in lengths]
-            failed = next((rank for rank, length in enumerate(brought) if length < 0), None)
+        with self._exchange():
+            # A negative length announces an error.
+            dist.all_gather(lengths, torch.tensor([-len(message) or length]), async_op=True).wait(timeout)
+            sizes = [int(length) for length in lengths]
+            failed = next((rank for rank, length in enumerate(sizes) if length < 0), None)
             if failed is None:
-                return brought
-            self._over = True
-            message = self._broadcast(message, -brought[failed], failed)
+                return sizes
+            self._broken = True
+            message = self._broadcast(message, -sizes[failed], failed)
         if failed != self.rank:
             error: BaseException = pickle.loads(message)
             add_note(error, f"this happened on rank {failed} of {self.size}")
             raise error
-        return brought
+        return sizes
 
     def _broadcast(self, data: bytes, length: int, rank: int) -> bytes:
         buffer = as_bytes(data) if rank == self.rank else torch.empty(length, dtype=torch.uint8)
@@ -132,10 +128,10 @@ class ProcessGroup(Ranks):
         return buffer.numpy().tobytes()
 
     def union(self, items: list[T]) -> list[T]:
-        """See :class:`Ranks`; the items have to be picklable."""
+        """See :class:`Ranks`. The items must be picklable."""
         data = pickle.dumps(items)
-        lengths = self._meet(len(data))
-        with self._talking():
+        lengths = self._synchronise(len(data))
+        with self._exchange():
             mine = torch.zeros(max(lengths), dtype=torch.uint8)
             mine[: len(data)] = as_bytes(data)
             parts = [torch.empty_like(mine) for _ in lengths]
@@ -146,20 +142,20 @@ class ProcessGroup(Ranks):
     def from_first(self, work: Callable[[], T]) -> T:
         """See :class:`Ranks`."""
         data = pickle.dumps(work()) if self.first else b""
-        lengths = self._meet(len(data))
-        with self._talking():
+        lengths = self._synchronise(len(data))
+        with self._exchange():
             data = self._broadcast(data, lengths[0], 0)
         result: T = pickle.loads(data)
         return result
 
     def sum_in_order(self, matrix: Tensor) -> Tensor:
-        """See :class:`Ranks`; each rank adds up a band of rows, so that as little moves as in a ring."""
+        """See :class:`Ranks`. Each rank adds up one band of rows, which transfers as little data as a ring."""
         rows = -(-len(matrix) // self.size)
         padded = matrix.new_zeros(self.size * rows, *matrix.shape[1:])
         padded[: len(matrix)] = matrix
         parts = torch.empty_like(padded)
-        self._meet()
-        with self._talking():
+        self._synchronise()
+        with self._exchange():
             dist.all_to_all_single(parts, padded)
             total, *others = parts.view(self.size, rows, -1)
             for other in others:
@@ -168,23 +164,23 @@ class ProcessGroup(Ranks):
         return padded[: len(matrix)]
 
     def agree(self, what: str, tensors: Iterable[Tensor]) -> None:
-        """See :class:`Ranks`; compared by sums of their bits."""
+        """See :class:`Ranks`. Compares sums of the tensors' bits."""
         sums = self.union([[int(tensor.view(_BITS[tensor.itemsize]).sum(dtype=torch.int64)) for tensor in tensors]])
         other = next((rank for rank, of_rank in enumerate(sums) if of_rank != sums[0]), None)
         if other is not None:
             raise NeuronRankError(
-                f"{what} came out otherwise on rank {other} than on rank 0",
-                hint="give every process the same model, the same versions and the same kind of device",
+                f"{what} differs between rank 0 and rank {other}",
+                hint="use the same model, the same versions and the same kind of device in every process",
             )
 
 
 def as_bytes(data: bytes) -> Tensor:
-    """A uint8 tensor that holds a copy of ``data``."""
+    """Copy of ``data`` as a uint8 tensor, shape (bytes,)."""
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def portable(error: BaseException) -> bytes:
-    """Pickle an exception; one that would not come back as it was goes as a :class:`NeuronRankError` that says it."""
+    """Pickle an exception; one that pickle cannot restore becomes a :class:`NeuronRankError` with the same text."""
     with suppress(Exception):
         data = pickle.dumps(error)
         if str(pickle.loads(data)) == str(error):
@@ -195,7 +191,7 @@ def portable(error: BaseException) -> bytes:
 
 
 def exit_code(error: BaseException) -> int:
-    """What a process that ends by an exception exits with."""
+    """Exit code of a process that an exception ends."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)

@@ -1,4 +1,4 @@
-"""Who takes part in a run: one process, or several (ranks) that share its text."""
+"""The interface to the processes (ranks) of a run, implemented here for a single process."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of a run. This one runs alone, so that every exchange is the identity.
+    """The processes of a run. This class stands for a single process: every exchange returns its input.
 
-    :class:`neuronrank_torch.distributed.process_group.ProcessGroup` is several. But for :meth:`share`, all
-    ranks have to call a method in the same order; each call waits for the others, and raises the error of one that
-    failed meanwhile.
+    :class:`neuronrank_torch.distributed.process_group.ProcessGroup` stands for several. All ranks must call the methods
+    in the same order, except :meth:`share`. Each call waits for the other ranks, and raises the error of a rank that
+    has failed meanwhile.
 
     Attributes
     ----------
     rank, size : int
-        Number of this process, from 0, and how many there are.
+        Index of this process, from 0, and number of processes.
     """
 
     rank, size = 0, 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that reads the text, writes and talks to the user."""
+        """Whether this is the rank that reads the text, writes the output and reports to the user."""
         return self.rank == 0
 
     def share(self, count: int, batch_size: int) -> slice:
-        """Which of ``count`` items are this rank's: consecutive ones, maybe none.
+        """The rank's share of ``count`` items: consecutive ones, possibly none.
 
-        Micro-batches stay whole, so that every item goes through the model in the same company, and comes out with the
-        same bits, whatever the number of ranks.
+        Micro-batches are not split, so that every item is processed in the same batch, with the same bits as a result,
+        for any number of ranks.
         """
         batches = -(-count // batch_size)
         start, stop = (min(count, batch_size * -(-batches * rank // self.size)) for rank in (self.rank, self.rank + 1))
@@ -45,22 +45,28 @@ class Ranks:
         return items
 
     def from_first(self, work: Callable[[], T]) -> T:
-        """Have ``work`` done by the first rank alone; all get its result, which has to be picklable."""
+        """Call ``work`` on the first rank only and return its result, which must be picklable, on all ranks."""
         return work()
 
     def sum_in_order(self, matrix: Tensor) -> Tensor:
-        """Sum of the ranks' matrices, added in rank order: the same bits on every rank and in every repetition."""
+        """Sum of the ranks' matrices of shape (rows, ...), added in rank order, so that the result is reproducible."""
         return matrix
 
     def agree(self, what: str, tensors: Iterable[Tensor]) -> None:
         """Check that ``tensors`` are the same on all ranks.
 
+        Parameters
+        ----------
+        what : str
+            Name of the tensors, for the error.
+        tensors : iterable of Tensor
+
         Raises
         ------
         NeuronRankError
-            If they are not; ``what`` says what they are.
+            If they differ between ranks.
         """
 
 
-#: The process that runs alone.
+#: A single process.
 ALONE = Ranks()

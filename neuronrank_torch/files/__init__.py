@@ -1,1 +1,1 @@
-"""Files that are complete or absent: durable writes, resumable folders, the journal, JSON."""
+"""Writes files and folders as a whole or not at all, and resumes interrupted runs."""

@@ -1,4 +1,4 @@
-"""The output folder: what may be written over, and how a finished one takes its name: all of it or nothing."""
+"""The output folder: which folders may be replaced, and how a finished one gets its name, as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neuronrank_core.errors import InputError
 
 @dataclass(frozen=True)
 class Kind:
-    """What a folder holds, and the file by which it is known."""
+    """A kind of output folder: what it is called in errors, and the file that identifies it."""
 
     name: str
     header: str
@@ -31,7 +31,7 @@ def check_output(
     source: Path | None = None,
     label: str = "",
 ) -> Path:
-    """Refuse an output folder that cannot or should not be written; cheap, for before the long work.
+    """Refuse an output folder that cannot or must not be written. Fast enough to call before the long work.
 
     Parameters
     ----------
@@ -40,11 +40,11 @@ def check_output(
     force : bool
         Whether an existing folder of this kind may be replaced.
     kind : Kind
-        What will be written.
+        Kind of the output.
     source : pathlib.Path, optional
-        Where the model is read from. That place is never overwritten.
+        Folder or file of the input model, which is never overwritten.
     label : str
-        What errors call that place.
+        Name of the input model in errors.
 
     Returns
     -------
@@ -54,20 +54,23 @@ def check_output(
     Raises
     ------
     InputError
-        If the folder exists and ``force`` is not given or it is not of this kind, holds the source, or cannot be
-        created.
+        If the folder cannot be created, contains the input model, or exists and must not be replaced.
     """
     target = Path(path).expanduser().resolve()
     if source is not None and source.resolve().is_relative_to(target):
-        raise InputError(f"{target} holds the model that is read ({label})", hint="choose another output folder")
+        raise InputError(f"{target} contains the input model ({label})", hint="choose another output folder")
     if target.exists():
         _check_replaceable(target, force, kind)
+    _check_creatable(target)
+    return target
+
+
+def _check_creatable(target: Path) -> None:
     parent = next(folder for folder in target.parents if folder.exists())
     if not parent.is_dir():
         raise InputError(f"cannot create {target}: {parent} is not a folder", hint="choose another output folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"cannot create {target}: {parent} is not writable", hint="choose another output folder")
-    return target
 
 
 def _check_replaceable(target: Path, force: bool, kind: Kind) -> None:
@@ -81,19 +84,24 @@ def _check_replaceable(target: Path, force: bool, kind: Kind) -> None:
     subfolders = any(entry.is_dir() for entry in entries)
     if names and (kind.header not in names or not weights or subfolders):
         raise InputError(
-            f"{target} is not {kind.name} (or holds more than one), so even --force does not delete it",
+            f"{target} is not {kind.name}, or has subfolders, so even --force does not delete it",
             hint="choose another output folder",
         )
 
 
 def write_durably(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name and rename it when it is on disk: it is there as a whole or not at all.
+    """Write a file as a whole or not at all: under a temporary name first, renamed when it is on disk.
 
     Parameters
     ----------
     file : pathlib.Path
     write : callable
-        Called with the path to write to.
+        Called with the temporary path. Whatever it raises is passed on.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be flushed or renamed.
     """
     temporary = file.with_name(file.name + ".tmp")
     write(temporary)
@@ -102,10 +110,10 @@ def write_durably(file: Path, write: Callable[[Path], object]) -> None:
     _flush(file.parent)
 
 
-def settle(folder: Path, plain: Path) -> None:
-    """Give every file in a folder the permissions of a plain one there, and have them all on disk."""
-    # safetensors creates its files readable by their owner alone.
-    mode = plain.stat().st_mode
+def flush_folder(folder: Path, reference: Path) -> None:
+    """Give every file in a folder the permissions of ``reference``, and flush all of them to disk."""
+    # safetensors creates files that only their owner can read.
+    mode = reference.stat().st_mode
     for file in folder.iterdir():
         file.chmod(mode)
         _flush(file)
@@ -113,21 +121,21 @@ def settle(folder: Path, plain: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    if os.name != "posix":  # Elsewhere neither a folder nor a file opened to read can be flushed.
+    if os.name != "posix":  # Windows cannot flush a folder, nor a file that is open for reading.
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError:
-        # Some network file systems cannot flush a folder; a file that cannot be flushed is not saved.
+        # Some network file systems cannot flush a folder. A file that cannot be flushed may not be on disk.
         if not path.is_dir():
             raise
     finally:
         os.close(descriptor)
 
 
-def move_in(temporary: Path, target: Path) -> None:
-    """Rename the finished folder to its final name; a folder it replaces is deleted last."""
+def rename_into_place(temporary: Path, target: Path) -> None:
+    """Rename a finished folder to its final name. The folder that it replaces is deleted last."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     replacing = target.exists()
     if replacing:

@@ -1,4 +1,4 @@
-"""What a run has done so far, on disk: which run it is, and which parts of its result are finished."""
+"""The progress of a run on disk: which run it is, and which parts of its result are finished."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Any
 
 from neuronrank_core.errors import InputError
 from neuronrank_torch.files.durable import write_durably
-from neuronrank_torch.files.json import read_sealed, seal
+from neuronrank_torch.files.json import read_sealed, write_json
 
-#: Changes when a journal of before can no longer be taken over.
+#: Increases when journals written so far can no longer be resumed from.
 JOURNAL_FORMAT = 2
 #: Differences between two runs that an error names.
 _SHOWN = 3
 
 
 class Journal:
-    """The journal of one run; every change is durable when the call returns.
+    """The journal of one run. Every change is on disk when the call returns.
 
     Parameters
     ----------
     file : pathlib.Path
-        Where it is. What another process has written there is taken over.
+        The journal file. If it exists, its content is loaded.
     identity : dict
-        What the result depends on, in JSON types.
+        Everything that the result depends on, in JSON types.
 
     Attributes
     ----------
     shards : dict
-        Size in bytes by file name, of the shards that are finished.
+        Size in bytes of each finished shard, by file name.
     reports : dict
-        What was done to the tensors of a shard, by its name; None where they were left alone.
+        Changes to the tensors of each finished shard, by file name; None for a shard without changes.
     measured : dict
-        Perplexities by what was measured.
+        Perplexities by the name of the measurement.
     ratios : list of float or None
-        Sparsity ratio of each pruned layer, where they differ.
+        Sparsity ratio of each pruned layer, if they differ.
 
     Raises
     ------
     InputError
-        If the journal there is of another run, or damaged.
+        If the file is the journal of another run, or damaged.
     """
 
     def __init__(self, file: Path, identity: dict[str, Any]) -> None:
@@ -51,32 +51,32 @@ class Journal:
         self.measured: dict[str, dict[str, Any]] = {}
         self.ratios: list[float] | None = None
         if file.exists():
-            self._take_over()
+            self._load()
 
-    def _take_over(self) -> None:
-        there = read_sealed(self.file, "discard that run with --force")
-        changes = differences(there["identity"], self.identity)
+    def _load(self) -> None:
+        stored = read_sealed(self.file, "discard that run with --force")
+        changes = differences(stored["identity"], self.identity)
         if changes:
             raise InputError(
                 f"an unfinished run for this output differs from this one: {'; '.join(changes[:_SHOWN])}",
-                hint="repeat its command to go on with it, or discard it with --force",
+                hint="repeat its command to resume it, or discard it with --force",
             )
-        self.shards, self.reports = there["shards"], there["reports"]
-        self.measured, self.ratios = there["measured"], there["ratios"]
+        self.shards, self.reports = stored["shards"], stored["reports"]
+        self.measured, self.ratios = stored["measured"], stored["ratios"]
 
     def finish(self, shard: Path, report: dict[str, Any] | None) -> None:
-        """Note that a shard is finished."""
+        """Record that a shard is finished."""
         self.shards[shard.name] = shard.stat().st_size
         self.reports[shard.name] = report
         self._write()
 
-    def measure(self, what: str, perplexity: dict[str, Any]) -> None:
-        """Note a perplexity."""
-        self.measured[what] = perplexity
+    def measure(self, name: str, perplexity: dict[str, Any]) -> None:
+        """Record a perplexity."""
+        self.measured[name] = perplexity
         self._write()
 
-    def allocated(self, ratios: list[float]) -> None:
-        """Note the sparsity ratios of the layers."""
+    def allocate(self, ratios: list[float]) -> None:
+        """Record the sparsity ratios of the layers."""
         self.ratios = ratios
         self._write()
 
@@ -88,16 +88,15 @@ class Journal:
             "measured": self.measured,
             "ratios": self.ratios,
         }
-        text = json.dumps(seal(content), indent=2)
-        write_durably(self.file, lambda path: path.write_text(text, encoding="utf-8"))
+        write_durably(self.file, lambda path: write_json(path, content, checksum=True))
 
 
-def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Say in a few words each what differs between the identities of two runs."""
-    old, new = _leaves(there), _leaves(here)
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Describe the differences between two nested dictionaries, one phrase per value, in the order of ``now``."""
+    old, new = _leaves(before), _leaves(now)
     return [
-        f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
-        for name in dict.fromkeys([*old, *new])
+        f"{name} was {old.get(name, 'absent')}, is {new.get(name, 'absent')}"
+        for name in dict.fromkeys([*new, *old])
         if old.get(name) != new.get(name)
     ]
 

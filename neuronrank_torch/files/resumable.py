@@ -1,56 +1,51 @@
-"""A folder beside the output in which the output grows until it is whole: locked, with a journal of what is done."""
+"""A folder beside the output in which the output is built: locked, with a journal of the finished parts."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from neuronrank_core.errors import NeuronRankError, add_note
-from neuronrank_torch.files.durable import MODEL, check_output, move_in, settle
+from neuronrank_torch.files.durable import MODEL, check_output, flush_folder, rename_into_place
 from neuronrank_torch.files.journal import Journal
 
-try:
-    import fcntl
-except ImportError:  # Not POSIX: two runs on one output are not kept apart there.
-    fcntl = None  # type: ignore[assignment]
-
-
-_JOURNAL = "journal.json"
+_JOURNAL, _LOCK = "journal.json", "lock"
 
 
 class ResumableFolder:
-    """A context manager: the folder is locked inside.
+    """A context manager that holds the folder's lock.
 
-    Left by an exception, it stays where there are finished layers for the same run to go on with, and the exception
-    carries a note that says so; else it is removed. Killed, it stays as it is.
+    If an exception leaves the context after a layer is finished, the folder is kept for the same run to resume from,
+    and the exception gets a note that says so. Otherwise the folder is removed. A killed process leaves it as it is;
+    the system releases its lock.
 
     Parameters
     ----------
     target : pathlib.Path
-        The output folder, which is not touched before the end.
+        The output folder. It is not touched before :meth:`publish`.
     identity : dict
         See :class:`neuronrank_torch.files.journal.Journal`.
     layers : int
         Number of decoder layers.
     force : bool
-        Discard an unfinished run that is another one.
+        Whether to replace an existing output, and to discard an unfinished run that differs from this one.
 
     Raises
     ------
     NeuronRankError
-        On entering, if another process is at work there, or an unfinished run is another one.
+        On entering, if another process holds the lock, or an unfinished run differs from this one.
     """
 
-    #: Name of the folder inside that becomes the output.
+    #: Name of the subfolder that becomes the output.
     inner = "output"
-    #: What the output is.
+    #: Kind of the output.
     kind = MODEL
 
     def __init__(
@@ -64,98 +59,105 @@ class ResumableFolder:
         self.target, self.identity, self.layers, self.force = target, identity, layers, force
         self.folder = target.with_name(f".{target.name}.partial")
         self.output = self.folder / self.inner
+        self._lock = FileLock(self.folder / _LOCK)
 
     def __enter__(self) -> Any:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = self._locked()
+        self._acquire()
         try:
-            # Another run may have finished since it was checked.
+            # Another run may have finished since the first check.
             check_output(self.target, self.force, self.kind)
-            self.journal = self._opened_journal()
+            self.journal = self._open_journal()
+            self._remove_unfinished()
             self.output.mkdir(exist_ok=True)
             self.entered()
         except BaseException:
-            if not (self.folder / _JOURNAL).exists():
-                shutil.rmtree(self.folder, ignore_errors=True)
-            self._lock.close()
+            if (self.folder / _JOURNAL).exists():
+                self._lock.release()
+            else:
+                self._remove()
             raise
         return self
 
     def entered(self) -> None:
-        """Called inside the lock, when it is known what is finished."""
+        """Called with the lock held, once the journal is loaded."""
 
-    def _locked(self) -> IO[str]:
-        file = self.folder / "lock"
-        lock = file.open("w")
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # A run that finished meanwhile took its file away; a third may hold the lock on a new one.
-                if not os.path.samestat(os.fstat(lock.fileno()), file.stat()):
-                    raise BlockingIOError
-            except OSError as error:
-                lock.close()
-                raise NeuronRankError(
-                    f"another run is writing to {self.target}", hint="wait for it, or choose another output folder"
-                ) from error
-        return lock
+    def _acquire(self) -> None:
+        try:
+            # Creates the folder. Fails also if the run that held the lock has just removed the file.
+            self._lock.acquire(timeout=0)
+        except (Timeout, FileNotFoundError) as error:
+            raise NeuronRankError(
+                f"another run is writing to {self.target}", hint="wait for it, or choose another output folder"
+            ) from error
 
-    def _opened_journal(self) -> Journal:
+    def _open_journal(self) -> Journal:
         file = self.folder / _JOURNAL
         try:
-            journal = Journal(file, self.identity)
+            return Journal(file, self.identity)
         except NeuronRankError:
             if not self.force:
                 raise
             file.unlink()
-            journal = Journal(file, self.identity)
-        # Files that a killed process was writing, and all of a run that goes on no more.
-        wanted = {"lock", file.name, *journal.shards}
-        for left in [*self.folder.iterdir(), *(self.output.iterdir() if self.output.exists() else ())]:
-            if left.is_file() and left.name not in wanted:
-                left.unlink()
-        return journal
+            return Journal(file, self.identity)
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a killed process left half-written, and the shards of a discarded run."""
+        wanted = {_LOCK, _JOURNAL, *self.journal.shards}
+        for entry in [*self.folder.iterdir(), *(self.output.iterdir() if self.output.exists() else ())]:
+            if entry.is_file() and entry.name not in wanted:
+                entry.unlink()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         done = len(self.journal.shards)
         if error is None or done == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove()
         else:
             note = (
-                f"{min(done, self.layers)} of {self.layers} layers are done and kept: "
-                "the same command goes on from there"
+                f"{min(done, self.layers)} of {self.layers} layers are finished and saved: "
+                "rerun the same command to resume"
             )
             add_note(error, note)
-        self._lock.close()
+            self._lock.release()
+
+    def _remove(self) -> None:
+        """Remove the folder and release the lock."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        lock = self.folder / _LOCK
+        left = lock.exists()
+        self._lock.release()
+        if left:  # Windows cannot delete an open file. If another run holds the lock by now, that fails again.
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
+                self.folder.rmdir()
 
     def finished(self, file: Path) -> bool:
-        """Whether a file is there as a whole, by this process or one before."""
+        """Whether this process or an earlier one finished a file, and it is still complete."""
         size = self.journal.shards.get(file.name)
         return size is not None and file.is_file() and file.stat().st_size == size
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Have what fails while writing say what it was for."""
+        """Context that turns an error while writing into a NeuronRankError that names the output."""
         try:
             yield
         except (OSError, SafetensorError) as error:
             raise NeuronRankError(
                 f"could not save to {self.target}: {error}",
-                hint="check free space and permissions; nothing was changed there",
+                hint="check free space and permissions; the output was not changed",
             ) from error
 
-    def hand_over(self, header: Path) -> None:
-        """Give the finished folder the output's name; all of its files get the permissions of ``header``, one of them.
+    def publish(self, header: Path) -> None:
+        """Rename the finished subfolder to the output's name; its files get the permissions of ``header``, one of them.
 
         Raises
         ------
         OSError
-            If that fails; nothing is changed under the output's name then.
+            If that fails. The output is unchanged then.
         InputError
-            If something is there by now that must not be replaced.
+            If the output has come into existence meanwhile and must not be replaced.
         """
-        settle(self.output, header)
+        flush_folder(self.output, header)
         check_output(self.target, self.force, self.kind)
-        move_in(self.output, self.target)
+        rename_into_place(self.output, self.target)

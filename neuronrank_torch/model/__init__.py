@@ -1,1 +1,1 @@
-"""Models: opening them, what can be pruned in a layer, reading and writing their tensors."""
+"""Opens models, finds the prunable parts of their layers, reads and writes their tensors."""

@@ -1,4 +1,4 @@
-"""The device to work on."""
+"""The device on which a model runs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from neuronrank_core.errors import InputError, first_line
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """The device by its name; raises InputError if there is none such here."""
+    """The device of a name; raises InputError if it is not available."""
     try:
         target = torch.device(device)
-        torch.empty(1, device=target).cpu()  # "meta" is a device too, but has nothing to give back.
+        torch.empty(1, device=target).cpu()  # A "meta" tensor has no data to copy.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {device} is not available: {first_line(error)}", hint="try --device cpu") from error
     return target
 
 
 def choose_device(device: str) -> str:
-    """Resolve ``auto``."""
+    """The name of a device, with ``auto`` resolved: a GPU if there is one, otherwise the CPU."""
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

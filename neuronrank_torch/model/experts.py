@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from neuronrank_core import Recipe
-from neuronrank_core.errors import InputError, UnsupportedModelError
+from neuronrank_core.errors import UnsupportedModelError
+from neuronrank_torch.model.blocks import Mlp, Projection
 
 #: What a module of experts has: its parameters, and the first arguments of its forward.
 _PARAMETERS, _ARGUMENTS = {"gate_up_proj", "down_proj"}, ["hidden_states", "top_k_index"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Experts:
     """The routed experts of a layer.
 
@@ -31,36 +33,41 @@ class Experts:
 
     module: Any
 
-    def __len__(self) -> int:
-        return int(self.module.down_proj.shape[0])
+    def mlps(self, index: int) -> tuple[Mlp, ...]:
+        """Each expert as an MLP of its own; ``index`` is the layer's number."""
+        return tuple(
+            Mlp(
+                f"{index} expert {expert}",
+                self.module,
+                {
+                    "gate_proj": Projection(self.module, "gate_up_proj", partial(_half, expert=expert, number=0)),
+                    "up_proj": Projection(self.module, "gate_up_proj", partial(_half, expert=expert, number=1)),
+                    "down_proj": Projection(self.module, "down_proj", partial(_slice, expert=expert)),
+                },
+                prefix=f"experts.{expert}.",
+                expert=expert,
+            )
+            for expert in range(self.module.down_proj.shape[0])
+        )
 
-    @property
-    def activation(self) -> Callable[[Tensor], Tensor]:
-        """Of the gate."""
-        activation: Callable[[Tensor], Tensor] = self.module.act_fn
-        return activation
+    def on_routed(self, see: Callable[[Tensor, Tensor], None]) -> RemovableHandle:
+        """Have ``see`` called with the hidden states and the chosen experts at each forward pass."""
 
-    def linears(self, expert: int) -> dict[str, nn.Linear]:
-        """Gate, up and down of one expert; their weights are views, so that what is written there stays."""
-        gate, up = self.module.gate_up_proj[expert].detach().chunk(2)
-        down = self.module.down_proj[expert].detach()
-        return {"gate_proj": _linear(gate), "up_proj": _linear(up), "down_proj": _linear(down)}
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            del module
+            hidden, chosen = (args + tuple(kwargs[name] for name in _ARGUMENTS[len(args) :]))[:2]
+            see(hidden, chosen)
 
-    def named_linears(self) -> Iterator[tuple[str, nn.Linear]]:
-        """Those of all experts, by the names that a report gives them."""
-        for expert in range(len(self)):
-            yield from ((report_name(expert, name), linear) for name, linear in self.linears(expert).items())
+        handle: RemovableHandle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
+        return handle
 
 
-def report_name(expert: int, name: str) -> str:
-    """Name of an expert's linear layer in a report."""
-    return f"experts.{expert}.{name}"
+def _slice(parameter: Tensor, expert: int) -> Tensor:
+    return parameter[expert]
 
 
-def _linear(weight: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    return linear
+def _half(parameter: Tensor, expert: int, number: int) -> Tensor:
+    return parameter[expert].chunk(2)[number]
 
 
 def find_experts(layer: nn.Module, index: int) -> Experts | None:
@@ -94,35 +101,6 @@ def _fits(module: Any) -> bool:
         and getattr(gating, "__name__", "_default_apply_gate") == "_default_apply_gate"
         and list(inspect.signature(type(module).forward).parameters)[1:3] == _ARGUMENTS
     )
-
-
-def refuse_modes(layers: list[nn.Module], recipe: Recipe) -> None:
-    """Refuse what a model with experts cannot be pruned by.
-
-    Raises
-    ------
-    InputError
-        Names the flag.
-    """
-    experts = next((found for i, layer in enumerate(layers) if (found := find_experts(layer, i))), None)
-    modes = {
-        "--sparsity_type neurons": recipe.whole_neurons,
-        f"--update {recipe.update}": recipe.update != "none",
-        "--allocate neuronrank": recipe.allocate != "uniform",
-    }
-    for mode, asked in modes.items():
-        if asked and experts is not None:
-            raise InputError(
-                f"{mode} cannot be used on a mixture of experts ({type(experts.module).__name__}: fused tensors of"
-                f" {len(experts)} experts)",
-                hint="leave it out: experts can be pruned unstructured or N:M, all at one ratio",
-            )
-
-
-def routing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Hidden states and chosen experts among the arguments of a call of the experts' module."""
-    hidden, chosen = (args + tuple(kwargs[name] for name in _ARGUMENTS[len(args) :]))[:2]
-    return hidden, chosen
 
 
 def tokens_of(chosen: Tensor, expert: int, seqlen: int) -> list[Tensor]:

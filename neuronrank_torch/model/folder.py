@@ -1,4 +1,4 @@
-"""A model's folder: what is missing or broken, named before transformers does, in fewer words."""
+"""Checks of a model's folder, so that errors name what is missing or broken."""
 
 from __future__ import annotations
 
@@ -15,40 +15,52 @@ from neuronrank_core.errors import InputError, first_line
 from neuronrank_torch.files.json import read_json
 from neuronrank_torch.model.tensor_files import shards
 
-_TOO_LARGE = "the checkpoint is incomplete or its config.json wrong: download it again"
+_TOO_LARGE = "the checkpoint is incomplete or its config.json is wrong: download it again"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 def check_folder(folder: Path) -> None:
-    """Name what is missing or broken before transformers does, in fewer words."""
+    """Refuse a folder that lacks the files of a model or has broken ones.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+
+    Raises
+    ------
+    InputError
+        Names what is missing or broken.
+    """
     names = [file.name for file in folder.iterdir()]
     if not names:
-        raise InputError(f"{folder} is empty", hint="name the folder of a model")
+        raise InputError(f"{folder} is empty", hint="give the path of a model folder")
     if "config.json" not in names:
         gguf = [name for name in names if name.endswith(".gguf")]
-        hint = f"name the file: {folder / gguf[0]}" if gguf else "name the folder of a model"
+        hint = f"give the path of the GGUF file: {folder / gguf[0]}" if gguf else "give the path of a model folder"
         raise InputError(f"{folder} has no config.json", hint=hint)
     config = read_json(folder / "config.json")
     if config.get("quantization_config"):
-        raise InputError(f"{folder} holds quantised weights", hint="prune the full-precision model, then quantise it")
+        raise InputError(
+            f"{folder} contains quantised weights", hint="prune the full-precision model, then quantise it"
+        )
     files = shards(folder)
     if not files:
         if any(file for pattern in _PICKLES for file in folder.glob(pattern)):
             raise InputError(
-                f"{folder} has its weights in pickle files, which can run code when they are read",
+                f"{folder} has its weights in pickle files, which can run code when loaded",
                 hint="convert them to safetensors: huggingface.co/docs/safetensors/convert-weights",
             )
-        raise InputError(f"{folder} has no weights (*.safetensors)", hint="name the folder of a complete model")
+        raise InputError(f"{folder} has no weights (*.safetensors)", hint="give the path of a complete model folder")
     tensors = sum(map(_check_shard, files))
     for part in (config, config.get("text_config")):
-        # Before transformers makes lists of that length of it.
+        # Before transformers builds lists of this length.
         _check_depth(str(folder), part.get("num_hidden_layers") if isinstance(part, dict) else None, tensors)
 
 
 def _check_shard(shard: Path) -> int:
-    """Refuse a file that is missing or broken; else say how many tensors it holds."""
+    """Number of tensors in a file; raises InputError if it is missing or broken."""
     if not shard.is_file():
-        raise InputError(f"{shard} is missing, though the index names it", hint="download the model again")
+        raise InputError(f"{shard} is missing, but the index refers to it", hint="download the model again")
     try:
         with safe_open(shard, framework="pt") as content:
             return len(content.keys())
@@ -57,30 +69,32 @@ def _check_shard(shard: Path) -> int:
 
 
 def check_size(spec: str, config: Any, shapes: Collection[tuple[int, ...]]) -> None:
-    """Refuse a configuration of a far larger model than its weights are, before memory or hours go into building it.
+    """Refuse a configuration that describes a far larger model than its weights, before any of it is built.
 
     Parameters
     ----------
     spec : str
-        Named in the error.
+        Name of the model, for the error.
     config : transformers.PreTrainedConfig
     shapes : collection of tuple of int
-        Of the weights that there are.
+        Shapes of the weights in the checkpoint.
 
     Raises
     ------
     InputError
-        If it has more layers than there are tensors, or more than twice as many weights.
+        If it has more layers than the checkpoint has tensors, or more than twice as many weights.
     """
     _check_depth(spec, getattr(config.get_text_config(), "num_hidden_layers", None), len(shapes))
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     described = sum(parameter.numel() for parameter in model.parameters())
     held = sum(map(math.prod, shapes))
-    if described > 2 * held:  # With room for what transformers renames, splits or shares.
-        raise InputError(f"{spec} describes a model of {described:,} weights, but holds {held:,}", hint=_TOO_LARGE)
+    if described > 2 * held:  # Tolerant of weights that transformers splits or shares.
+        raise InputError(f"{spec} describes a model of {described:,} weights, but contains {held:,}", hint=_TOO_LARGE)
 
 
 def _check_depth(spec: str, layers: Any, tensors: int) -> None:
     if isinstance(layers, int) and layers > tensors:
-        raise InputError(f"{spec} describes a model of {layers} layers, but holds {tensors} tensors", hint=_TOO_LARGE)
+        raise InputError(
+            f"{spec} describes a model of {layers} layers, but contains {tensors} tensors", hint=_TOO_LARGE
+        )

@@ -1,4 +1,4 @@
-"""What a model has room for."""
+"""Checks that a model has an embedding and a position for every token of a sequence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from neuronrank_core.errors import InputError, InvalidValueError
 
 
 def check_tokens(model: Any, sequences: Any) -> None:
-    """Refuse sequences that a model has no embedding or no position for.
+    """Refuse sequences that exceed a model's vocabulary or its maximum length.
 
     Parameters
     ----------
@@ -18,11 +18,11 @@ def check_tokens(model: Any, sequences: Any) -> None:
     Raises
     ------
     InputError
-        Names the token, or the length and what the model's configuration allows.
+        Names the token and the size of the vocabulary, or the length and the allowed range.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    top = int(sequences.max()) if len(sequences) else 0  # Of several ranks, one may have none.
-    # Out of range, an embedding reads beyond its table: on CUDA that ends the whole process's use of the device.
+    top = int(sequences.max()) if len(sequences) else 0  # A rank may have no sequences.
+    # On CUDA, reading beyond the embedding table leaves the device unusable for the rest of the process.
     if top >= vocabulary:
         raise InputError(
             f"token {top} is outside the model's vocabulary of {vocabulary}",
@@ -32,24 +32,24 @@ def check_tokens(model: Any, sequences: Any) -> None:
 
 
 def check_positions(model: Any, tokens: int, before: int = 0, field: str = "seqlen") -> None:
-    """Refuse a sequence beyond the model's positions, where a model answers with nonsense, or not at all.
+    """Refuse a sequence longer than the model's positions: its output would be meaningless, or it would fail.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
     tokens : int
-        Length asked for.
+        Requested length.
     before : int
-        Tokens that stand before those.
+        Number of tokens before those.
     field : str
-        What asked for it.
+        Name of the setting, for the error.
 
     Raises
     ------
     InvalidValueError
-        Names what the model's configuration allows.
+        Names the range that the model's configuration allows.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and before + tokens > positions:
         allowed = f"[2, {positions}]" if before == 0 else f"[0, {positions - before}] after a prompt of {before} tokens"
-        raise InvalidValueError(field, tokens, allowed, hint="the model has max_position_embeddings no larger")
+        raise InvalidValueError(field, tokens, allowed, hint=f"the model's max_position_embeddings is {positions}")

@@ -1,4 +1,4 @@
-"""Silence for the libraries that load and save models."""
+"""Suppresses the output of transformers while it loads and saves models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import transformers
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars and the log of transformers; both are as before afterwards."""
+    """Context without progress bars and log messages of transformers. Both settings are restored afterwards."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

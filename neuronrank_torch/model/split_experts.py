@@ -1,4 +1,4 @@
-"""Checkpoints that hold every expert by itself, as published ones do, for models that hold all of a layer as one."""
+"""Checkpoints that store each expert separately, for models that store all experts of a layer in fused tensors."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ _EXPERT = re.compile(
     r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<role>gate_proj|up_proj|down_proj|w1|w3|w2)\.weight"
 )
 _ROLES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
-#: Parts of a fused tensor, one above the other.
+#: Parts of a fused tensor, stacked along its rows.
 _FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 def whole_experts(source: WeightSource) -> WeightSource:
-    """The source, or where it holds experts one by one, one that puts them together."""
+    """The source itself; if it stores experts separately, a source that fuses them."""
     return SplitExperts(source) if any(map(_EXPERT.fullmatch, source.shapes())) else source
 
 
 class SplitExperts(WeightSource):
-    """Tensors by the names that the model gives them, put together from those of single experts.
+    """Tensors by their names in the model, fused from those of single experts.
 
     Parameters
     ----------
     source : WeightSource
-        By the names of the checkpoint.
+        Tensors by their names in the checkpoint.
     """
 
     def __init__(self, source: WeightSource) -> None:
         self.source = source
-        #: Name in the checkpoint by name in the model, of what is no expert.
+        #: Name in the checkpoint by name in the model, for tensors that do not belong to an expert.
         self._plain: dict[str, str] = {}
-        #: For every expert of a fused tensor, the names of its parts in the checkpoint.
+        #: Names in the checkpoint of the parts of each expert, by name of the fused tensor.
         self._fused: dict[str, list[tuple[str, ...]]] = {}
         found: dict[str, dict[tuple[int, str], str]] = {}
         for name in source.shapes():
@@ -52,7 +52,7 @@ class SplitExperts(WeightSource):
             self._fuse(experts, parts)
 
     def _fuse(self, experts: str, parts: Mapping[tuple[int, str], str]) -> None:
-        """Note what the fused tensors of a layer consist of; of a layer that is not complete there are none."""
+        """Record the parts of a layer's fused tensors. A layer that is not complete gets none."""
         numbers = range(1 + max(number for number, _ in parts))
         for fused, roles in _FUSED.items():
             names = [tuple(parts.get((number, role), "") for role in roles) for number in numbers]
@@ -62,10 +62,10 @@ class SplitExperts(WeightSource):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See :class:`WeightSource`."""
-        there = self.source.shapes()
-        shapes = {name: there[stored] for name, stored in self._plain.items()}
+        parts = self.source.shapes()
+        shapes = {name: parts[stored] for name, stored in self._plain.items()}
         for name, experts in self._fused.items():
-            rows, *columns = there[experts[0][0]]
+            rows, *columns = parts[experts[0][0]]
             shapes[name] = (len(experts), len(experts[0]) * rows, *columns)
         return shapes
 
@@ -79,9 +79,9 @@ class SplitExperts(WeightSource):
             torch.cat([self.source.tensor(part) for part in parts], out=place)
         return whole
 
-    def expect(self, names: Iterable[str]) -> None:
+    def prefetch(self, names: Iterable[str]) -> None:
         """See :class:`WeightSource`."""
-        self.source.expect(stored for name in names for stored in self._stored(name))
+        self.source.prefetch(stored for name in names for stored in self._stored(name))
 
     def _stored(self, name: str) -> list[str]:
         return [self._plain[name]] if name in self._plain else [part for parts in self._fused[name] for part in parts]

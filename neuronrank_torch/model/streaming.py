@@ -1,4 +1,4 @@
-"""A model whose weights come to memory unit by unit: a decoder layer, the head, or all the rest."""
+"""A model whose weights are loaded one unit at a time: a decoder layer, the head, or the rest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from neuronrank_torch.model.structure import find_decoder
 from neuronrank_torch.model.weights import WeightSource, stored_tensors
 
-#: A decoder layer by number, ``lm_head`` where it has a weight of its own, and everything else.
+#: Index of a decoder layer, ``lm_head`` if its weight is not tied, or ``embeddings`` for everything else.
 Unit = int | str
 HEAD, REST = "lm_head", "embeddings"
 #: Context in which a unit has its weights in memory.
@@ -20,16 +20,16 @@ Resident = Callable[[Unit], AbstractContextManager[None]]
 
 
 class StreamedModel:
-    """A transformers model with the rest (embeddings, norms) in memory, and layers and head only while at work.
+    """A transformers model that keeps embeddings and norms in memory, and layers and head only while they are used.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        Weights that it holds are let go of; its buffers are kept.
+        Its weights are released; its buffers are kept.
     source : WeightSource
-        Where its weights are.
+        Where its weights are read from.
     device : torch.device
-        Where it works.
+        Where it runs.
     """
 
     def __init__(self, model: Any, source: WeightSource, device: torch.device) -> None:
@@ -45,9 +45,9 @@ class StreamedModel:
         model.tie_weights()
 
     def _divide(self) -> dict[Unit, list[str]]:
-        """Names of the tensors of each unit, in the order of the model."""
+        """Names of the tensors of each unit. The units are in the order of the model, after the rest."""
         modules = {id(module): name for name, module in self.model.named_modules()}
-        prefixes: dict[Unit, str] = {i: modules[id(layer)] + "." for i, layer in enumerate(self.decoder.layers)}
+        prefixes: dict[Unit, str] = {i: modules[id(layer.module)] + "." for i, layer in enumerate(self.decoder.layers)}
         head = self.model.get_output_embeddings()
         if head is not None and head.weight is not self.model.get_input_embeddings().weight:
             prefixes[HEAD] = modules[id(head)] + "."
@@ -58,14 +58,14 @@ class StreamedModel:
 
     @contextmanager
     def resident(self, unit: Unit, source: WeightSource | None = None) -> Iterator[None]:
-        """Have the weights of a layer or the head in memory inside.
+        """Context in which the weights of a layer or the head are in memory.
 
         Parameters
         ----------
         unit : int or str
-            Key of ``units``; one that is not there, as a tied head, needs nothing.
+            Key of ``units``. Any other, such as a tied head, is ignored.
         source : WeightSource, optional
-            Where to read them, instead of the model's own source.
+            Where to read them from, instead of the model's own source.
         """
         if unit not in self.units:
             yield
@@ -77,26 +77,26 @@ class StreamedModel:
             self._release(unit)
 
     def tensors(self, unit: Unit) -> dict[str, Tensor]:
-        """The tensors of a unit by name, as they are now."""
+        """The current tensors of a unit by name."""
         return {name: self._get(name).detach() for name in self.units[unit]}
 
     def reshape(self, unit: Unit, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Give the tensors of a unit that is not in memory the shapes that they have in another source."""
+        """Change the shapes of the tensors of a unit that is not in memory."""
         for name in self.units[unit]:
             self._assign(name, self._get(name).new_empty(shapes[name]))
 
     def bytes(self, unit: Unit) -> int:
-        """Size of a unit in memory; 0 for one that is not there."""
+        """Size of a unit in bytes; 0 if the model does not have it."""
         return sum(self._get(name).nbytes for name in self.units.get(unit, ()))
 
     def _bring(self, unit: Unit, source: WeightSource) -> None:
-        """Read a unit; while work on it goes on, the one after it is read from disk."""
+        """Load a unit, and have the system prefetch the next one."""
         for name in self.units[unit]:
-            # Always copied: a source may be a mapped file, whose tensors are aligned otherwise, and be read again.
+            # Always copied: the tensor may be part of a mapped file, which has another alignment and is read again.
             self._assign(name, source.tensor(name).to(self.device, self._get(name).dtype, copy=True))
         order = list(self.units)
         for following in order[order.index(unit) + 1 :][:1]:
-            self.source.expect(self.units[following])
+            self.source.prefetch(self.units[following])
 
     def _release(self, unit: Unit) -> None:
         for name in self.units[unit]:

@@ -1,20 +1,72 @@
-"""Finds decoder layers, gated MLPs and attention projections by structure, not by class name."""
+"""What can be pruned in a model: its decoder layers with their MLPs and attention, found by structure, not by class.
+
+Structure is resolved once, by :func:`find_decoder`; everything after it works on the objects that it returns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from neuronrank_core.errors import InputError, MissingStatisticsError, UnsupportedModelError
-from neuronrank_torch.model.experts import find_experts
+from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, Block, Mlp, Projection
+from neuronrank_torch.model.experts import Experts, find_experts
+from neuronrank_torch.model.families import LAYOUTS
 
-MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A decoder layer that knows its parts.
+
+    Parameters
+    ----------
+    index : int
+        Its number, from 0.
+    module : nn.Module
+    mlps : tuple of Mlp
+        Its MLP; or, in a mixture, each of its routed experts.
+    attention : Block, optional
+        The q/k/v/o projections, where it has them.
+    experts : Experts, optional
+        The module that runs the routed experts, in a mixture.
+    """
+
+    index: int
+    module: nn.Module
+    mlps: tuple[Mlp, ...]
+    attention: Block | None = None
+    experts: Experts | None = None
+
+    @property
+    def mlp(self) -> Mlp:
+        """The one MLP of a layer that is not a mixture; raises UnsupportedModelError for one that is."""
+        if self.experts is not None:
+            raise UnsupportedModelError(
+                f"layer {self.index} ({type(self.module).__name__}) is a mixture of experts",
+                hint="only `prune` works with those yet",
+            )
+        return self.mlps[0]
+
+    def blocks(self, *, include_attention: bool = False) -> tuple[Block, ...]:
+        """What is pruned in this layer: its MLPs, and attention where asked for.
+
+        Raises
+        ------
+        InputError
+            If attention is asked for and the layer has no q/k/v/o projections.
+        """
+        if not include_attention:
+            return self.mlps
+        if self.attention is None:
+            raise InputError(
+                f"layer {self.index} ({type(self.module).__name__}) has no q/k/v/o projections",
+                hint="use --nr-skip-attention",
+            )
+        return (*self.mlps, self.attention)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decoder:
     """The part of a model that NeuronRank works on.
 
@@ -22,21 +74,23 @@ class Decoder:
     ----------
     body : nn.Module
         The module whose forward calls the layers one after another (``model.model`` in most families).
-    layers : list of nn.Module
-        Its decoder layers.
+    layers : list of Layer
     """
 
     body: nn.Module
-    layers: list[nn.Module]
-
-
-def _holders(layer: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
-    """The submodules of a layer that have linear layers of all these names."""
-    return [m for m in layer.modules() if all(isinstance(getattr(m, name, None), nn.Linear) for name in names)]
+    layers: list[Layer]
 
 
 def find_decoder(model: nn.Module) -> Decoder:
-    """Find the decoder of a transformers model.
+    """Find the decoder of a transformers model, and what can be pruned in each of its layers.
+
+    Parameters
+    ----------
+    model : transformers model
+
+    Returns
+    -------
+    Decoder
 
     Raises
     ------
@@ -50,95 +104,49 @@ def find_decoder(model: nn.Module) -> Decoder:
         if embeddings is not None and all(module is not embeddings for module in body.modules()):
             continue  # Layers that see pictures or sound, not tokens.
         layers = getattr(body, "layers", None)
-        if not isinstance(layers, nn.ModuleList):
-            continue
-        if not any(_holders(layer, MLP_PROJECTIONS) or find_experts(layer, i) for i, layer in enumerate(layers)):
-            continue
-        for index in range(len(layers)):
-            _check(layers[index], index)
-        return Decoder(body, list(layers))
+        if isinstance(layers, nn.ModuleList) and any(
+            _find_mlps(m, i) or find_experts(m, i) for i, m in enumerate(layers)
+        ):
+            return Decoder(body, [resolve_layer(module, index) for index, module in enumerate(layers)])
     raise MissingStatisticsError(0, f"{type(model).__name__} has no decoder layers with a gated MLP")
 
 
-def _check(layer: nn.Module, index: int) -> None:
-    """Refuse a layer of which nothing, or only a part, could be pruned."""
-    if find_experts(layer, index) is None:
-        gated_mlp(layer, index)
-    elif _holders(layer, MLP_PROJECTIONS):
+def resolve_layer(module: nn.Module, index: int) -> Layer:
+    """What can be pruned in a layer; refuses one of which nothing, or only a part, could be."""
+    experts, mlps = find_experts(module, index), _find_mlps(module, index)
+    name = f"layer {index} ({type(module).__name__})"
+    if experts is not None:
+        if mlps:
+            raise UnsupportedModelError(
+                f"{name} has a shared expert besides the routed ones",
+                hint="only mixtures of routed experts alone can be pruned yet",
+            )
+        mlps = experts.mlps(index)
+    elif not mlps:
+        raise MissingStatisticsError(index, f"{type(module).__name__} has no gated MLP")
+    elif len(mlps) > 1:
         raise UnsupportedModelError(
-            f"layer {index} ({type(layer).__name__}) has a shared expert besides the routed ones",
-            hint="only mixtures of routed experts alone can be pruned yet",
-        )
-
-
-def gated_mlp(layer: nn.Module, index: int) -> nn.Module:
-    """The gated MLP of a layer; raises MissingStatisticsError where there is none, InputError where there are more."""
-    if find_experts(layer, index) is not None:
-        raise UnsupportedModelError(
-            f"layer {index} ({type(layer).__name__}) is a mixture of experts", hint="only `prune` works with those yet"
-        )
-    mlps = _holders(layer, MLP_PROJECTIONS)
-    if not mlps:
-        raise MissingStatisticsError(index, f"{type(layer).__name__} has no gated MLP")
-    if len(mlps) > 1:
-        raise UnsupportedModelError(
-            f"layer {index} ({type(layer).__name__}) has {len(mlps)} gated MLPs",
+            f"{name} has {len(mlps)} gated MLPs",
             hint="mixtures of experts can be pruned where transformers fuses the experts, as in Mixtral",
         )
-    return mlps[0]
+    return Layer(index, module, mlps, _find_attention(module, index), experts)
 
 
-def activation_of(layer: nn.Module, index: int) -> Callable[[Tensor], Tensor]:
-    """Activation function of a layer's gated MLP; raises InputError where transformers' usual name is not there."""
-    mlp = gated_mlp(layer, index)
-    activation: Callable[[Tensor], Tensor] | None = getattr(mlp, "act_fn", None)
-    if activation is None:
-        raise InputError(
-            f"layer {index}: {type(mlp).__name__} has no activation function under the name `act_fn`",
-            hint="this family of models cannot be pruned yet",
-        )
-    return activation
+def _find_mlps(layer: nn.Module, index: int) -> tuple[Mlp, ...]:
+    found = (layout.find(module, index) for module in layer.modules() for layout in LAYOUTS.values())
+    return tuple(mlp for mlp in found if mlp is not None)
 
 
-def prunable_linears(layer: nn.Module, index: int, *, include_attention: bool = False) -> dict[str, nn.Linear]:
-    """Linear layers to prune, by short name (``gate_proj``, ...).
-
-    Raises
-    ------
-    MissingStatisticsError
-        If the layer has no gated MLP.
-    InputError
-        If attention is asked for and the layer has no q/k/v/o projections.
-    """
-    mlp = gated_mlp(layer, index)
-    found = {name: getattr(mlp, name) for name in MLP_PROJECTIONS}
-    return found | attention_linears(layer, index) if include_attention else found
+def _find_attention(layer: nn.Module, index: int) -> Block | None:
+    for module in layer.modules():
+        linears = {name: getattr(module, name, None) for name in ATTENTION_PROJECTIONS}
+        projections = {n: Projection(linear) for n, linear in linears.items() if isinstance(linear, nn.Linear)}
+        if len(projections) == len(ATTENTION_PROJECTIONS):
+            return Block(index, module, projections)
+    return None
 
 
-def attention_linears(layer: nn.Module, index: int) -> dict[str, nn.Linear]:
-    """Attention projections of a layer by short name; raises InputError where it has none."""
-    attention = next(iter(_holders(layer, ATTENTION_PROJECTIONS)), None)
-    if attention is None:
-        raise InputError(
-            f"layer {index} ({type(layer).__name__}) has no q/k/v/o projections", hint="use --nr-skip-attention"
-        )
-    return {name: getattr(attention, name) for name in ATTENTION_PROJECTIONS}
-
-
-def reported_linears(layer: nn.Module, index: int, *, include_attention: bool = False) -> dict[str, nn.Linear]:
-    """Linear layers to prune, by their name in a report: ``gate_proj``, or ``experts.3.gate_proj`` of an expert."""
-    experts = find_experts(layer, index)
-    if experts is None:
-        return prunable_linears(layer, index, include_attention=include_attention)
-    return dict(experts.named_linears()) | (attention_linears(layer, index) if include_attention else {})
-
-
-def has_attention(layer: nn.Module) -> bool:
-    """Whether a layer has q/k/v/o projections to prune."""
-    return bool(_holders(layer, ATTENTION_PROJECTIONS))
-
-
-def untied_head(model: nn.Module) -> nn.Linear:
+def untied_head(model: nn.Module) -> Block:
     """The language-model head.
 
     Raises
@@ -151,4 +159,4 @@ def untied_head(model: nn.Module) -> nn.Linear:
         raise InputError(f"{type(model).__name__} has no lm_head to prune", hint="leave out --nr-prune-lm-head")
     if head.weight is model.get_input_embeddings().weight:  # type: ignore[operator]
         raise InputError("the lm_head is tied to the embeddings", hint="leave out --nr-prune-lm-head")
-    return head
+    return Block("lm_head", head, {"lm_head": Projection(head)})

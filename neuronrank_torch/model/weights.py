@@ -1,4 +1,4 @@
-"""Where a model's weights are read from, one tensor at a time."""
+"""Sources from which a model's weights are read, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from neuronrank_torch.model.tensor_files import read_header
 
 
 class WeightSource(ABC):
-    """Tensors by the names that the model gives them."""
+    """Tensors by their names in the model."""
 
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor there is, by name."""
+        """Shape of every tensor by name."""
 
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
-        """Read a tensor; it may share memory with the source, so copy it before writing to it."""
+        """Read a tensor. It may share memory with the source: copy it before modifying it."""
 
-    def expect(self, names: Iterable[str]) -> None:
-        """Say which tensors will be read next, so that a slow disk can get to work."""
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Announce the tensors that will be read next, so that the disk can start on them."""
         del names
 
     def as_stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of the model by the names, and in the parts, that a checkpoint like this one has them in."""
+        """Convert tensors of the model to the names and parts that this checkpoint stores them in."""
         return tensors
 
     def fit(self, model: Any) -> bool:
-        """Whether the tensors are the model's own, so that they can be taken as they are.
+        """Whether the tensors match the model's in name and shape, so that they can be used without conversion.
 
-        They are not where one is missing or has another shape, where a weight that the model ties to another is there
-        besides it, or where transformers keeps some modules in another precision.
+        They do not match if one is missing or has another shape, if the source has a separate copy of a tied weight, or
+        if transformers keeps some modules in another precision.
         """
         if getattr(model, "_keep_in_fp32_modules", None) or getattr(model, "_keep_in_fp32_modules_strict", None):
             return False
@@ -71,13 +71,13 @@ class SafetensorsWeights(WeightSource):
 
     def tensor(self, name: str) -> Tensor:
         """See :class:`WeightSource`."""
-        # Opened for each tensor: what was read of a file counts as used memory for as long as the file is mapped.
+        # Opened for each tensor: pages that were read count as used memory for as long as the file is mapped.
         with safe_open(self._file[name], framework="pt") as content:
             tensor: Tensor = content.get_tensor(name)
         return tensor
 
-    def expect(self, names: Iterable[str]) -> None:
-        """Have the system read the tensors' files to its cache in the background; that is no memory of ours."""
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Have the system read the tensors into its file cache in the background."""
         if not hasattr(os, "posix_fadvise"):
             return
         wanted = set(names)
@@ -89,17 +89,17 @@ class SafetensorsWeights(WeightSource):
                     os.posix_fadvise(stream.fileno(), data + begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def first_dtype(self) -> torch.dtype | None:
-        """Precision of the first tensor, which stands for all where a configuration does not say."""
+        """Precision of the first tensor, used if the configuration does not state one; None without tensors."""
         return next((self.tensor(name).dtype for name in self._file), None)
 
 
 class LoadedWeights(WeightSource):
-    """Tensors of a model that is in memory as a whole.
+    """Tensors of a model that is completely in memory.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        May be changed or emptied afterwards; the tensors stay.
+        May be modified afterwards; this source keeps the tensors.
     """
 
     def __init__(self, model: Any) -> None:
@@ -115,13 +115,13 @@ class LoadedWeights(WeightSource):
 
 
 class FromFirst(WeightSource):
-    """Tensors that the first rank reads for all; they have to ask for them together.
+    """Tensors that the first rank reads and sends to all. All ranks must request them in the same order.
 
     Parameters
     ----------
     ranks : Ranks
     source : WeightSource, optional
-        Where the first rank reads them; the others have none.
+        Source of the first rank; None on the others.
     """
 
     def __init__(self, ranks: Ranks, source: WeightSource | None = None) -> None:
@@ -137,7 +137,7 @@ class FromFirst(WeightSource):
 
 
 def stored_tensors(model: Any) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; a weight that several modules share under the first name alone."""
+    """Parameters and persistent buffers by name. A weight that modules share appears under its first name only."""
     state = model.state_dict(keep_vars=True)
-    seen: set[int] = set()
-    return {name: t for name, t in state.items() if id(t) not in seen and not seen.add(id(t))}  # type: ignore[func-returns-value]
+    first = {id(tensor): name for name, tensor in reversed(state.items())}
+    return {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}

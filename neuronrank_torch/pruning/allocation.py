@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext
 from neuronrank_core.selection.allocation import allocate, error_histogram, typical_square_norm
@@ -17,7 +16,7 @@ from neuronrank_torch.calibration.hidden_states import residual_norm
 from neuronrank_torch.calibration.layerwise import LayerRun
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.kernels import TorchKernels
-from neuronrank_torch.model.structure import Decoder, activation_of, prunable_linears
+from neuronrank_torch.model.structure import Layer
 
 
 class AllocationPass:
@@ -25,73 +24,51 @@ class AllocationPass:
 
     Parameters
     ----------
-    decoder : Decoder
+    layers : sequence of Layer
+        Those that are pruned.
     recipe : Recipe
     kernels : TorchKernels
-    first : int
-        First layer that is pruned.
-    on_batch : callable
-        Called with the layer's number after each micro-batch.
     ranks : Ranks
         Who shares the text.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        recipe: Recipe,
-        kernels: TorchKernels,
-        first: int,
-        on_batch: Callable[[int], None],
-        ranks: Ranks,
-    ) -> None:
+    def __init__(self, layers: Sequence[Layer], recipe: Recipe, kernels: TorchKernels, ranks: Ranks) -> None:
         # The error of a removal needs what Wanda needs, whatever the method.
         self.recipe, self.statistics = recipe, replace(recipe, method="wanda", include_attention=False)
-        self.decoder, self.kernels, self.first, self.on_batch, self.ranks = decoder, kernels, first, on_batch, ranks
+        self.layers, self.kernels, self.ranks = layers, kernels, ranks
         self.histograms: list[NDArray[np.int64]] = []
 
     def visit(self, run: LayerRun) -> None:
         """Run a dense layer, and count its weights by the error that their removal causes."""
-        if run.index < self.first:
-            run.feed(keep=True, after=lambda start: self.on_batch(run.index))
+        if run.layer not in self.layers:
+            run.feed(keep=True)
             return
-        linears = prunable_linears(run.layer, run.index)
-        collector = LayerCollector(run.index, linears, activation_of(run.layer, run.index), self.statistics)
+        with LayerCollector(run.layer, [run.layer.mlp], self.statistics) as collector:
+            run.feed(keep=True, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
+        [table] = collector.statistics(self.ranks)
+        if table is not None:
+            self.count(run.layer, replace(table, residual_norm=residual_norm(run.hidden, self.ranks)))
 
-        def batch_done(start: int) -> None:
-            collector.add_documents(start, run.hidden.shape[1])
-            self.on_batch(run.index)
-
-        with collector:
-            run.feed(keep=True, after=batch_done)
-        table = collector.statistics(self.ranks)
-        self.count(run.index, linears, replace(table, residual_norm=residual_norm(run.hidden, self.ranks)))
-
-    def count(self, index: int, linears: dict[str, nn.Linear], table: LayerStatistics) -> None:
+    def count(self, layer: Layer, table: LayerStatistics) -> None:
         """Count the weights of a dense layer by the error that their removal causes, by its statistics.
 
         Parameters
         ----------
-        index : int
-            The layer's number; layers come in order, from ``first`` on.
-        linears : dict of nn.Linear
-            Of the MLP.
+        layer : Layer
+            Layers come in order.
         table : LayerStatistics
             With mean squares of the inputs and norms of the residual stream.
         """
-        weights = {name: linear.weight.float() for name, linear in linears.items()}
-        context = ScoringContext(index, self.statistics, weights, table, self.kernels)
-        self.histograms.append(error_histogram(context, typical_square_norm(table.require("residual_norm", index))))
+        weights = {role: weight.float() for role, weight in layer.mlp.weights.items()}
+        context = ScoringContext(layer.index, self.statistics, weights, table, self.kernels)
+        typical = typical_square_norm(table.require("residual_norm", layer.index))
+        self.histograms.append(error_histogram(context, typical))
 
     def ratios(self) -> list[float]:
-        """Sparsity ratio of each layer from ``first`` on."""
-        shapes = [
-            {name: (linear.out_features, linear.in_features) for name, linear in prunable_linears(layer, index).items()}
-            for index, layer in enumerate(self.decoder.layers)
-        ]
+        """Sparsity ratio of each layer."""
+        shapes = [{role: tuple(w.shape) for role, w in layer.mlp.weights.items()} for layer in self.layers]
 
         def zeros(layer: int, ratio: float) -> int:
-            modules = shapes[self.first + layer].items()
-            return sum(target_zeros(name, shape, self.recipe, ratio) for name, shape in modules)
+            return sum(target_zeros(role, (s[0], s[1]), self.recipe, ratio) for role, s in shapes[layer].items())
 
         return allocate(self.histograms, self.recipe.ratio, zeros)

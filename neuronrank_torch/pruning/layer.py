@@ -1,192 +1,165 @@
-"""Prunes one decoder layer: calibrate, score, mask, re-fit, propagate."""
+"""Prunes one decoder layer: calibrate, score and mask, re-fit, propagate."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
-
-from neuronrank_core import Recipe, ScoringContext, prune_mask
-from neuronrank_core.selection.masks import gradual_mask
-from neuronrank_core.selection.whole_neurons import kept_neurons
-from neuronrank_core.statistics.table import SHARED_INPUT, LayerStatistics
-from neuronrank_core.update.least_squares import absorb, gradual_update, least_squares_update
+from neuronrank_core import LayerStatistics, Recipe, ScoringContext
+from neuronrank_core.methods import method_of, mode
 from neuronrank_torch.calibration.collector import LayerCollector
-from neuronrank_torch.calibration.gram import GramCollector, gated_product
+from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.calibration.layerwise import LayerRun
-from neuronrank_torch.distributed.ranks import ALONE, Ranks
-from neuronrank_torch.kernels import TorchKernels, inverse
-from neuronrank_torch.model.structure import activation_of, gated_mlp, prunable_linears
+from neuronrank_torch.distributed.ranks import Ranks
+from neuronrank_torch.kernels import TorchKernels
+from neuronrank_torch.model.blocks import Block, Mlp
 from neuronrank_torch.pruning.result import LayerReport, ModuleReport
-from neuronrank_torch.pruning.sparsity_types.neurons import remove_neurons
+from neuronrank_torch.pruning.sparsity_types import SparsityType, sparsity_type_of
 
-Activation = Callable[[Tensor], Tensor]
-Weights = dict[str, Tensor]
+#: An expert that saw fewer calibration tokens is pruned by magnitude. Wanda was measured to be worse than magnitude
+#: with 2 tokens, and far better with 8: the figures are in docs/understand/experts.md.
+MINIMUM_TOKENS = 8
+
+Table = LayerStatistics | None
 
 
-class LayerPruner:
-    """What the visits of a run's layers share.
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is to be done in one layer; what depends on other layers is decided before.
 
     Parameters
     ----------
     recipe : Recipe
     kernels : TorchKernels
-    on_batch : callable
-        Called with the layer's number after each micro-batch.
-    ranks : Ranks
-        Who shares the text; all prune by the statistics of all of it.
+    ratio : float, optional
+        Share of the MLP's weights to remove, where it is not the recipe's.
     """
 
-    def __init__(
-        self, recipe: Recipe, kernels: TorchKernels, on_batch: Callable[[int], None], ranks: Ranks = ALONE
-    ) -> None:
-        self.recipe, self.kernels, self.on_batch, self.ranks = recipe, kernels, on_batch, ranks
-        #: Sparsity ratios by layer, where they are not the recipe's.
-        self.ratios: dict[int | str, float] = {}
+    recipe: Recipe
+    kernels: TorchKernels
+    ratio: float | None = None
 
     @property
-    def _stages(self) -> list[tuple[str, ...]]:
-        """Groups of inputs in the order in which their Gram matrices are taken, one pass each.
+    def sparsity_type(self) -> SparsityType:
+        """What is removed."""
+        return sparsity_type_of(self.recipe)
 
-        With pruned propagation a group sees what the groups before it, already pruned, hand on.
-        """
-        if self.recipe.whole_neurons:
-            return [("down_proj",)]
-        attention = ("q_proj", "o_proj") if self.recipe.include_attention else ()
-        inputs = (*attention, "gate_proj", "down_proj")
-        return [(name,) for name in inputs] if self.recipe.propagate == "pruned" else [inputs]
+    @property
+    def updating(self) -> bool:
+        """Whether the weights that stay are re-fitted."""
+        return self.recipe.update != "none"
+
+    @property
+    def stages(self) -> list[tuple[str, ...]]:
+        """Inputs whose Gram matrices are collected in each pass; see :meth:`SparsityType.stages`."""
+        return self.sparsity_type.stages(self.recipe) if self.updating else [()]
 
     def passes(self, *, outputs_needed: bool) -> int:
-        """How often a pruned layer runs over the calibration text."""
-        calibrate = len(self._stages) if self.recipe.update != "none" else 1
-        return calibrate + (outputs_needed and self.recipe.propagate == "pruned")
+        """How often the layer runs over the calibration text."""
+        return len(self.stages) + (outputs_needed and self.recipe.propagate == "pruned")
 
-    def visit(self, run: LayerRun, *, outputs_needed: bool) -> LayerReport:
-        """Calibrate, prune and propagate one layer."""
-        started = time.perf_counter()
-        linears = prunable_linears(run.layer, run.index, include_attention=self.recipe.include_attention)
-        activation = activation_of(run.layer, run.index)
-        keep, updating = self.recipe.propagate == "dense", self.recipe.update != "none"
-        collector = LayerCollector(run.index, linears, activation, self.recipe)
-        first = GramCollector(run.index, linears, self._stages[0] if updating else ())
-        with collector, first:
-            self._feed(run, keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
-        statistics = collector.statistics(self.ranks) if self.recipe.requires else None
-        first.sum_over(self.ranks)
-        if self.recipe.whole_neurons:
-            modules = self._remove_neurons(run.index, run.layer, linears, statistics, first.gram)
-        else:
-            dense = {name: linear.weight.clone() for name, linear in linears.items()} if updating else {}
-            masks = self.mask(run.index, linears, statistics)
-            if updating:
-                refit(linears, self._context(run.index, dense, statistics), masks, first)
-                self._later_stages(run, linears, dense, statistics, masks, activation)
-            modules = module_reports(linears)
-        if outputs_needed and not keep:
-            self._feed(run, keep=True)
-        return LayerReport(run.index, modules, time.perf_counter() - started)
-
-    def by_statistics(self, index: int, layer: nn.Module, statistics: LayerStatistics | None) -> LayerReport:
-        """Prune one layer by statistics that are there already, or by its weights alone."""
-        started = time.perf_counter()
-        linears = prunable_linears(layer, index, include_attention=self.recipe.include_attention)
-        if self.recipe.whole_neurons:
-            modules = self._remove_neurons(index, layer, linears, statistics, {})
-        else:
-            self.mask(index, linears, statistics)
-            modules = module_reports(linears)
-        return LayerReport(index, modules, time.perf_counter() - started)
-
-    def mask(
-        self, layer: int | str, linears: dict[str, nn.Linear], statistics: LayerStatistics | None
-    ) -> dict[str, Tensor]:
-        """Zero the lowest scores of each module, by scores of its dense weights; return the masks."""
-        context = self._context(layer, _weights(linears), statistics)
-        masks = {name: prune_mask(name, context) for name in linears}
-        for name, linear in linears.items():
-            linear.weight.masked_fill_(masks[name], 0)
-        return masks
-
-    def _context(self, layer: int | str, weights: Weights, statistics: LayerStatistics | None) -> ScoringContext:
-        scored = {name: weight.float() for name, weight in weights.items()}
-        return ScoringContext(layer, self.recipe, scored, statistics, self.kernels, ratio=self.ratios.get(layer))
-
-    def _later_stages(
-        self,
-        run: LayerRun,
-        linears: dict[str, nn.Linear],
-        dense: Weights,
-        statistics: LayerStatistics | None,
-        masks: dict[str, Tensor],
-        activation: Activation,
-    ) -> None:
-        """Re-fit what comes after the first stage to the inputs that the pruned stages before it hand on."""
-        product = partial(gated_product, dense["gate_proj"], dense["up_proj"], activation)
-        for names in self._stages[1:]:
-            # down_proj also makes up for what gate and up lost: its target is the dense product, not the pruned one.
-            gram = GramCollector(run.index, linears, names, product if "down_proj" in names else None)
-            with gram:
-                self._feed(run, keep=False)
-            gram.sum_over(self.ranks)
-            # A context anew for each stage: in half precision it holds copies, which no pass should have to bear.
-            refit(linears, self._context(run.index, dense, statistics), masks, gram)
-
-    def _remove_neurons(
-        self,
-        index: int,
-        layer: nn.Module,
-        linears: dict[str, nn.Linear],
-        statistics: LayerStatistics | None,
-        gram: Weights,
-    ) -> tuple[ModuleReport, ...]:
-        sizes = {name: linear.weight.numel() for name, linear in linears.items()}
-        down = linears["down_proj"].weight
-        kept = torch.as_tensor(kept_neurons(self._context(index, _weights(linears), statistics)), device=down.device)
-        absorbed = absorb(down.float(), kept, gram["down_proj"], inverse) if gram else down[:, kept]
-        remove_neurons(gated_mlp(layer, index), linears, kept, absorbed)
-        return tuple(
-            ModuleReport(name, sizes[name], zeros(linear), sizes[name] - linear.weight.numel())
-            for name, linear in linears.items()
-        )
-
-    def _feed(self, run: LayerRun, *, keep: bool, after: Callable[[int], None] = lambda start: None) -> None:
-        def batch_done(start: int) -> None:
-            after(start)
-            self.on_batch(run.index)
-
-        run.feed(keep=keep, after=batch_done)
+    def context(self, block: Block, table: Table) -> ScoringContext:
+        """What a block's weights, as they are now, are scored by."""
+        recipe = replace(self.recipe, method="magnitude") if starved(block, table, self.recipe) else self.recipe
+        scored = {role: weight.float() for role, weight in block.weights.items()}
+        return ScoringContext(block.where, recipe, scored, table, self.kernels, ratio=self.ratio)
 
 
-def refit(
-    linears: dict[str, nn.Linear], context: ScoringContext, masks: dict[str, Tensor], gram: GramCollector
-) -> None:
-    """Update the modules whose inputs a Gram matrix was taken of, by their dense weights in ``context``."""
-    for name, linear in linears.items():
-        inputs = gram.gram.get(SHARED_INPUT.get(name, name))
-        if inputs is None:
-            continue
-        weight = context.weights[name]
-        target = weight @ gram.cross if name == "down_proj" and gram.cross is not None else None
-        if context.recipe.update == "gradual":
-            fitted = gradual_update(weight, partial(gradual_mask, name, context), inputs, inverse, target=target)
-        else:
-            # Zeros of the dense weights stay zero too: they count toward the target.
-            fitted = least_squares_update(weight, masks[name] | (weight == 0), inputs, inverse, target=target)
-        linear.weight.copy_(fitted)
+def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed: bool) -> LayerReport:
+    """Calibrate, prune and propagate one layer.
+
+    Parameters
+    ----------
+    run : LayerRun
+        The calibration sequences, standing before the layer.
+    plan : LayerPlan
+    ranks : Ranks
+        Who shares the text; all prune by the statistics of all of it.
+    outputs_needed : bool
+        Whether a later layer, or the head, calibrates on this layer's output.
+    """
+    started, keep = time.perf_counter(), plan.recipe.propagate == "dense"
+    blocks = run.layer.blocks(include_attention=plan.recipe.include_attention)
+    inputs, *later = plan.stages
+
+    # Calibrate: one pass through the dense layer.
+    collector, gram = LayerCollector(run.layer, blocks, plan.recipe), GramCollector(blocks, inputs)
+    with collector, gram:
+        run.feed(keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
+    tables = collector.statistics(ranks)
+    gram.sum_over(ranks)
+
+    # Score and mask; re-fit what reads the first inputs.
+    keeps_dense = plan.updating and plan.sparsity_type.keeps_dense_weights
+    dense = [block.copied() for block in blocks] if keeps_dense else blocks
+    sizes = [weight.numel() for block in blocks for weight in block.weights.values()]
+    chosen = [
+        plan.sparsity_type.remove(block, plan.context(before, table), gram if plan.updating else None)
+        for block, before, table in zip(blocks, dense, tables, strict=True)
+    ]
+
+    # Re-fit what reads the outputs of what is pruned by now: a pass each.
+    for inputs in later:
+        gram = GramCollector(blocks, inputs, next(block for block in dense if isinstance(block, Mlp)))
+        with gram:
+            run.feed(keep=False)
+        gram.sum_over(ranks)
+        for block, before, table, choice in zip(blocks, dense, tables, chosen, strict=True):
+            plan.sparsity_type.refit(block, plan.context(before, table), choice, gram)
+
+    # Propagate.
+    if outputs_needed and not keep:
+        run.feed(keep=True)
+    return _report(run.index, blocks, sizes, _notes(run.index, blocks, tables, plan.recipe), started)
 
 
-def _weights(linears: dict[str, nn.Linear]) -> Weights:
-    return {name: linear.weight for name, linear in linears.items()}
+def prune_by_statistics(
+    index: int | str, blocks: Sequence[Block], tables: Sequence[Table], plan: LayerPlan
+) -> LayerReport:
+    """Prune blocks by statistics that are there already, or by their weights alone."""
+    started = time.perf_counter()
+    sizes = [weight.numel() for block in blocks for weight in block.weights.values()]
+    for block, table in zip(blocks, tables, strict=True):
+        plan.sparsity_type.remove(block, plan.context(block, table), None)
+    return _report(index, blocks, sizes, _notes(index, blocks, tables, plan.recipe), started)
 
 
-def zeros(linear: nn.Linear) -> int:
-    """Number of zero weights."""
-    return int((linear.weight == 0).sum())
+def starved(block: Block, table: Table, recipe: Recipe) -> bool:
+    """Whether an expert's tokens are too few for the recipe's method; never for one that looks at weights alone."""
+    if not isinstance(block, Mlp) or block.expert is None or not method_of(recipe).requires(recipe):
+        return False
+    if table is None or table.tokens.sum() < MINIMUM_TOKENS:
+        return True
+    return mode(recipe) == "topic" and table.sample is not None and len(table.sample) < recipe.tfidf_k
 
 
-def module_reports(linears: dict[str, nn.Linear]) -> tuple[ModuleReport, ...]:
-    """Sparsity reached in each module."""
-    return tuple(ModuleReport(name, linear.weight.numel(), zeros(linear)) for name, linear in linears.items())
+def _notes(index: int | str, blocks: Sequence[Block], tables: Sequence[Table], recipe: Recipe) -> tuple[str, ...]:
+    """What the user should know of experts that were pruned by magnitude."""
+    few = [
+        f"{block.expert} ({0 if table is None else table.tokens.sum()})"
+        for block, table in zip(blocks, tables, strict=True)
+        if isinstance(block, Mlp) and starved(block, table, recipe)
+    ]
+    if not few:
+        return ()
+    return (
+        f"layer {index}: too few calibration tokens (in brackets) reached these experts, which are pruned by magnitude:"
+        f" {', '.join(few)}",
+    )
+
+
+def module_reports(blocks: Sequence[Block], sizes: Sequence[int] | None = None) -> tuple[ModuleReport, ...]:
+    """Sparsity of each module as it is now; ``sizes`` are their weights before, if some are gone."""
+    weights = {block.prefix + role: weight for block in blocks for role, weight in block.weights.items()}
+    before = sizes or [weight.numel() for weight in weights.values()]
+    return tuple(
+        ModuleReport(name, size, int((weight == 0).sum()), size - weight.numel())
+        for (name, weight), size in zip(weights.items(), before, strict=True)
+    )
+
+
+def _report(
+    index: int | str, blocks: Sequence[Block], sizes: Sequence[int], notes: tuple[str, ...], started: float
+) -> LayerReport:
+    return LayerReport(index, module_reports(blocks, sizes), time.perf_counter() - started, notes)

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from neuronrank_core import Recipe, __version__
+from neuronrank_core.methods import exponents
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Report:
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The fields of a recipe, with what it leaves to its method filled in."""
-    return {**asdict(recipe), "sparsity_ratio": recipe.ratio, **asdict(recipe.exponents)}
+    return {**asdict(recipe), "sparsity_ratio": recipe.ratio, **asdict(exponents(recipe))}
 
 
 def versions() -> dict[str, str]:

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from neuronrank_core import Recipe
-from neuronrank_core.selection.masks import target_zeros
-from neuronrank_torch.model.experts import refuse_modes
-from neuronrank_torch.model.structure import (
-    find_decoder,
-    reported_linears,
-    untied_head,
-)
-from neuronrank_torch.pruning.result import LayerReport, ModuleReport
+from neuronrank_core.errors import InputError
+from neuronrank_torch.model.structure import Decoder, find_decoder, untied_head
+from neuronrank_torch.pruning.result import LayerReport
+from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 
 
 def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[str]]:
@@ -34,29 +28,18 @@ def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[
         If the model has no gated MLP.
     """
     decoder = find_decoder(model)
-    refuse_modes(decoder.layers, recipe)
+    refuse_modes(decoder, recipe)
     first, notes = first_pruned(recipe, len(decoder.layers))
-    layers = [
-        _planned(index, reported_linears(layer, index, include_attention=recipe.include_attention), recipe)
-        for index, layer in enumerate(decoder.layers)
-        if index >= first
-    ]
+    blocks: dict[int | str, Any] = {
+        layer.index: layer.blocks(include_attention=recipe.include_attention) for layer in decoder.layers[first:]
+    }
     if recipe.prune_lm_head:
-        layers.append(_planned("lm_head", {"lm_head": untied_head(model)}, recipe))
-    return layers, notes
-
-
-def _planned(layer: int | str, linears: dict[str, nn.Linear], recipe: Recipe) -> LayerReport:
-    modules = []
-    for name, linear in linears.items():
-        rows, columns = linear.out_features, linear.in_features
-        if recipe.whole_neurons:
-            neurons, others = (columns, rows) if name == "down_proj" else (rows, columns)
-            modules.append(ModuleReport(name, rows * columns, 0, int(recipe.ratio * neurons) * others))
-        else:
-            zeros = target_zeros(name.rpartition(".")[2], (rows, columns), recipe)
-            modules.append(ModuleReport(name, rows * columns, zeros))
-    return LayerReport(layer, tuple(modules), 0.0)
+        blocks["lm_head"] = [untied_head(model)]
+    kind = sparsity_type_of(recipe)
+    return [
+        LayerReport(unit, tuple(report for block in parts for report in kind.planned(block, recipe)), 0.0)
+        for unit, parts in blocks.items()
+    ], notes
 
 
 def first_pruned(recipe: Recipe, layers: int) -> tuple[int, list[str]]:
@@ -65,3 +48,26 @@ def first_pruned(recipe: Recipe, layers: int) -> tuple[int, list[str]]:
     if last is not None and last > layers:
         return 0, [f"--pruning_last is {last} but the model has {layers} layers: all are pruned"]
     return 0 if last is None else layers - last, []
+
+
+def refuse_modes(decoder: Decoder, recipe: Recipe) -> None:
+    """Refuse what a model with experts cannot be pruned by.
+
+    Raises
+    ------
+    InputError
+        Names the flag.
+    """
+    layer = next((layer for layer in decoder.layers if layer.experts is not None), None)
+    modes = {
+        "--sparsity_type neurons": recipe.whole_neurons,
+        f"--update {recipe.update}": recipe.update != "none",
+        "--allocate neuronrank": recipe.allocate != "uniform",
+    }
+    for mode, asked in modes.items():
+        if asked and layer is not None and layer.experts is not None:
+            raise InputError(
+                f"{mode} cannot be used on a mixture of experts ({type(layer.experts.module).__name__}:"
+                f" fused tensors of {len(layer.mlps)} experts)",
+                hint="leave it out: experts can be pruned unstructured or N:M, all at one ratio",
+            )

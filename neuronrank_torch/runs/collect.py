@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import HEAD, StreamedModel
-from neuronrank_torch.model.structure import activation_of, has_attention, prunable_linears
 from neuronrank_torch.pruning.result import versions
 from neuronrank_torch.runs.job import Job, OnStage
 from neuronrank_torch.saving.receiver import Receiver
@@ -167,11 +165,11 @@ class _CollectRun:
             self.on_stage(f"collecting layer {layer}", self.steps, batches * len(layers))
 
         def visit(run: LayerRun) -> None:
-            self.ranks.agree(f"layer {run.index}", run.layer.parameters())
+            self.ranks.agree(f"layer {run.index}", run.layer.module.parameters())
             if writer.done(run.index):
-                run.feed(keep=True, after=lambda start: step(run.index))
+                run.feed(keep=True)
             else:
-                writer.keep(run.index, self._table(run, step))
+                writer.keep(run.index, self._table(run))
 
         hidden = run_layers(
             self.model.decoder,
@@ -181,21 +179,25 @@ class _CollectRun:
             first=share.start,
             resident=self.model.resident,
             room=writer.room,
+            on_batch=step,
         )
         if HEAD in units:
             table = head_statistics(self.model.decoder, hidden, self.model.device, self.ranks)
             writer.keep(HEAD, replace(table, document=np.asarray(self.documents)))
 
-    def _table(self, run: LayerRun, step: Callable[[int], None]) -> LayerStatistics:
-        linears = prunable_linears(run.layer, run.index, include_attention=has_attention(run.layer))
+    def _table(self, run: LayerRun) -> LayerStatistics:
+        attention = [] if run.layer.attention is None else [run.layer.attention]
 
         def batch_done(start: int) -> None:
             collector.add_documents(self.documents.start + start, run.hidden.shape[1])
-            step(run.index)
 
-        with LayerCollector(run.index, linears, activation_of(run.layer, run.index), self.recipe) as collector:
+        with LayerCollector(run.layer, [run.layer.mlp, *attention], self.recipe) as collector:
             run.feed(keep=True, after=batch_done)
         norms = residual_norm(run.hidden, self.ranks)
         if not np.isfinite(norms).all():
             raise NonFiniteError(f"NaN or Inf in the output of layer {run.index}", hint="try --dtype float32")
-        return replace(collector.statistics(self.ranks), residual_norm=norms)
+        table, *others = [t for t in collector.statistics(self.ranks) if t is not None]
+        inputs = {**table.input_mean_square}
+        for other in others:
+            inputs |= other.input_mean_square
+        return replace(table, input_mean_square=inputs, residual_norm=norms)

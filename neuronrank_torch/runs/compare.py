@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from neuronrank_core.overlap import Overlap, overlap
+from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.streaming import StreamedModel, Unit
-from neuronrank_torch.model.structure import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
 from neuronrank_torch.runs.evaluate import run_eval
 from neuronrank_torch.runs.job import Evaluation, OnStage
 from neuronrank_torch.text.sequences import check_room

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from neuronrank_core import Recipe
+from neuronrank_core.methods import check_recipe, needs_text
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
+from neuronrank_torch.distributed.ranks import ALONE
 from neuronrank_torch.evaluation.perplexity import STREAMED_TOKENS
 from neuronrank_torch.evaluation.seen_text import evaluation_notes
 from neuronrank_torch.files.durable import check_output
@@ -17,8 +19,8 @@ from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
-from neuronrank_torch.model.structure import Decoder, reported_linears
-from neuronrank_torch.pruning.expert_pruner import ExpertPruner
+from neuronrank_torch.model.structure import Decoder
+from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
 from neuronrank_torch.pruning.result import Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers
 from neuronrank_torch.runs.job import Evaluation, Job
@@ -39,6 +41,7 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     InputError
         If the output, the texts or the model's configuration cannot be used.
     """
+    check_recipe(recipe)
     if job.save is not None:
         check_output(job.save, job.force)
     statistics = job.statistics()
@@ -61,7 +64,7 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     if text:
         calibration_sequences(tokenizer, recipe, text)
     parameters = sum(p.numel() for p in model.parameters())
-    tokens = {"tokens": recipe.nsamples * recipe.seqlen} if recipe.needs_text else {}
+    tokens = {"tokens": recipe.nsamples * recipe.seqlen} if needs_text(recipe) else {}
     calibration = tokens if statistics is None else statistics.calibration()
     report = Report(recipe, tuple(layers), parameters, calibration, 0.0, tuple(notes)).to_dict()
     report["job"] = {**asdict(job), "dry_run": True}
@@ -121,10 +124,10 @@ def estimate_memory(
         Tokens that perplexity is measured on.
     """
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
-    linears = reported_linears(model.decoder.layers[0], 0, include_attention=recipe.include_attention).values()
-    weights = [linear.weight for linear in linears]
+    blocks = model.decoder.layers[0].blocks(include_attention=recipe.include_attention)
+    weights = [weight for block in blocks for weight in block.weights.values()]
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
-    calibration = recipe.nsamples * recipe.seqlen if recipe.needs_text and hidden_in_memory else 0
+    calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and hidden_in_memory else 0
     evaluation = 0 if whole else min(eval_tokens, STREAMED_TOKENS)
     widest = max(weight.shape[1] for weight in weights)
     copies = 0 if weights[0].dtype == torch.float32 else 4 * sum(weight.numel() for weight in weights)
@@ -154,8 +157,8 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     """
     layers = len(model.decoder.layers)
     # One micro-batch may hold fewer tokens than there are topics.
-    pruner = ExpertPruner(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device), lambda layer: None)
-    passes = sum(pruner.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
+    plan = LayerPlan(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device))
+    passes = sum(plan.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
     if recipe.allocate != "uniform":
         passes += layers
     forward = prune = 0.0
@@ -166,19 +169,20 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
         run.feed(keep=False)
         forward = time.perf_counter() - started
         started = time.perf_counter()
-        if recipe.needs_text:
-            pruner.visit(run, outputs_needed=False)
-            prune = time.perf_counter() - started - forward * pruner.passes(outputs_needed=False)
+        if needs_text(recipe):
+            prune_layer(run, plan, ALONE, outputs_needed=False)
+            prune = time.perf_counter() - started - forward * plan.passes(outputs_needed=False)
         else:
-            pruner.by_statistics(0, run.layer, None)
+            blocks = run.layer.blocks(include_attention=recipe.include_attention)
+            prune_by_statistics(0, blocks, [None] * len(blocks), plan)
             prune = time.perf_counter() - started
 
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
-    seqlen = recipe.seqlen if recipe.needs_text or eval_tokens else 2
+    seqlen = recipe.seqlen if needs_text(recipe) or eval_tokens else 2
     tokens = torch.randint(vocabulary, (batch_size, seqlen), generator=torch.Generator().manual_seed(0))
     only = Decoder(model.decoder.body, model.decoder.layers[:1])
     with torch.no_grad():
         run_layers(only, tokens.to(model.device), visit, batch_size=batch_size, resident=model.resident)
-    batches = -(-recipe.nsamples // batch_size) if recipe.needs_text else 0
+    batches = -(-recipe.nsamples // batch_size) if needs_text(recipe) else 0
     evaluation = 2 * layers * eval_tokens / tokens.numel()
     return forward * (batches * passes + evaluation) + max(0.0, prune) * (layers - first)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from neuronrank_core import Recipe
+from neuronrank_core.methods import needs_text
 from neuronrank_torch.calibration.hidden_states import HiddenStates
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.model.open import Dtype
@@ -81,4 +82,4 @@ class Job:
 
     def calibration_text(self, recipe: Recipe) -> str:
         """The text to calibrate on, empty where none is needed; raises InputError if it cannot be read."""
-        return load_text(self.dataset, "calibration") if recipe.needs_text and self.stats is None else ""
+        return load_text(self.dataset, "calibration") if needs_text(recipe) and self.stats is None else ""

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from neuronrank_core import Recipe
+from neuronrank_core.methods import check_recipe
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.distributed.process_group import launched
 from neuronrank_torch.distributed.ranks import Ranks
@@ -53,6 +54,7 @@ def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, 
     NeuronRankError
         Of every kind; nothing is left under the output's name then.
     """
+    check_recipe(recipe)
     with launched() as ranks:
         if job.save is not None:
             ranks.from_first(partial(check_output, job.save, job.force))
@@ -157,7 +159,7 @@ class _Run:
             self.recipe,
             self.text,
             batch_size=self.job.batch_size,
-            on_progress=lambda layer, done, total: self.on_stage(f"pruning layer {layer}", done, total),
+            progress=lambda stage, done, total, unit: self.on_stage(stage, done, total),
             store=store,
             statistics=self.statistics,
             ranks=self.ranks,

@@ -1,1 +1,1 @@
-"""Writing pruned models and statistics, unit by unit."""
+"""Writes pruned models and statistics, one unit at a time."""

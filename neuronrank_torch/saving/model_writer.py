@@ -1,8 +1,7 @@
-"""The folder beside the output in which a run's result grows, shard by shard, until it is whole."""
+"""Writes a pruned model, one shard at a time. The folder gets its name when the model is complete."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -10,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import Tensor
 
-from neuronrank_torch.calibration.hidden_states import HiddenStates, room
+from neuronrank_torch.calibration.hidden_states import HiddenStates
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.files.durable import write_durably
-from neuronrank_torch.files.json import seal
-from neuronrank_torch.files.resumable import ResumableFolder
+from neuronrank_torch.files.json import write_json
 from neuronrank_torch.model.quiet import quiet_transformers
 from neuronrank_torch.model.split_experts import whole_experts
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel, Unit
@@ -24,30 +21,28 @@ from neuronrank_torch.model.tensor_files import join_shards, write_index, write_
 from neuronrank_torch.model.weights import FromFirst, SafetensorsWeights, WeightSource
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.store import LayerStore
+from neuronrank_torch.saving.output_writer import OutputWriter
 from neuronrank_torch.saving.receiver import Opened
 
 REPORT_NAME = "neuronrank.json"
-#: Up to this size a model is saved as one file; a larger one as a shard per layer.
+#: Up to this size a model is saved as one file; a larger one with one shard per layer.
 SINGLE_FILE_BYTES = 2 << 30
 
 
-class ModelWriter(ResumableFolder, LayerStore):
-    """The output of a prune: see :class:`neuronrank_torch.files.resumable.ResumableFolder`.
+class ModelWriter(OutputWriter, LayerStore):
+    """The output of a pruning run; see :class:`neuronrank_torch.saving.output_writer.OutputWriter`.
 
     Parameters
     ----------
     target : pathlib.Path
-        The output folder, which is not touched before :meth:`finish`.
+        The output folder. It is not touched before :meth:`finish`.
     model : StreamedModel
-        Whose units become the shards.
-    identity, force
-        See :class:`neuronrank_torch.files.resumable.ResumableFolder`.
-    hidden_states : {"memory", "disk"}
-        Where hidden states are kept; disk is a file in the folder that is mapped to memory.
+        The model to write. Each of its units becomes a shard.
+    identity, force, hidden_states, ranks
+        See :class:`neuronrank_torch.saving.output_writer.OutputWriter`.
     propagate_dense : bool
-        Whether text goes on through the original weights of finished layers instead of the pruned ones.
-    ranks : Ranks
-        Of which this is the first; the others are :class:`neuronrank_torch.saving.receiver.Receiver`.
+        Whether calibration text is propagated through the original weights of finished layers instead of the pruned
+        ones.
     """
 
     inner = "model"
@@ -63,17 +58,18 @@ class ModelWriter(ResumableFolder, LayerStore):
         hidden_states: HiddenStates = "memory",
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(target, identity, len(model.decoder.layers), force=force)
-        self.model, self.propagate_dense, self.hidden_states, self.ranks = model, propagate_dense, hidden_states, ranks
+        layers = len(model.decoder.layers)
+        super().__init__(target, identity, layers, force=force, hidden_states=hidden_states, ranks=ranks)
+        self.model, self.propagate_dense = model, propagate_dense
         tensors = [tensor for unit in model.units for tensor in model.tensors(unit).values()]
         self._join = (
             sum(tensor.nbytes for tensor in tensors) <= SINGLE_FILE_BYTES and len({t.dtype for t in tensors}) == 1
         )
 
     def entered(self) -> None:
-        """Give finished units the shapes that they have now, and tell the other ranks.
+        """Reshape finished units to their shapes on disk, and tell the other ranks.
 
-        A unit that cannot be read is not finished.
+        A unit that cannot be read counts as not finished.
         """
         shapes = {}
         for unit in self.units_done():
@@ -86,62 +82,63 @@ class ModelWriter(ResumableFolder, LayerStore):
         self.ranks.from_first(lambda: Opened(shapes, self.journal.ratios, self.journal.measured))
 
     def shard(self, unit: Unit) -> Path:
-        """File of a unit."""
+        """Path of the shard that holds a unit."""
         number = 1 + list(self.model.units).index(unit)
         folder = self.folder if self._join else self.output
         return folder / f"model-{number:05d}-of-{len(self.model.units):05d}.safetensors"
 
     def done(self, unit: Unit) -> bool:
-        """Whether a unit is finished, in this process or one before."""
+        """Whether this process or an earlier one finished a unit."""
         return unit in self.model.units and self.finished(self.shard(unit))
 
     def units_done(self) -> list[Unit]:
-        """The units that are finished."""
+        """The finished units, in the order of the model."""
         return [unit for unit in self.model.units if self.done(unit)]
 
     def report(self, unit: Unit) -> LayerReport | None:
-        """What was done to a finished unit."""
+        """Changes to a finished unit; None if it was left unchanged."""
         report = self.journal.reports[self.shard(unit).name]
         return None if report is None else LayerReport.from_dict(report)
 
-    def source(self, *units: Unit) -> WeightSource:
-        """Weights of finished units."""
-        return whole_experts(SafetensorsWeights(self.shard(unit) for unit in units))
+    def source(self, unit: Unit) -> WeightSource:
+        """Weights of a finished unit, read from its shard."""
+        return whole_experts(SafetensorsWeights([self.shard(unit)]))
 
     def resident(self, unit: Unit) -> AbstractContextManager[None]:
-        """Context in which a unit has the weights to go on with."""
+        """Context in which a unit has the weights through which calibration text is propagated."""
         return self.model.resident(unit) if self.propagate_dense else self.pruned(unit)
 
     def pruned(self, unit: Unit) -> AbstractContextManager[None]:
-        """Context in which a unit has its pruned weights, if it is finished."""
+        """Context in which a unit has its pruned weights if it is finished, otherwise its original ones."""
         return self.model.resident(unit, FromFirst(self.ranks, self.source(unit)) if self.done(unit) else None)
 
     def keep(self, unit: Unit, report: LayerReport | None = None) -> None:
-        """Make a unit durable as it is in memory now."""
+        """Save a unit as it is in memory now, and record it in the journal.
+
+        Raises
+        ------
+        NeuronRankError
+            If writing fails.
+        """
         self._write(unit)
         self.journal.finish(self.shard(unit), None if report is None else asdict(report))
 
     def ratios(self) -> list[float] | None:
-        """Sparsity ratios of the layers, once they are worked out."""
+        """Sparsity ratios of the layers; None if they have not been computed."""
         return self.journal.ratios
 
     def keep_ratios(self, ratios: list[float]) -> None:
-        """Make the ratios durable: finished layers no longer tell them."""
-        self.journal.allocated(ratios)
+        """Record the ratios in the journal: they cannot be computed again once layers are pruned."""
+        self.journal.allocate(ratios)
 
-    def measured(self, what: str, measure: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-        """A perplexity that was measured before, or is now; made durable."""
-        if what not in self.journal.measured:
+    def measured(self, name: str, measure: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """A perplexity from the journal; if it has none of this name, measure and record it."""
+        if name not in self.journal.measured:
             perplexity = measure()
             if perplexity is None:
                 return None
-            self.journal.measure(what, perplexity)
-        return self.journal.measured[what]
-
-    def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Room for hidden states."""
-        with self.saving():
-            return room(self.hidden_states, self.folder / "hidden", shape, like)
+            self.journal.measure(name, perplexity)
+        return self.journal.measured[name]
 
     def _write(self, unit: Unit) -> None:
         with self.saving():
@@ -155,21 +152,23 @@ class ModelWriter(ResumableFolder, LayerStore):
         ----------
         tokenizer : transformers.PreTrainedTokenizerBase
         report : dict
-            What was done, for ``neuronrank.json``. Must be JSON: strings as keys, no NaN.
+            Content of ``neuronrank.json``: settings and figures of the run. Strings as keys, no NaN.
 
         Raises
         ------
         NeuronRankError
-            If writing fails, or something is there by now that must not be replaced.
+            If writing fails, or the output has come into existence meanwhile and must not be replaced.
+        ValueError, TypeError
+            If the report cannot be written as JSON.
         """
-        text = json.dumps(seal(report), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        file = self.output / REPORT_NAME
         with self.saving():
             self._complete_shards()
             with quiet_transformers():
                 self._save_configuration()
                 save_tokenizer(tokenizer, self.output)
-            (self.output / REPORT_NAME).write_text(text, encoding="utf-8")
-            self.hand_over(self.output / REPORT_NAME)
+            write_json(file, report)
+            self.publish(file)
 
     def _complete_shards(self) -> None:
         self._write(REST)
@@ -180,7 +179,7 @@ class ModelWriter(ResumableFolder, LayerStore):
         (join_shards if self._join else write_index)(shards, self.output)
 
     def _save_configuration(self) -> None:
-        """What transformers saves beside the weights; its own ``save_pretrained`` wants all of those at once."""
+        """Save the configuration as transformers does; its ``save_pretrained`` needs all weights in memory."""
         model = self.model.model
         model.config.architectures = [type(model).__name__]
         model.config.dtype = model.dtype
@@ -190,11 +189,11 @@ class ModelWriter(ResumableFolder, LayerStore):
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save a tokenizer; raises OSError where it cannot be written."""
+    """Save a tokenizer; raises OSError if it cannot be written."""
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:
-        # Tokenizers in Rust raise this very class, and nothing more telling, when a disk is full.
+        # Tokenizers written in Rust raise a plain Exception when the disk is full.
         if type(error) is Exception:
             raise OSError(str(error)) from error
         raise

@@ -1,4 +1,4 @@
-"""A folder that grows, as the ranks see it that do not write: a run that saves has one writer, the first rank."""
+"""The output as seen by the ranks that do not write it: only the first rank writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neuronrank_torch.calibration.hidden_states import HiddenStates, in_file
+from neuronrank_torch.calibration.hidden_states import HiddenStates, in_file, in_memory
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.model.streaming import StreamedModel, Unit
 from neuronrank_torch.model.weights import FromFirst
@@ -21,16 +21,16 @@ from neuronrank_torch.pruning.store import LayerStore
 
 @dataclass(frozen=True)
 class Opened:
-    """What the first rank found in the staging folder.
+    """What an earlier, interrupted run had finished, as the first rank found it in the folder.
 
     Parameters
     ----------
     shapes : dict
-        Of the tensors of each finished unit; None where the unit is as it was.
+        Finished units. For each, the shapes of its tensors by name; None if they are unchanged.
     ratios : list of float or None
-        Of the layers, where they are worked out.
+        Sparsity ratios of the layers, if they were computed.
     measured : dict
-        Perplexities by what was measured.
+        Perplexities by the name of the measurement.
     """
 
     shapes: Mapping[Unit, dict[str, tuple[int, ...]] | None]
@@ -41,16 +41,16 @@ class Opened:
 class Receiver(LayerStore):
     """The counterpart, on the other ranks, of the first rank's model writer or statistics writer.
 
-    Needs no folder that both can see.
+    The ranks need no shared file system.
 
     Parameters
     ----------
     target : pathlib.Path
-        The output folder; beside it are this rank's hidden states, where they are on disk.
+        The output folder. If hidden states are kept on disk, this rank's are beside it.
     model, propagate_dense, hidden_states
-        As for the staging folder.
+        See :class:`neuronrank_torch.saving.model_writer.ModelWriter`.
     ranks : Ranks
-        This one is not the first.
+        The processes of the run, of which this is not the first.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Receiver(LayerStore):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is left behind."""
+        """Nothing to clean up."""
 
     def units_done(self) -> list[Unit]:
-        """The units that are finished."""
+        """The finished units."""
         return self._done
 
     def done(self, unit: Unit) -> bool:
@@ -81,20 +81,20 @@ class Receiver(LayerStore):
         return unit in self._done
 
     def report(self, unit: Unit) -> LayerReport | None:
-        """What was done is the first rank's to report."""
+        """None: only the first rank reports."""
         del unit
         return None
 
     def resident(self, unit: Unit) -> AbstractContextManager[None]:
-        """Context in which a unit has the weights to go on with."""
+        """Context in which a unit has the weights through which calibration text is propagated."""
         return self.model.resident(unit) if self.propagate_dense else self.pruned(unit)
 
     def pruned(self, unit: Unit) -> AbstractContextManager[None]:
-        """Context in which a unit has its pruned weights, if it is finished."""
+        """Context in which a unit has its pruned weights if it is finished, otherwise its original ones."""
         return self.model.resident(unit, FromFirst(self.ranks) if self.done(unit) else None)
 
     def keep(self, unit: Unit, report: object = None) -> None:
-        """Note that a unit is finished; the first rank writes it."""
+        """Record that a unit is finished; the first rank saves it."""
         del report
         self._done.append(unit)
 
@@ -102,19 +102,22 @@ class Receiver(LayerStore):
         """See :class:`LayerStore`."""
         return self._opened.ratios
 
-    def measured(self, what: str, measure: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-        """A perplexity that was measured before, or is now."""
-        return self._opened.measured.get(what) or measure()
+    def keep_ratios(self, ratios: list[float]) -> None:
+        """Nothing to do: the first rank records the ratios."""
+
+    def measured(self, name: str, measure: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """A perplexity that an earlier run measured; otherwise measure it."""
+        return self._opened.measured.get(name) or measure()
 
     def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Room for this rank's hidden states."""
+        """An uninitialised tensor for this rank's hidden states."""
         if self.hidden_states == "memory":
-            return super().room(shape, like)
+            return in_memory(shape, like)
         self.folder.mkdir(parents=True, exist_ok=True)
         mapped = in_file(self.folder / f"hidden-{self.ranks.rank}", shape, like)
-        with suppress(OSError):  # The first rank's files are there, unless it is on another machine.
+        with suppress(OSError):  # Not empty if the first rank runs on this machine too.
             self.folder.rmdir()
         return mapped
 
     def finish(self, *parts: object) -> None:
-        """The first rank completes the output."""
+        """Nothing to do: the first rank completes the output."""

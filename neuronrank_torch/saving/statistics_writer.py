@@ -1,78 +1,67 @@
-"""Writes a statistics folder table by table; it has its name when it is whole."""
+"""Writes a statistics folder, one table at a time. It gets its name when it is complete."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from neuronrank_core import LayerStatistics, save_statistics
-from neuronrank_torch.calibration.hidden_states import HiddenStates, room
 from neuronrank_torch.calibration.statistics_folder import file_name
-from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.files.durable import STATISTICS, write_durably
-from neuronrank_torch.files.json import seal
-from neuronrank_torch.files.resumable import ResumableFolder
+from neuronrank_torch.files.json import write_json
 from neuronrank_torch.model.streaming import HEAD, Unit
+from neuronrank_torch.saving.output_writer import OutputWriter
 from neuronrank_torch.saving.receiver import Opened
 
 
-class StatisticsWriter(ResumableFolder):
-    """See :class:`neuronrank_torch.files.resumable.ResumableFolder`.
-
-    ``hidden_states`` and ``ranks`` are as for the folder of a prune.
-    """
+class StatisticsWriter(OutputWriter):
+    """The output of a collection; see :class:`neuronrank_torch.saving.output_writer.OutputWriter`."""
 
     inner = "statistics"
     kind = STATISTICS
 
-    def __init__(
-        self,
-        target: Path,
-        identity: dict[str, Any],
-        layers: int,
-        *,
-        force: bool = False,
-        hidden_states: HiddenStates = "memory",
-        ranks: Ranks = ALONE,
-    ) -> None:
-        super().__init__(target, identity, layers, force=force)
-        self.hidden_states, self.ranks = hidden_states, ranks
-
     def entered(self) -> None:
-        """Tell the other ranks what is finished."""
+        """Tell the other ranks which units are finished."""
         done = filter(self.done, (*range(self.layers), HEAD))
         self.ranks.from_first(lambda: Opened(dict.fromkeys(done)))
 
     def done(self, unit: Unit) -> bool:
-        """Whether a unit's table is on disk, by this process or one before."""
+        """Whether this process or an earlier one saved the table of a unit."""
         return self.finished(self.output / file_name(unit))
 
     def keep(self, unit: Unit, table: LayerStatistics) -> None:
-        """Make a unit's table durable."""
-        file = self.output / file_name(unit)
-        with self.saving():
-            write_durably(file, lambda path: save_statistics(path, table))
-        self.journal.finish(file, None)
-
-    def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Room for hidden states."""
-        with self.saving():
-            return room(self.hidden_states, self.folder / "hidden", shape, like)
-
-    def finish(self, header: dict[str, Any]) -> Path:
-        """Write the header and give the folder its name.
+        """Save the table of a unit and record it in the journal.
 
         Raises
         ------
         NeuronRankError
             If writing fails.
         """
-        file = self.output / STATISTICS.header
-        text = json.dumps(seal(header), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        file = self.output / file_name(unit)
         with self.saving():
-            file.write_text(text, encoding="utf-8")
-            self.hand_over(file)
+            write_durably(file, lambda path: save_statistics(path, table))
+        self.journal.finish(file, None)
+
+    def finish(self, header: dict[str, Any]) -> Path:
+        """Write the header and give the folder its name.
+
+        Parameters
+        ----------
+        header : dict
+            Content of ``statistics.json``.
+
+        Returns
+        -------
+        pathlib.Path
+            The output folder.
+
+        Raises
+        ------
+        NeuronRankError
+            If writing fails, or the output has come into existence meanwhile and must not be replaced.
+        """
+        file = self.output / STATISTICS.header
+        with self.saving():
+            write_json(file, header, checksum=True)
+            self.publish(file)
         return self.target

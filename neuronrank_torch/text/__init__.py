@@ -1,1 +1,1 @@
-"""Text: where it comes from, and how it becomes sequences of tokens."""
+"""Reads text from files and data sets, and turns it into sequences of tokens."""

@@ -1,4 +1,4 @@
-"""From text to sequences of tokens: tokenise, draw calibration sequences, cut windows."""
+"""Turns text into sequences of tokens: tokenises it, draws calibration sequences, cuts evaluation windows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Tokens = npt.NDArray[np.int64]
 
 
 def tokenize(tokenizer: Any, text: str) -> Tokens:
-    """Encode a whole text as one string, without the special tokens a tokenizer adds around a text.
+    """Encode a text as one string, without the special tokens that a tokenizer adds around it.
 
     Parameters
     ----------
@@ -34,9 +34,9 @@ def tokenize(tokenizer: Any, text: str) -> Tokens:
     Raises
     ------
     InputError
-        If the text has no tokens.
+        If the tokenizer gives no tokens.
     """
-    # A text longer than the model's context is the rule here, not a mistake: verbose=False drops that warning.
+    # verbose=False: a text longer than the model's context is normal here and needs no warning.
     encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
     stream = np.asarray(encoded["input_ids"], dtype=np.int64)
     if stream.size == 0:
@@ -45,10 +45,10 @@ def tokenize(tokenizer: Any, text: str) -> Tokens:
 
 
 def bos_token(tokenizer: Any) -> int | None:
-    """The beginning-of-sequence id, if this tokenizer puts one before a text by itself.
+    """The beginning-of-sequence (BOS) id, if this tokenizer puts it before a text by default.
 
-    Many tokenizers define such a token and never use it. Models of those families did not see it in training, so
-    what counts is behaviour, not the attribute.
+    Many tokenizers define a BOS token but never use it. Models of those families did not see it in training, so the
+    tokenizer's output decides, not its attribute.
 
     Parameters
     ----------
@@ -58,6 +58,7 @@ def bos_token(tokenizer: Any) -> int | None:
     Returns
     -------
     int or None
+        None if the tokenizer does not use a BOS token.
     """
     ids = tokenizer("a", verbose=False)["input_ids"]
     bos: int | None = tokenizer.bos_token_id
@@ -65,7 +66,7 @@ def bos_token(tokenizer: Any) -> int | None:
 
 
 def check_room(sequences: int, tokens: int) -> None:
-    """Raise MemoryError for what no address space holds; NumPy and torch would speak of dimensions and overflows."""
+    """Raise MemoryError if the tokens exceed the address space; NumPy and torch would raise less clear errors."""
     if sequences * tokens > sys.maxsize // 64:
         raise MemoryError(f"{sequences} sequences of {tokens} tokens")
 
@@ -80,13 +81,13 @@ def draw_sequences(
     stream : ndarray of int64, shape (tokens,)
         The text, from :func:`tokenize`.
     nsamples, seqlen : int
-        Number of sequences, and tokens in each, the beginning-of-sequence token included.
+        Number of sequences, and tokens per sequence, including the BOS token.
     seed : int
-        Seed of ``numpy.random.default_rng``. More samples of the same seed begin with the same sequences.
+        Seed of ``numpy.random.default_rng``. With the same seed, a larger draw starts with the smaller one.
     bos : int or None
-        Beginning-of-sequence id from :func:`bos_token`.
+        BOS id from :func:`bos_token`.
     bos_mode : {"window", "text"}
-        Whether it begins every sequence, or the text alone.
+        Whether the BOS token is put before every sequence, or before the text only.
 
     Returns
     -------
@@ -107,20 +108,20 @@ def draw_sequences(
 
 
 def cut_windows(stream: Tokens, *, seqlen: int, windows: int | None, bos: int | None, bos_mode: BosMode) -> Tokens:
-    """Cut a text in consecutive windows for perplexity; the remainder is dropped.
+    """Cut a text into consecutive windows for perplexity; the remainder is dropped.
 
     Parameters
     ----------
     stream : ndarray of int64, shape (tokens,)
         The text, from :func:`tokenize`.
     seqlen : int
-        Tokens in each window, the beginning-of-sequence token included.
+        Tokens per window, including the BOS token.
     windows : int or None
-        How many to take from the start of the text; None takes all.
+        Number of windows, from the start of the text; None for all.
     bos : int or None
-        Beginning-of-sequence id from :func:`bos_token`.
+        BOS id from :func:`bos_token`.
     bos_mode : {"window", "text"}
-        Whether it begins every window, or the text alone.
+        Whether the BOS token is put before every window, or before the text only.
 
     Returns
     -------
@@ -129,7 +130,7 @@ def cut_windows(stream: Tokens, *, seqlen: int, windows: int | None, bos: int | 
     Raises
     ------
     InputError
-        If the text has fewer windows than asked for, or none; or a number is out of range.
+        If the text has no windows or fewer than requested, or a number is out of range.
     """
     if windows is not None and windows < 1:
         raise InvalidValueError("windows", windows, "an integer >= 1")
@@ -139,14 +140,14 @@ def cut_windows(stream: Tokens, *, seqlen: int, windows: int | None, bos: int | 
     count = available if windows is None else windows
     if count > available:
         raise InputError(
-            f"{count} windows of {seqlen} tokens asked for, but the text has {available}",
-            hint="ask for fewer windows, lower --seqlen, or use a longer text",
+            f"{count} windows of {seqlen} tokens requested, but the text has {available}",
+            hint="request fewer windows, lower --seqlen, or use a longer text",
         )
     return _prepend(prefix, stream[: count * slice_length].reshape(count, slice_length))
 
 
 def _prepare(stream: Tokens, seqlen: int, bos: int | None, bos_mode: BosMode) -> tuple[Tokens, Tokens]:
-    """The stream to cut, and the tokens (none or one) that go before each slice; at least one slice fits."""
+    """The stream to cut, long enough for one slice, and the prefix of each slice: the BOS token or nothing."""
     if seqlen < 2:
         raise InvalidValueError("seqlen", seqlen, "an integer >= 2")
     begin = np.array([] if bos is None else [bos], dtype=np.int64)
@@ -155,7 +156,7 @@ def _prepare(stream: Tokens, seqlen: int, bos: int | None, bos_mode: BosMode) ->
         stream = np.concatenate([begin, stream])
     if stream.size < seqlen - prefix.size:
         raise InputError(
-            f"the text has {stream.size} tokens, one sequence needs {seqlen - prefix.size}",
+            f"the text has {stream.size} tokens, but one sequence needs {seqlen - prefix.size}",
             hint="lower --seqlen, or use a longer text",
         )
     return stream, prefix
@@ -166,12 +167,12 @@ def _prepend(prefix: Tokens, slices: Tokens) -> Tokens:
 
 
 def micro_batch(recipe: Recipe) -> int:
-    """Sequences in a micro-batch, unless told otherwise: about 2048 tokens' worth."""
+    """Default number of sequences in a micro-batch: about 2048 tokens, at least one sequence."""
     return max(1, 2048 // recipe.seqlen)
 
 
 def calibration_sequences(tokenizer: Any, recipe: Recipe, text: str) -> Tensor:
-    """Draw the recipe's calibration sequences, int64, shape (nsamples, seqlen)."""
+    """Draw the calibration sequences of a recipe: int64, shape (nsamples, seqlen); raises as :func:`draw_sequences`."""
     drawn = draw_sequences(
         tokenize(tokenizer, text),
         nsamples=recipe.nsamples,

@@ -1,4 +1,4 @@
-"""Text for calibration and evaluation: where it comes from."""
+"""Reads text for calibration and evaluation: from Python's documentation, a file or the datasets hub."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Literal
 
-from neuronrank_core.errors import InputError
+from neuronrank_core.errors import InputError, first_line
 
 Split = Literal["calibration", "evaluation"]
-#: Between documents of a text, as in the published WikiText perplexities.
+#: Separator between documents, as in the published WikiText perplexities.
 _SEPARATOR = "\n\n"
-#: Every fourth topic of the built-in text evaluates.
+#: Every fourth topic of the built-in text is for evaluation, the others are for calibration.
 _EVALUATION_STRIDE = 4
 _TEXT_SUFFIXES = {".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet"}
 _JSONL_HINT = 'each line must look like {"text": "..."}'
@@ -21,35 +21,35 @@ _HUB_SPLITS: dict[Split, str] = {"calibration": "train", "evaluation": "test"}
 
 
 def load_text(spec: str, split: Split) -> str:
-    """Read the text that a ``--dataset`` or ``--eval-dataset`` value names.
+    """Read the text that a ``--dataset`` or ``--eval-dataset`` value refers to.
 
     Parameters
     ----------
     spec : str
-        ``builtin``, the English reference text that ships with Python; the path of a ``.jsonl`` file (one object a
-        line, text under ``text``) or of a plain UTF-8 text file; else a hub dataset ``name[:config[:split]]``.
+        ``builtin``, the English reference text that ships with Python; the path of a ``.jsonl`` file (one object per
+        line, with the text in ``text``) or of a UTF-8 text file; otherwise a hub dataset ``name[:config[:split]]``.
     split : {"calibration", "evaluation"}
-        Which half of ``builtin``, or which default split of a hub dataset (``train``, ``test``). The halves of
-        ``builtin`` are disjoint. A file has no halves: all of it is read.
+        Which part of ``builtin``, or which default split of a hub dataset (``train``, ``test``). The parts of
+        ``builtin`` are disjoint. A file is read as a whole.
 
     Returns
     -------
     str
-        Never empty; documents are separated by a blank line.
+        Not empty. Documents are separated by a blank line.
 
     Raises
     ------
     InputError
-        If there is no such file or dataset, or it holds no readable text.
+        If the file or dataset does not exist, or contains no readable text.
     """
     text = _SEPARATOR.join(_documents(spec, split))
     if not text.strip():
-        raise InputError(f"{spec} holds no text", hint="choose another file or dataset")
+        raise InputError(f"{spec} contains no text", hint="choose another file or dataset")
     return text
 
 
 def text_fingerprint(text: str) -> str:
-    """SHA-256 of a text in UTF-8, in hex: equal exactly for equal texts."""
+    """SHA-256 of a text in UTF-8, as 64 hexadecimal digits."""
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
@@ -61,7 +61,7 @@ def _documents(spec: str, split: Split) -> Iterator[str]:
     except RuntimeError as error:
         raise InputError(f"file not found: {spec} ({error})", hint="check the path") from error
     if path.is_dir():
-        raise InputError(f"{spec} is a folder", hint="name a .txt or .jsonl file in it")
+        raise InputError(f"{spec} is a folder", hint="give the path of a .txt or .jsonl file")
     if path.exists():
         return _jsonl_documents(path) if path.suffix.lower() == ".jsonl" else iter([_read_utf8(path)])
     if is_path(spec):
@@ -70,7 +70,7 @@ def _documents(spec: str, split: Split) -> Iterator[str]:
 
 
 def is_path(spec: str, flavour: type[PurePath] = PurePath) -> bool:
-    """Whether a text's name is written as a path and not as a name on the hub; ``flavour`` is the system's."""
+    """Whether a text's name looks like a path rather than a name on the hub; ``flavour`` defines the path syntax."""
     path = flavour(spec)
     return spec.startswith((".", "~")) or bool(path.anchor) or path.suffix.lower() in _TEXT_SUFFIXES
 
@@ -80,7 +80,7 @@ def _builtin_documents(split: Split) -> Iterator[str]:
         from pydoc_data.topics import topics
     except ImportError as error:  # Some distributions package Python's documentation data separately.
         raise InputError(
-            "this Python lacks pydoc_data, the source of the built-in text", hint="pass a text file instead"
+            "this Python installation lacks pydoc_data, the source of the built-in text", hint="use a text file instead"
         ) from error
     for index, name in enumerate(sorted(topics)):
         if (index % _EVALUATION_STRIDE == 0) == (split == "evaluation"):
@@ -99,7 +99,7 @@ def _read_utf8(path: Path) -> str:
 
 
 def _jsonl_documents(path: Path) -> Iterator[str]:
-    # Not splitlines(): JSON strings may hold U+2028 and its like, which end no line of a .jsonl file.
+    # Not splitlines(): JSON strings may contain U+2028 and similar, which do not end a line of a .jsonl file.
     for number, line in enumerate(_read_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -109,10 +109,7 @@ def _jsonl_documents(path: Path) -> Iterator[str]:
             raise InputError(f"{path}, line {number}: not JSON ({error})", hint=_JSONL_HINT) from error
         text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str):
-            raise InputError(
-                f"{path}, line {number}: no `text` field that holds a string",
-                hint=_JSONL_HINT,
-            )
+            raise InputError(f"{path}, line {number}: no `text` field with a string", hint=_JSONL_HINT)
         yield text
 
 
@@ -123,15 +120,14 @@ def _hub_documents(spec: str, split: Split) -> Iterator[str]:
         import datasets
     except ImportError as error:
         raise InputError(
-            f"{spec} is no file here, and reading it from the datasets hub needs the `datasets` package",
+            f"{spec} is not a local file, and downloading it requires the `datasets` package",
             hint="pip install 'neuronrank[hub]'",
         ) from error
     try:
         rows = datasets.load_dataset(name, config or None, split=named_split or _HUB_SPLITS[split])
     except Exception as error:  # The package has no common base class for its errors.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"{spec} is no file here, and the datasets hub did not provide it: {reason}",
+            f"{spec} is not a local file and could not be downloaded: {first_line(error)}",
             hint="check the path or the name: name[:config[:split]]",
         ) from error
     if "text" not in rows.column_names:

@@ -44,7 +44,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException, cause: BaseExcep
         ("--device nonsense", "device nonsense is not available"),
         ("--nr-prune-lm-head", "the lm_head is tied to the embeddings"),
         ("--seqlen 100000", "the text has"),
-        ("--eval --eval-windows 100000", "100000 windows of 32 tokens asked for"),
+        ("--eval --eval-windows 100000", "100000 windows of 32 tokens requested"),
         ("--save text.txt/out", "cannot create"),
         ("--save text.txt", "is a file"),
     ],
@@ -64,7 +64,7 @@ def test_wrong_input(run: Run, small: list[object], tmp_path: Path, arguments: s
     [
         ("--seqlen 1", "1 is not in the range x>=2"),
         ("--windows 0", "0 is not in the range x>=1"),
-        ("--windows 100000", "100000 windows of 64 tokens asked for"),
+        ("--windows 100000", "100000 windows of 64 tokens requested"),
         ("--dataset gone.txt", "file not found: gone.txt"),
     ],
 )

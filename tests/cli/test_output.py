@@ -48,7 +48,7 @@ def test_progress_is_one_plain_line_a_stage(run: Run, small: list[object], measu
     assert [re.sub(r" \(\d+/\d+\)$", "", line) for line in stderr.splitlines()] == [
         f"loading {small[1]}",
         "perplexity before",
-        *(f"pruning layer {layer}" for layer in range(LAYERS)),
+        *(f"calibrating layer {layer} of {LAYERS}" for layer in range(1, LAYERS + 1)),
         "perplexity after",
         "saving out",
         "Warning: the evaluation text is the calibration text: perplexity after pruning looks better than it is",

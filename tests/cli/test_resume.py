@@ -96,7 +96,7 @@ def test_stopped_after_any_unit(
     run(*command, "--save", "whole")
     lift = stop_after(monkeypatch, units, KeyboardInterrupt())
     stopped = run(*command, "--save", "out", code=130)
-    kept = f"{min(units, LAYERS)} of {LAYERS} layers are done and kept: the same command goes on from there"
+    kept = f"{min(units, LAYERS)} of {LAYERS} layers are finished and saved: rerun the same command to resume"
     assert stopped.stderr.splitlines()[-1] == f"Interrupted; {kept}"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "whole"]
     lift()
@@ -134,7 +134,7 @@ def test_failures_keep_what_is_done(
 ) -> None:
     lift = stop_after(monkeypatch, 2, error)
     failed = run("prune", *small, "--save", "out", code=code)
-    kept = f"2 of {LAYERS} layers are done and kept: the same command goes on from there"
+    kept = f"2 of {LAYERS} layers are finished and saved: rerun the same command to resume"
     assert failed.stderr.splitlines()[-1] == last + kept
     lift()
     assert "going on after 2" in run("prune", *small, "--save", "out").stderr

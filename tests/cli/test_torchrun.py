@@ -21,7 +21,7 @@ from neuronrank_torch.calibration.collector import LayerCollector
 from neuronrank_torch.saving.model_writer import ModelWriter
 
 pytestmark = pytest.mark.xdist_group("ranks")
-KEPT = f"2 of {LAYERS} layers are done and kept: the same command goes on from there"
+KEPT = f"2 of {LAYERS} layers are finished and saved: rerun the same command to resume"
 #: What a rank does wrong in layer 2.
 FAULTS: dict[str, Callable[[], None]] = {
     "NaN": lambda: _raise(NonFiniteError("NaN in layer 2", hint="look")),
@@ -46,7 +46,7 @@ def command(arguments: list[object], faulty: list[int], fault: str) -> None:
         method = getattr(owner, name)
 
         def failing(self: Any, first: Any, *others: Any) -> None:
-            if (first if fault == "full" else self.index) == 2:
+            if (first if fault == "full" else self.layer.index) == 2:
                 FAULTS[fault]()
             method(self, first, *others)
 

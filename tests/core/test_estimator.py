@@ -20,6 +20,7 @@ from neuronrank_core import (
     document_statistics,
     merge,
 )
+from neuronrank_core.methods import mode
 from neuronrank_core.statistics import topics as kmeans
 
 VECTORS = ("tf_", "df_", "idf_", "spikiness_")
@@ -136,7 +137,7 @@ def test_it_is_the_path_that_language_models_take() -> None:
         recipe = Recipe(method=method.name, signal="product", token_weight=0.3)
         rank = NeuronRank(method.name, token_weight=0.3)
         # The gate is what opens in token mode there, and the activation itself here.
-        if recipe.mode != "token":
+        if mode(recipe) != "token":
             rank.fit(hidden, labels, inputs=x, outgoing=layer.weights["down_proj"])
             for axis, module in enumerate(("gate_proj", "down_proj")):
                 theirs = method.score(module, layer.context(recipe))

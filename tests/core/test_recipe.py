@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronrank_core import METHODS, PRESETS, InvalidValueError, Recipe
+from neuronrank_core.methods import exponents, mode
 from neuronrank_core.recipe import Exponents
 
 
@@ -46,8 +47,8 @@ def test_no_preset_and_an_unknown_one() -> None:
 @given(st.sampled_from(list(METHODS)), st.sampled_from(list(vars(Exponents()))), st.floats(0, 10))
 def test_an_exponent_given_is_taken_and_one_left_open_is_the_methods(method: str, name: str, value: float) -> None:
     defaults = {**vars(Exponents()), **METHODS[method].defaults}
-    assert vars(Recipe(method=method).exponents) == defaults
-    assert vars(Recipe(method=method, **{name: value}).exponents) == {**defaults, name: value}
+    assert vars(exponents(Recipe(method=method))) == defaults
+    assert vars(exponents(Recipe(method=method, **{name: value}))) == {**defaults, name: value}
 
 
 def test_defaults_of_the_specification() -> None:
@@ -56,13 +57,13 @@ def test_defaults_of_the_specification() -> None:
     assert (recipe.tokens_per_document, recipe.propagate, recipe.bos) == (64, "pruned", "window")
     assert (recipe.magnitude_multi, recipe.variance_multi, recipe.variance_exp) == (0, 1, 1)
     assert (recipe.include_attention, recipe.prune_lm_head) == (False, False)
-    main = Recipe(method="neuronrank_wanda").exponents
+    main = exponents(Recipe(method="neuronrank_wanda"))
     assert (main.weight_exp, main.input_exp, main.tf_exp, main.idf_exp, main.spikiness_exp) == (1, 1, 0.5, 0, 0)
 
 
 def test_the_first_form_counts_tokens_whatever_the_flag_says() -> None:
-    assert Recipe(method="neuronrank_old", tfidf_mode="topic").mode == "token"
-    assert Recipe(method="neuronrank_tfidf", tfidf_mode="topic").mode == "topic"
+    assert mode(Recipe(method="neuronrank_old", tfidf_mode="topic")) == "token"
+    assert mode(Recipe(method="neuronrank_tfidf", tfidf_mode="topic")) == "topic"
 
 
 def test_a_recipe_cannot_be_changed() -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from neuronrank_core import InvalidValueError, NeuronRankError, Recipe
+from neuronrank_core.methods import check_recipe
 from neuronrank_core.recipe import Exponents
 
 INF = math.inf
@@ -39,7 +40,7 @@ OPTIONAL = {"sparsity_ratio", "pruning_last", "compare"} | set(vars(Exponents())
 
 def refused(field: str, value: object) -> None:
     with pytest.raises(InvalidValueError) as error:
-        Recipe(**{field: value})
+        check_recipe(Recipe(**{field: value}))
     assert error.value.field == field
     assert error.value.allowed
     assert str(error.value) == f"{field} is {value!r}, allowed: {error.value.allowed}"
@@ -111,5 +112,5 @@ def test_the_range_is_told_in_words() -> None:
         ("sparsity_type", "2/4", "N:M"),
     ]:
         with pytest.raises(InvalidValueError) as error:
-            Recipe(**{field: value})
+            check_recipe(Recipe(**{field: value}))
         assert words in error.value.allowed

@@ -15,10 +15,8 @@ LAYERS = 4
 Run = Callable[..., Result]
 #: Seconds until a process that does not end fails a test.
 LIMIT = 120
-#: The program, with Ctrl-C as in a shell's foreground whatever started the tests.
-PROGRAM = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n{0}\n" + (
-    "from neuronrank_cli.app import main; sys.argv[0] = 'neuronrank'; main()"
-)
+#: The program, after some code that interferes with it.
+PROGRAM = "import signal, sys\n{0}\nfrom neuronrank_cli.app import main; sys.argv[0] = 'neuronrank'; main()"
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, units: int, error: BaseException) -> Callable[[], None]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from neuronrank_core import LayerStatistics, Recipe, document_statistics
 from neuronrank_torch.calibration.collector import LayerCollector
+from neuronrank_torch.model.structure import resolve_layer
 
 #: The layer's number, which errors must name.
 INDEX = 7
@@ -33,10 +34,6 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
-    @property
-    def linears(self) -> dict[str, nn.Linear]:
-        return {"gate_proj": self.gate_proj, "up_proj": self.up_proj, "down_proj": self.down_proj}
-
     def hooks(self) -> int:
         """Hooks on any of the modules."""
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in self.modules())
@@ -49,7 +46,8 @@ def documents(lengths: Sequence[int], features: int = 6, seed: int = 0) -> list[
 
 
 def collector(mlp: GatedMLP, recipe: Recipe) -> LayerCollector:
-    return LayerCollector(INDEX, mlp.linears, mlp.act_fn, recipe)
+    layer = resolve_layer(mlp, INDEX)
+    return LayerCollector(layer, layer.blocks(), recipe)
 
 
 @contextmanager
@@ -84,7 +82,8 @@ def collect(
             c.add_documents(first, batch.shape[1])
             for i in range(len(batch) if reference else 0):
                 rows.append(core_row(mlp, first + i, *(seen[name][-1][i] for name in ("x", "gate", "hidden")), recipe))
-    return c.statistics(), rows
+    [table] = c.statistics()
+    return table, rows
 
 
 def core_row(mlp: GatedMLP, document: int, x: Tensor, gate: Tensor, hidden: Tensor, recipe: Recipe) -> LayerStatistics:

@@ -12,7 +12,7 @@ from tiny import tiny_tokenizer
 from torch import nn
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext, document_statistics, merge
-from neuronrank_core.selection.masks import method_for
+from neuronrank_core.methods import method_for
 from neuronrank_torch.text.sequences import calibration_sequences
 
 MOE = ("mixtral", "qwen3_moe")

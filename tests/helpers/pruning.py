@@ -12,10 +12,9 @@ from tiny import Family, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext, document_statistics, merge
-from neuronrank_core.selection.masks import method_for
+from neuronrank_core.methods import method_for
 from neuronrank_core.selection.patterns import comparison_group
 from neuronrank_torch import Report, prune
-from neuronrank_torch.model.structure import find_decoder, prunable_linears
 from neuronrank_torch.text.sequences import calibration_sequences
 from neuronrank_torch.text.sources import load_text
 
@@ -46,7 +45,9 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 def linears(model: nn.Module, layer: int) -> dict[str, nn.Linear]:
     """MLP and attention projections of a layer."""
-    return prunable_linears(find_decoder(model).layers[layer], layer, include_attention=True)
+    block = model.model.layers[layer]
+    mlp = {name: getattr(block.mlp, name) for name in MLP}
+    return mlp | {name: getattr(block.self_attn, name) for name in ATTENTION}
 
 
 def zeros(model: nn.Module, layer: int, modules: Iterable[str] = MLP) -> dict[str, np.ndarray]:
@@ -61,7 +62,7 @@ def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @torch.no_grad()
 def core_statistics(model: nn.Module, layer: int, chosen: Recipe, tokenizer: Any = None) -> LayerStatistics:
     """The table of a layer from hooks on a plain run of the whole model, one sequence at a time."""
-    found, act = linears(model, layer), find_decoder(model).layers[layer].mlp.act_fn
+    found, act = linears(model, layer), model.model.layers[layer].mlp.act_fn
     seen: dict[str, Tensor] = {}
     hooks = [
         linear.register_forward_hook(
@@ -115,5 +116,5 @@ def disagreements(mask: np.ndarray, score: np.ndarray, module: str, chosen: Reci
 def with_layer_of(model: nn.Module, dense: nn.Module, layer: int) -> nn.Module:
     """A copy of a pruned model with one layer as it was."""
     mixed = copy.deepcopy(model)
-    find_decoder(mixed).layers[layer].load_state_dict(find_decoder(dense).layers[layer].state_dict())
+    mixed.model.layers[layer].load_state_dict(dense.model.layers[layer].state_dict())
     return mixed

@@ -8,7 +8,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
+    BitNetConfig,
     Gemma3TextConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -19,7 +21,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-Family = Literal["llama", "mistral", "qwen3", "gemma3"]
+Family = Literal["llama", "mistral", "qwen3", "gemma3", "granite", "bitnet"]
 #: Families whose MLPs are mixtures of experts.
 MoeFamily = Literal["mixtral", "qwen3_moe"]
 
@@ -70,6 +72,12 @@ def tiny_config(
             query_pre_attn_scalar=hidden // 4,
             hidden_activation="gelu_pytorch_tanh",
         )
+    if family == "granite":
+        # Biases everywhere, and multipliers of embeddings, attention, residuals and logits.
+        multipliers = {"embedding_multiplier": 3.0, "attention_multiplier": 0.4, "residual_multiplier": 0.7}
+        return GraniteConfig(**common, **multipliers, logits_scaling=2.0, attention_bias=True, mlp_bias=True)
+    if family == "bitnet":
+        return BitNetConfig(**common, hidden_act="relu2")  # With norms between the matrices of MLP and attention.
     if family == "mixtral":
         return MixtralConfig(**common, num_local_experts=4, num_experts_per_tok=2)
     if family == "qwen3_moe":
@@ -103,7 +111,8 @@ def tiny_model(
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
-                parameter.add_(0.1 * noise)
+                # Gains far from one, biases far from zero.
+                parameter.add_((0.5 if family in ("granite", "bitnet") else 0.1) * noise)
             else:
                 parameter.copy_(noise / parameter.shape[-1] ** 0.5)
     model.tie_weights()

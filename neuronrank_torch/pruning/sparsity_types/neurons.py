@@ -1,33 +1,55 @@
-"""Takes neurons out of a gated MLP, so that an ordinary, smaller one remains."""
+"""Whole neurons are removed for good: an ordinary, smaller model remains."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
+
+import torch
+
+from neuronrank_core import Recipe, ScoringContext
+from neuronrank_core.selection.whole_neurons import kept_neurons
+from neuronrank_core.update.least_squares import absorb
+from neuronrank_torch.calibration.gram import GramCollector
+from neuronrank_torch.kernels import inverse
+from neuronrank_torch.model.blocks import Block, Mlp
+from neuronrank_torch.model.structure import Decoder
+from neuronrank_torch.pruning.result import ModuleReport
+from neuronrank_torch.pruning.sparsity_types.base import SparsityType
 
 
-def remove_neurons(mlp: nn.Module, linears: dict[str, nn.Linear], kept: Tensor, down_weight: Tensor) -> None:
-    """Keep only some neurons: gate and up lose rows, down loses columns.
+class Neurons(SparsityType):
+    """Removes the lowest-scoring neurons, the same number in every layer."""
 
-    Parameters
-    ----------
-    mlp : nn.Module
-        The gated MLP; its ``intermediate_size`` attribute follows, where it has one.
-    linears : dict of nn.Linear
-        Its ``gate_proj``, ``up_proj`` and ``down_proj``.
-    kept : int64 Tensor, shape (kept,)
-        Neurons that stay, ascending.
-    down_weight : Tensor, shape (out_features, kept)
-        New weight of ``down_proj``.
-    """
-    for name in ("gate_proj", "up_proj"):
-        linear = linears[name]
-        linear.weight = nn.Parameter(linear.weight[kept].clone(), requires_grad=linear.weight.requires_grad)
-        if linear.bias is not None:
-            linear.bias = nn.Parameter(linear.bias[kept].clone(), requires_grad=linear.bias.requires_grad)
-        linear.out_features = len(kept)
-    down = linears["down_proj"]
-    new = down_weight.to(down.weight.dtype).clone()
-    down.weight = nn.Parameter(new, requires_grad=down.weight.requires_grad)
-    down.in_features = len(kept)
-    if hasattr(mlp, "intermediate_size"):
-        mlp.intermediate_size = len(kept)  # type: ignore[assignment]
+    def handles(self, sparsity_type: str) -> bool:
+        """``neurons``."""
+        return sparsity_type == "neurons"
+
+    def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:
+        """Only ``down_proj`` is re-fitted."""
+        del recipe
+        return [("down_proj",)]
+
+    def planned(self, block: Block, recipe: Recipe) -> tuple[ModuleReport, ...]:
+        """The weights that go with the neurons."""
+        neurons = block.projections["down_proj"].weight.shape[1]
+        goes = int(recipe.ratio * neurons)
+        sizes = {role: weight.numel() for role, weight in block.weights.items()}
+        return tuple(
+            ModuleReport(block.prefix + role, size, 0, goes * (size // neurons)) for role, size in sizes.items()
+        )
+
+    def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> None:
+        """Remove the lowest-scoring neurons; with ``gram``, let the remaining ones compensate for them."""
+        assert isinstance(block, Mlp)
+        down = block.projections["down_proj"].weight
+        kept = torch.as_tensor(kept_neurons(context), device=down.device)
+        new = down[:, kept] if gram is None else absorb(down.float(), kept, gram.gram["down_proj"], inverse)
+        block.remove_neurons(kept, new)
+
+    def change_config(self, decoder: Decoder) -> None:
+        """State the number of neurons that is left, which is the same in every layer."""
+        config: Any = decoder.body.config
+        config.intermediate_size = decoder.layers[0].mlp.projections["down_proj"].weight.shape[1]
+
+
+SPARSITY_TYPE = Neurons()

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from neuronrank_core import LayerStatistics
+from neuronrank_core.methods import mode
 from neuronrank_torch.kernels import TorchKernels
+from neuronrank_torch.model.blocks import MLP_PROJECTIONS
 from neuronrank_torch.model.open import load_model
-from neuronrank_torch.model.structure import MLP_PROJECTIONS, prunable_linears
 from neuronrank_torch.runs.job import OnStage
 from neuronrank_torch.runs.page.generation import continuations
 from neuronrank_torch.runs.page.neurons import LayerNeurons, distributions, layer_neurons, tf_idf_map
@@ -100,7 +101,7 @@ class _Page:
         return {
             "header": header,
             "path": str(self.sources.statistics.path),
-            "mode": reading.mode,
+            "mode": mode(reading),
             "k": reading.tfidf_k,
             "q": reading.q_active,
             "same_text": header["text_sha256"] == self.sources.report["calibration"].get("text_sha256"),
@@ -124,8 +125,8 @@ class _Page:
     def topics(self) -> Section:
         """Topics of some layers."""
         reading = self.sources.reading
-        if reading.mode != "topic":
-            raise UnavailableError(f"The run is in {reading.mode} mode: give --nr-tfidf-mode topic to see topics.")
+        if mode(reading) != "topic":
+            raise UnavailableError(f"The run is in {mode(reading)} mode: give --nr-tfidf-mode topic to see topics.")
         passages, missing = self._passages()
         described = []
         for layer in self.in_detail(list(range(self.layers))):
@@ -163,8 +164,8 @@ class _Page:
             for done, layer in enumerate(shown, 1):
                 ratio = None if recipe.allocate == "uniform" else _share(pruned[layer])
                 with dense.resident(layer):
-                    mlp = prunable_linears(dense.decoder.layers[layer], layer)
-                    found = method_masks(layer, mlp, self.table(layer), recipes, self.kernels, ratio)
+                    weights = dense.decoder.layers[layer].mlp.weights
+                    found = method_masks(layer, weights, self.table(layer), recipes, self.kernels, ratio)
                 yield {SAVED: zero_masks(saved, layer), **found}
                 self.on_stage("comparing methods", done, len(shown))
 

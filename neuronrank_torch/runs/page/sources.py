@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronrank_core import METHODS, InputError, Recipe
+from neuronrank_core.methods import mode, requires
 from neuronrank_core.statistics.table import SAMPLE
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.files.json import read_sealed
@@ -110,9 +111,9 @@ class Sources:
         """The recipe by which statistics are read: in the run's mode where it groups text at all, else by topics."""
         header, run = self.statistics.header, self.recipe
         tokens = len(header["documents"]) * min(header["seqlen"], header["tokens_per_document"])
-        groups_text = SAMPLE in run.requires or METHODS[run.method].mode is not None
+        groups_text = SAMPLE in requires(run) or METHODS[run.method].mode is not None
         values = {
-            "tfidf_mode": run.mode if groups_text else "topic",
+            "tfidf_mode": mode(run) if groups_text else "topic",
             "tfidf_k": min(run.tfidf_k, tokens),
             "q_active": run.q_active,
             **self.job.tfidf,

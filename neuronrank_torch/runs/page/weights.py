@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuronrank_core import METHODS, LayerStatistics, Recipe, ScoringContext, prune_mask
 from neuronrank_core.kernels import Kernels
 from neuronrank_core.methods.scoring import NEURON_AXIS
 from neuronrank_core.overlap import Overlap, overlap
 from neuronrank_torch.model.streaming import StreamedModel
-from neuronrank_torch.model.structure import gated_mlp, reported_linears
 from neuronrank_torch.pruning.layer import module_reports
 
 #: How the saved model stands among the methods.
@@ -31,11 +30,11 @@ def saved_zeros(
         Of each layer its number, and ``size`` and ``zeros`` by module.
     """
     counted = []
-    for index, layer in enumerate(model.decoder.layers):
-        with model.resident(index):
-            modules = module_reports(reported_linears(layer, index, include_attention=include_attention))
-        counted.append({"layer": index, "modules": {m.name: {"size": m.size, "zeros": m.zeros} for m in modules}})
-        on_layer(index)
+    for layer in model.decoder.layers:
+        with model.resident(layer.index):
+            modules = module_reports(layer.blocks(include_attention=include_attention))
+        counted.append({"layer": layer.index, "modules": {m.name: {"size": m.size, "zeros": m.zeros} for m in modules}})
+        on_layer(layer.index)
     return counted
 
 
@@ -49,7 +48,7 @@ def rival_recipes(recipe: Recipe) -> dict[str, Recipe]:
 
 def method_masks(
     layer: int,
-    mlp: dict[str, nn.Linear],
+    dense: dict[str, Tensor],
     table: LayerStatistics,
     recipes: dict[str, Recipe],
     kernels: Kernels,
@@ -60,8 +59,8 @@ def method_masks(
     Parameters
     ----------
     layer : int
-    mlp : dict of nn.Linear
-        The dense gate, up and down projections.
+    dense : dict of Tensor
+        The dense weights of gate, up and down.
     table : LayerStatistics
     recipes : dict of Recipe
         By the name that the method has on the page.
@@ -69,7 +68,7 @@ def method_masks(
     ratio : float, optional
         Of this layer, where it is not the recipes'.
     """
-    weights = {name: linear.weight.detach().float() for name, linear in mlp.items()}
+    weights = {name: weight.float() for name, weight in dense.items()}
     masks = {}
     for name, recipe in recipes.items():
         context = ScoringContext(layer, recipe, weights, table, kernels, ratio)
@@ -110,5 +109,5 @@ def agreement(masks: Iterable[dict[str, dict[str, Tensor]]]) -> dict[str, Any]:
 def zero_masks(model: StreamedModel, layer: int) -> dict[str, Tensor]:
     """Where the MLP of a saved layer is zero, by module."""
     with model.resident(layer):
-        mlp = gated_mlp(model.decoder.layers[layer], layer)
-        return {name: getattr(mlp, name).weight == 0 for name in NEURON_AXIS}
+        weights = model.decoder.layers[layer].mlp.weights
+        return {name: weights[name] == 0 for name in NEURON_AXIS}

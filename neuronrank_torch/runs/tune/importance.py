@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator
 
 from neuronrank_core import Recipe
+from neuronrank_core.methods import exponents, without_effect
 
 #: What a setting is where the recipe does not read it: the factor is left out, or counts as Wanda has it.
 _UNREAD = {"tf_exp": 0.0, "idf_exp": 0.0, "spikiness_exp": 0.0, "weight_exp": 1.0, "input_exp": 1.0}
@@ -60,6 +61,6 @@ def importances(trials: Sequence[tuple[Recipe, float]]) -> dict[str, float]:
 
 
 def _row(recipe: Recipe) -> dict[str, Any]:
-    values = {**asdict(recipe), **asdict(recipe.exponents)}
-    unread = recipe.without_effect(_UNREAD)
+    values = {**asdict(recipe), **asdict(exponents(recipe))}
+    unread = without_effect(recipe, _UNREAD)
     return {name: _UNREAD[name] if name in unread else values[name] for name in (*_CHOICES, *_NUMBERS)}

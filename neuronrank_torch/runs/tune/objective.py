@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from neuronrank_core import Recipe
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
-from neuronrank_torch.model.structure import find_decoder, prunable_linears, untied_head
+from neuronrank_torch.model.blocks import Block
+from neuronrank_torch.model.structure import find_decoder, untied_head
 from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.text.sequences import Tokens
 
@@ -36,10 +37,10 @@ class MaskedModel:
     def __init__(self, model: Any, tokenizer: Any, statistics: StatisticsFolder, scope: Recipe) -> None:
         self.model, self.tokenizer, self.statistics = model, tokenizer, statistics
         self.layers = find_decoder(model).layers
-        linears: list[nn.Linear] = [untied_head(model)] if scope.prune_lm_head else []
-        for index, layer in enumerate(self.layers):
-            linears += prunable_linears(layer, index, include_attention=scope.include_attention).values()
-        self.dense = [(linear.weight, linear.weight.detach().clone()) for linear in linears]
+        blocks: list[Block] = [untied_head(model)] if scope.prune_lm_head else []
+        for layer in self.layers:
+            blocks += [layer.mlp, *layer.blocks(include_attention=scope.include_attention)[1:]]
+        self.dense = [(weight, weight.clone()) for block in blocks for weight in block.weights.values()]
 
     @contextmanager
     def masked(self, recipe: Recipe) -> Iterator[None]:
@@ -66,7 +67,7 @@ class MaskedModel:
             outputs.append(output[0] if isinstance(output, tuple) else output)
             raise _EnoughSeenError
 
-        handle = self.layers[depth - 1].register_forward_hook(stop)
+        handle = self.layers[depth - 1].module.register_forward_hook(stop)
         tokens = torch.from_numpy(windows[:1]).to(self.model.get_input_embeddings().weight.device)
         try:
             with torch.no_grad():

@@ -13,50 +13,45 @@ from neuronrank_core import LayerStatistics, Recipe, document_statistics, merge
 from neuronrank_torch.calibration.collector import LayerCollector
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
 from neuronrank_torch.kernels import TorchKernels
-from neuronrank_torch.model.structure import activation_of, find_decoder, prunable_linears
+from neuronrank_torch.model.blocks import Mlp
+from neuronrank_torch.model.structure import find_decoder
 
 
 @dataclass(frozen=True)
 class Observed:
-    """A layer after its run: its linear layers, the collector's table, and the core's of the same activations."""
+    """A layer after its run: its MLP, the collector's table, and the core's of the same activations."""
 
     index: int
-    linears: dict[str, nn.Linear]
+    mlp: Mlp
     table: LayerStatistics
     reference: LayerStatistics
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """Weights in the precision that torch scores in."""
-        return {name: linear.weight.detach().float() for name, linear in self.linears.items()}
+        return {role: weight.float() for role, weight in self.mlp.weights.items()}
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the model."""
-        return self.linears["gate_proj"].weight.dtype
+        return self.mlp.projections["gate_proj"].weight.dtype
 
     @property
     def kernels(self) -> TorchKernels:
         """Torch's, on the device of the weights."""
-        return TorchKernels(self.linears["gate_proj"].weight.device)
+        return TorchKernels(self.mlp.projections["gate_proj"].weight.device)
 
 
 @contextmanager
-def record_activations(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
+def record_activations(mlp: Mlp) -> Iterator[dict[str, Tensor]]:
     """Keep what the modules of a gated MLP saw last: ``x``, ``gate`` and ``product``."""
     seen: dict[str, Tensor] = {}
 
-    def gate(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        del module
-        seen.update(x=args[0], gate=output)
-
-    def product(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        del module
-        seen.update(product=args[0])
-
+    gate, down = mlp.projections["gate_proj"], mlp.projections["down_proj"]
     hooks = [
-        linears["gate_proj"].register_forward_hook(gate),
-        linears["down_proj"].register_forward_pre_hook(product),
+        gate.on_input(lambda x: seen.update(x=x)),
+        gate.on_output(lambda output: seen.update(gate=output)),
+        down.on_input(lambda product: seen.update(product=product)),
     ]
     try:
         yield seen
@@ -114,17 +109,18 @@ def observe(
     def visit(run: LayerRun) -> None:
         if run.index >= layers:
             return
-        linears = prunable_linears(run.layer, run.index)
+        mlp = run.layer.mlp
         rows: list[LayerStatistics] = []
 
         def batch_done(first: int) -> None:
             collector.add_documents(first, run.hidden.shape[1])
             rows.extend(core_rows(seen, first, recipe, run.index))
 
-        activation = activation_of(run.layer, run.index)
-        with LayerCollector(run.index, linears, activation, recipe) as collector, record_activations(linears) as seen:
+        with LayerCollector(run.layer, [mlp], recipe) as collector, record_activations(mlp) as seen:
             run.feed(keep=True, after=batch_done)
-        look(Observed(run.index, linears, collector.statistics(), merge(rows)))
+        [table] = collector.statistics()
+        assert table is not None
+        look(Observed(run.index, mlp, table, merge(rows)))
 
     with torch.no_grad():
         run_layers(find_decoder(model), sequences, visit, batch_size=batch_size)

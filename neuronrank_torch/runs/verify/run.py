@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from neuronrank_core import LayerStatistics, NeuronStatistics, Recipe, ScoringContext
 from neuronrank_core.kernels import Array
-from neuronrank_core.selection.masks import method_for, prune_mask
+from neuronrank_core.methods import method_for, mode
+from neuronrank_core.selection.masks import prune_mask
 from neuronrank_core.selection.patterns import comparison_group, select
 from neuronrank_core.statistics.numpy_kernels import NumpyKernels
 from neuronrank_core.statistics.table import sample_positions
@@ -55,16 +56,16 @@ def check_layer(observed: Observed, recipe: Recipe) -> list[Check]:
         if name not in _KEYS
     ]
     checks.append(check_topics(np.asarray(ours.sample), np.asarray(reference.sample), kernels, recipe))
-    core = NeuronStatistics(reference, recipe, layer=observed.index)
+    core = NeuronStatistics(reference, recipe, layer=observed.index, mode=mode(recipe))
     # By the reference's labels, so that a near-tie between topics is not found again in all that follows.
-    torch_ = NeuronStatistics(ours, recipe, kernels, observed.index, core.labels)
+    torch_ = NeuronStatistics(ours, recipe, kernels, observed.index, core.labels, mode=mode(recipe))
     checks.append(contract.counts("df", torch_.df, core.df))
     checks += [contract.real(name, getattr(torch_, name), getattr(core, name)) for name in ("tf", "idf", "spikiness")]
     weights = observed.weights
     double = {name: weight.cpu().double().numpy() for name, weight in weights.items()}
     contexts = (
-        ScoringContext(observed.index, recipe, weights, ours, kernels, known=torch_),
-        ScoringContext(observed.index, recipe, double, reference, known=core),
+        ScoringContext(observed.index, recipe, weights, ours, kernels, known={mode(recipe): torch_}),
+        ScoringContext(observed.index, recipe, double, reference, known={mode(recipe): core}),
     )
     for name in weights:
         checks += check_module(name, *contexts)

@@ -100,7 +100,7 @@ def test_a_collection_that_was_cut_off_goes_on(
 
     monkeypatch.setattr(StatisticsWriter, "keep", keep_and_stop)
     stopped = run("collect", *small, "--save", "out", code=130)
-    note = f"{layers} of {LAYERS} layers are done and kept: the same command goes on from there"
+    note = f"{layers} of {LAYERS} layers are finished and saved: rerun the same command to resume"
     assert stopped.stderr.splitlines()[-1] == f"Interrupted; {note}"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "whole"]
     refused = run("collect", *small, "--seed", 1, "--save", "out", code=2)

@@ -13,10 +13,10 @@ Flags = list[object]
 
 #: Content of the text, what the message must say, and a word of the hint.
 TEXTS: dict[str, tuple[str, bytes, str, str]] = {
-    "empty": ("t.txt", b"", "t.txt holds no text", "another file"),
-    "blank": ("t.txt", b" \n\t\n", "t.txt holds no text", "another file"),
-    "empty jsonl": ("t.jsonl", b"\n", "t.jsonl holds no text", "another file"),
-    "short": ("t.txt", b"x" * 30, "the text has 30 tokens, one sequence needs 31", "lower --seqlen"),
+    "empty": ("t.txt", b"", "t.txt contains no text", "another file"),
+    "blank": ("t.txt", b" \n\t\n", "t.txt contains no text", "another file"),
+    "empty jsonl": ("t.jsonl", b"\n", "t.jsonl contains no text", "another file"),
+    "short": ("t.txt", b"x" * 30, "the text has 30 tokens, but one sequence needs 31", "lower --seqlen"),
     "latin-1": ("t.txt", "caf\xe9 ".encode("latin-1") * 99, "t.txt is not UTF-8 text (byte 3)", "iconv"),
     "utf-16": ("t.txt", ("text " * 99).encode("utf-16"), "t.txt is not UTF-8 text (byte 0)", "iconv"),
     "not JSON": ("t.jsonl", b'{"text": "fine"}\nno json\n', "t.jsonl, line 2: not JSON", '{"text": "..."}'),

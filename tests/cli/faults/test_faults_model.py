@@ -44,7 +44,7 @@ def test_folder_missing(run: Run, small: Flags, name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_folder_empty(run: Run, small: Flags, name: str) -> None:
     Path("source").mkdir()
-    refused(run, *command(name, "source", small), code=2, says="source is empty", hint="folder of a model")
+    refused(run, *command(name, "source", small), code=2, says="source is empty", hint="model folder")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -87,18 +87,18 @@ def _scramble(file: Path) -> None:
 
 
 SHARDS: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "missing": (lambda d: _shard(d).unlink(), "is missing, though the index names it", "download"),
+    "missing": (lambda d: _shard(d).unlink(), "is missing, but the index refers to it", "download"),
     "truncated": (lambda d: os.truncate(_shard(d), _shard(d).stat().st_size - 1), "truncated or corrupt", "download"),
     "empty": (lambda d: os.truncate(_shard(d), 0), "truncated or corrupt", "download"),
     "corrupt": (lambda d: _scramble(_shard(d)), "truncated or corrupt", "download"),
     "index cut": (lambda d: os.truncate(_index(d), 30), "cannot read ", "download"),
     "index is a list": (lambda d: _index(d).write_text("[]"), "not a JSON object", "download"),
-    "index without map": (lambda d: _index(d).write_text("{}"), "names no weights", "download"),
-    "map is a list": (lambda d: _index(d).write_text('{"weight_map": [1]}'), "names no weights", "download"),
-    "outside": (lambda d: _point(_index(d), "../secret.safetensors"), "names a file outside its folder", "trust"),
-    "absolute": (lambda d: _point(_index(d), "/etc/passwd"), "names a file outside its folder", "trust"),
-    "no name": (lambda d: _point(_index(d), None), "names a file outside its folder", "trust"),
-    "dots": (lambda d: _point(_index(d), ".."), "names a file outside its folder", "trust"),
+    "index without map": (lambda d: _index(d).write_text("{}"), "lists no weights", "download"),
+    "map is a list": (lambda d: _index(d).write_text('{"weight_map": [1]}'), "lists no weights", "download"),
+    "outside": (lambda d: _point(_index(d), "../secret.safetensors"), "refers to a file outside its folder", "trust"),
+    "absolute": (lambda d: _point(_index(d), "/etc/passwd"), "refers to a file outside its folder", "trust"),
+    "no name": (lambda d: _point(_index(d), None), "refers to a file outside its folder", "trust"),
+    "dots": (lambda d: _point(_index(d), ".."), "refers to a file outside its folder", "trust"),
 }
 
 
@@ -124,7 +124,7 @@ def test_config_of_a_far_larger_model(
     config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
     monkeypatch.setattr(models, "init_empty_weights", lambda **_: pytest.fail("built"))
     if key == "num_hidden_layers":
-        monkeypatch.setattr(models, "_checked_config", lambda *_: pytest.fail("listed"))
+        monkeypatch.setattr(models, "_load_tokenizer", lambda *_: pytest.fail("listed"))
     refused(run, *command(name, "source", small), code=2, says="source describes a model of ", hint="config.json")
 
 

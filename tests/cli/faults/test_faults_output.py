@@ -15,7 +15,6 @@ from command import LAYERS, Run, stop_after
 from faults import copied, refused, tree
 
 import neuronrank_torch.runs.prune
-from neuronrank_torch.files import resumable as partial
 from neuronrank_torch.saving import model_writer as staging
 
 Flags = list[object]
@@ -33,7 +32,7 @@ def test_output_exists(run: Run, small: Flags, model: Path, way: Flags) -> None:
 def test_output_is_something_else(run: Run, small: Flags, way: Flags) -> None:
     Path("out").mkdir()
     Path("out/thesis.txt").write_text("years of work")
-    says = "out is not a saved model (or holds more than one), so even --force does not delete it"
+    says = "out is not a saved model, or has subfolders, so even --force does not delete it"
     refused(run, "prune", *small, *way, "--force", code=2, says=says, hint="another output folder")
     refused(run, "prune", *small, *way[:1], "out/thesis.txt", *way[2:], code=2, says="is a file", hint="another")
 
@@ -59,7 +58,7 @@ def test_output_is_the_models_own_folder(
     Path("link").symlink_to(copied(model))
     arguments = ["prune", *small, "--model", "source", *way, "--save", place, *force]
     if force and place != ".":
-        refused(run, *arguments, code=2, says="source holds the model that is read (source)", hint="another")
+        refused(run, *arguments, code=2, says="source contains the input model (source)", hint="another")
     else:
         refused(run, *arguments, code=2, says="is not a saved model" if force else "already exists")
 
@@ -145,16 +144,21 @@ def test_a_run_that_starts_while_another_finishes(run: Run, small: Flags, monkey
 
 
 def test_a_lock_on_a_file_that_is_gone_is_none(run: Run, small: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
-    flock = partial.fcntl.flock
+    fcntl = pytest.importorskip("fcntl")
+    flock, lock = fcntl.flock, Path(".out.partial/lock")
+    replaced = []
 
-    def finished_meanwhile(lock: Any, how: int) -> None:
-        flock(lock, how)
-        Path(lock.name).unlink()
-        Path(lock.name).touch()
+    def finished_meanwhile(descriptor: int, how: int) -> None:
+        flock(descriptor, how)
+        if how & fcntl.LOCK_EX:
+            lock.unlink()
+            lock.touch()
+            replaced.append(lock)
 
-    monkeypatch.setattr(partial.fcntl, "flock", finished_meanwhile)
+    monkeypatch.setattr(fcntl, "flock", finished_meanwhile)
     error = run("prune", *small, "--save", "out", code=1).stderr
     assert "another run is writing to" in error
+    assert len(replaced) == 1
 
 
 def test_what_someone_saved_there_meanwhile_is_kept(
@@ -170,7 +174,7 @@ def test_what_someone_saved_there_meanwhile_is_kept(
     monkeypatch.setattr(staging.ModelWriter, "finish", late)
     result = run("prune", *small, "--save", "out", code=2)
     assert "out already exists" in result.stderr
-    assert f"Note: {LAYERS} of {LAYERS} layers are done and kept" in result.stderr
+    assert f"Note: {LAYERS} of {LAYERS} layers are finished and saved" in result.stderr
     assert tree(Path("out")) == tree(model)
     run("prune", *small, "--save", "out", "--force")
     assert tree(Path("out")) != tree(model)

@@ -52,7 +52,7 @@ def at_layer(monkeypatch: pytest.MonkeyPatch, layer: int, act: Callable[[], Any]
 
 
 def kept(layers: int) -> str:
-    return f"{layers} of {LAYERS} layers are done and kept: the same command goes on from there"
+    return f"{layers} of {LAYERS} layers are finished and saved: rerun the same command to resume"
 
 
 def goes_on(run: Run, small: Flags, whole: dict[str, bytes], after: int) -> None:

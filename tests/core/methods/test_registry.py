@@ -39,9 +39,10 @@ METHOD = Newcomer()
 TRY_IT = """
 import numpy as np
 from neuronrank_core import METHODS, Recipe, ScoringContext, prune_mask
+from neuronrank_core.methods import requires, without_effect
 assert "newcomer" in METHODS, list(METHODS)
 recipe = Recipe(method="newcomer")
-assert not recipe.requires and recipe.without_effect(["q_active", "tf_exp"]) == ["q_active", "tf_exp"]
+assert not requires(recipe) and without_effect(recipe, ["q_active", "tf_exp"]) == ["q_active", "tf_exp"]
 print(prune_mask("gate_proj", ScoringContext(0, recipe, {"gate_proj": np.array([[1.0, -3.0], [2.0, -0.5]])})).tolist())
 """
 
@@ -52,7 +53,13 @@ def test_the_methods_of_the_specification_are_there() -> None:
 
 
 def test_every_file_is_a_method_of_its_name() -> None:
-    assert set(METHODS) == {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base", "context", "scoring"}
+    assert set(METHODS) == {path.stem for path in FOLDER.glob("*.py")} - {
+        "__init__",
+        "base",
+        "context",
+        "registry",
+        "scoring",
+    }
     for name, method in METHODS.items():
         assert method.name == name
         assert type(method).__module__ == f"neuronrank_core.methods.{name}"

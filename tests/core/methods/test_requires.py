@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from layers import MODULES, random_layer
 
 from neuronrank_core import METHODS, LayerStatistics, MissingStatisticsError, Recipe, ScoringContext
+from neuronrank_core.methods import requires
 from neuronrank_core.recipe import MODES
 from neuronrank_core.statistics.table import INPUTS, SAMPLE, SIGNAL
 
@@ -33,7 +34,7 @@ def stripped(table: LayerStatistics, kinds: frozenset[str]) -> LayerStatistics:
 def test_what_is_required_is_enough(method: str, mode: str, exponents: dict) -> None:
     recipe, layer = Recipe(method=method, tfidf_mode=mode, tfidf_k=3, **exponents), random_layer()
     table = layer.collect(recipe)
-    few = stripped(table, recipe.requires) if recipe.requires else None
+    few = stripped(table, requires(recipe)) if requires(recipe) else None
     for module in MODULES:
         lean = METHODS[method].score(module, ScoringContext(0, recipe, layer.weights, few))
         assert np.array_equal(lean, METHODS[method].score(module, layer.context(recipe, table)))
@@ -67,7 +68,7 @@ OFF = {"tf_exp": 0.0, "idf_exp": 0.0}
     ],
 )
 def test_exponents_of_zero_need_no_statistics(fields: dict, kinds: set[str]) -> None:
-    assert Recipe(**fields).requires == kinds
+    assert requires(Recipe(**fields)) == kinds
 
 
 @pytest.mark.parametrize("kind", [SIGNAL, SAMPLE])

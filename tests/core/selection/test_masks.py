@@ -96,7 +96,8 @@ def test_another_weight_in_a_module_changes_its_scores_alone(method: str) -> Non
     other = context.at("gate_proj", context.weights["gate_proj"][::-1] * 2)
     assert not np.array_equal(prune_mask("gate_proj", other), prune_mask("gate_proj", context))
     assert np.array_equal(prune_mask("up_proj", other), prune_mask("up_proj", context))
-    assert other.neurons is context.neurons
+    assert other.neurons("doc") is context.neurons("doc")
+    assert other.neurons("token") is not other.neurons("doc")
 
 
 @pytest.mark.parametrize("method", METHODS)

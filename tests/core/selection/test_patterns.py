@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from neuronrank_core import AllZeroMetricError, InvalidValueError, select
-from neuronrank_core.selection.patterns import parse_pattern
+from neuronrank_core.recipe import parse_pattern
 
 patterns = st.integers(2, 8).flatmap(lambda m: st.tuples(st.integers(1, m - 1), st.just(m)))
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from neuronrank_core import AllZeroMetricError, InvalidValueError, Recipe, ScoringContext, document_statistics
+from neuronrank_core.methods import check_recipe
 from neuronrank_core.selection.whole_neurons import kept_neurons
 
 
@@ -40,7 +41,7 @@ def test_all_zero_scores_are_an_error() -> None:
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
 def test_methods_without_a_neuron_factor_are_refused(method: str) -> None:
     with pytest.raises(InvalidValueError, match="neuronrank_wanda"):
-        Recipe(sparsity_type="neurons", method=method)
+        check_recipe(Recipe(sparsity_type="neurons", method=method))
 
 
 @pytest.mark.parametrize("field", [{"pruning_last": 2}, {"include_attention": True}, {"prune_lm_head": True}])

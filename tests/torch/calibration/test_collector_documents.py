@@ -9,6 +9,8 @@ from gated import EVERYTHING, GatedMLP, assert_agrees, collect, collector, docum
 from torch import nn
 
 from neuronrank_core import Recipe, merge
+from neuronrank_torch.calibration.collector import LayerCollector
+from neuronrank_torch.model.structure import resolve_layer
 
 MOMENTS = {"signal_mean", "signal_mean_square", "signal_max", "open_gate"}
 SAMPLED = {"sample", "sample_tokens"}
@@ -32,9 +34,10 @@ def test_a_document_that_passes_twice_is_counted_once() -> None:
         mlp(x)
         c.add_documents(0, 5)
     once, _ = collect(mlp, list(x), Recipe(**EVERYTHING), batch_size=2)
-    assert c.statistics().tokens.tolist() == [5, 5]
-    assert np.array_equal(c.statistics().signal_mean, once.signal_mean)
-    assert np.array_equal(c.statistics().open_gate, once.open_gate)
+    [table] = c.statistics()
+    assert table.tokens.tolist() == [5, 5]
+    assert np.array_equal(table.signal_mean, once.signal_mean)
+    assert np.array_equal(table.open_gate, once.open_gate)
 
 
 def test_documents_keep_the_numbers_they_are_given() -> None:
@@ -44,8 +47,9 @@ def test_documents_keep_the_numbers_they_are_given() -> None:
         c.add_documents(9, 3)
         mlp(torch.stack(texts[:2]))
         c.add_documents(2, 5)
-    assert c.statistics().document.tolist() == [2, 3, 9]
-    assert c.statistics().tokens.tolist() == [5, 5, 3]
+    [table] = c.statistics()
+    assert table.document.tolist() == [2, 3, 9]
+    assert table.tokens.tolist() == [5, 5, 3]
 
 
 @pytest.mark.parametrize(
@@ -70,14 +74,15 @@ def test_only_what_the_recipe_needs_is_collected(chosen: dict, expected: set[str
 
 def test_linears_that_share_an_input_share_a_column() -> None:
     mlp, x = GatedMLP(), documents([4])[0]
-    mlp.q_proj, mlp.k_proj, mlp.o_proj = nn.Linear(6, 3), nn.Linear(6, 3), nn.Linear(3, 6)
-    c = collector(mlp, Recipe(method="wanda"))
-    c.linears = {**mlp.linears, "q_proj": mlp.q_proj, "k_proj": mlp.k_proj, "o_proj": mlp.o_proj}
+    mlp.q_proj, mlp.k_proj, mlp.v_proj, mlp.o_proj = (nn.Linear(*sizes) for sizes in ((6, 3), (6, 3), (6, 3), (3, 6)))
+    layer = resolve_layer(mlp, 0)
+    c = LayerCollector(layer, layer.blocks(include_attention=True), Recipe(method="wanda"))
     with torch.no_grad(), c:
         mlp(x[None])
         mlp.k_proj(x[None])
         mlp.o_proj(mlp.q_proj(x[None]))
         c.add_documents(0, 4)
-    inputs = c.statistics().input_mean_square
-    assert inputs.keys() == {"gate_proj", "down_proj", "q_proj", "o_proj"}
-    assert np.array_equal(inputs["q_proj"], inputs["gate_proj"])
+    of_mlp, of_attention = (table.input_mean_square for table in c.statistics())
+    assert of_mlp.keys() == {"gate_proj", "down_proj"}
+    assert of_attention.keys() == {"q_proj", "o_proj"}
+    assert np.array_equal(of_attention["q_proj"], of_mlp["gate_proj"])

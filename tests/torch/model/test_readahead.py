@@ -1,4 +1,4 @@
-"""While a layer is at work, the system is told to read the next one from disk."""
+"""While a layer is in use, the system is told to read the next one from disk."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_bytes_of_just_those_tensors_are_named(tmp_path: Path, advised: list
     save_file({name: tensors[name] for name in ("t0", "t1")}, tmp_path / "a.safetensors")
     save_file({name: tensors[name] for name in ("t2", "t3")}, tmp_path / "b.safetensors")
     source = SafetensorsWeights([tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
-    source.expect(["t1", "t2"])
+    source.prefetch(["t1", "t2"])
     assert sorted(advised) == sorted(tensors[name].numpy().tobytes() for name in ("t1", "t2"))
 
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from pruning import MLP, pruned, recipe, small, zeros
 from torch import nn
-from transformers import Phi3Config, Phi3ForCausalLM
 
 from neuronrank_core import InputError, MissingStatisticsError
-from neuronrank_torch.model.structure import activation_of, find_decoder, gated_mlp, prunable_linears, untied_head
+from neuronrank_torch.model.structure import find_decoder, resolve_layer, untied_head
 
 
 def renamed(module: nn.Module, name: str) -> None:
@@ -46,14 +45,14 @@ def test_the_mlp_may_have_any_place_in_the_layer() -> None:
     for layer in model.model.layers:
         layer.feed_forward = layer.mlp
         del layer.mlp
-    assert gated_mlp(model.model.layers[0], 0) is model.model.layers[0].feed_forward
+    assert find_decoder(model).layers[0].mlp.module is model.model.layers[0].feed_forward
 
 
 def test_a_nested_decoder_is_found_and_pruned() -> None:
     inner = small(tied=False)
     wrapper = Wrapper(inner)
     assert find_decoder(wrapper).body is inner.model
-    assert find_decoder(wrapper).layers == list(inner.model.layers)
+    assert [layer.module for layer in find_decoder(wrapper).layers] == list(inner.model.layers)
     pruned(wrapper, recipe())
     assert all(zeros(inner, 1)[name].mean() == 0.5 for name in MLP)
 
@@ -72,28 +71,40 @@ def test_gated_layers_that_see_no_tokens_are_passed_over(first: bool) -> None:
 
 
 def test_linears_come_by_short_name() -> None:
-    layer = small().model.layers[0]
-    assert list(prunable_linears(layer, 0)) == list(MLP)
-    found = prunable_linears(layer, 0, include_attention=True)
-    assert list(found) == [*MLP, "q_proj", "k_proj", "v_proj", "o_proj"]
-    assert found["up_proj"] is layer.mlp.up_proj
-    assert found["o_proj"] is layer.self_attn.o_proj
+    module = small().model.layers[0]
+    layer = resolve_layer(module, 0)
+    assert list(layer.mlp.projections) == list(MLP)
+    [mlp, attention] = layer.blocks(include_attention=True)
+    assert mlp is layer.mlp
+    assert list(attention.projections) == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert mlp.projections["up_proj"].module is module.mlp.up_proj
+    assert attention.projections["o_proj"].module is module.self_attn.o_proj
 
 
-def test_fused_gate_and_up_are_refused() -> None:
-    model = Phi3ForCausalLM(
-        Phi3Config(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            vocab_size=258,
-            pad_token_id=None,
-        )
-    )
-    with pytest.raises(MissingStatisticsError, match="Phi3ForCausalLM has no decoder layers with a gated MLP"):
-        find_decoder(model)
+def test_what_is_written_to_a_projection_is_in_the_model() -> None:
+    module = small("mixtral").model.layers[0]
+    experts = module.mlp.experts
+    for block in resolve_layer(module, 0).blocks(include_attention=True):
+        for projection in block.projections.values():
+            projection.weight.fill_(7.0)
+    assert (experts.gate_up_proj == 7).all()
+    assert (experts.down_proj == 7).all()
+    assert (module.self_attn.k_proj.weight == 7).all()
+
+
+def test_a_copy_is_not_reached_by_later_changes() -> None:
+    mlp = resolve_layer(small().model.layers[0], 0).mlp
+    x, before = torch.randn(2, 3, 32), {role: weight.clone() for role, weight in mlp.weights.items()}
+    copied = mlp.copied()
+    with torch.no_grad():
+        product = mlp.product(x)
+        assert torch.equal(product, mlp.module.act_fn(mlp.module.gate_proj(x)) * mlp.module.up_proj(x))
+        for weight in mlp.weights.values():
+            weight.zero_()
+        assert torch.equal(copied.product(x), product)
+        assert not mlp.product(x).any()
+    assert all(torch.equal(copied.weights[role], weight) for role, weight in before.items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*mlp.module.modules(), *copied.module.modules()])
 
 
 def test_a_layer_without_a_gated_mlp_is_named() -> None:
@@ -117,14 +128,15 @@ def test_attention_without_four_projections_is_refused() -> None:
     layer = small().model.layers[1]
     del layer.self_attn.q_proj
     layer.self_attn.qkv_proj = nn.Linear(32, 64)
-    assert list(prunable_linears(layer, 1)) == list(MLP)
+    resolved = resolve_layer(layer, 1)
+    assert resolved.blocks() == (resolved.mlp,)
     with pytest.raises(InputError, match=r"layer 1 .* has no q/k/v/o projections"):
-        prunable_linears(layer, 1, include_attention=True)
+        resolved.blocks(include_attention=True)
 
 
 def test_heads() -> None:
     untied = small(tied=False)
-    assert untied_head(untied) is untied.lm_head
+    assert untied_head(untied).module is untied.lm_head
     with pytest.raises(InputError, match="tied"):
         untied_head(small(tied=True))
     with pytest.raises(InputError, match="LlamaModel has no lm_head"):
@@ -141,4 +153,4 @@ def test_an_activation_under_another_name_is_a_clear_error() -> None:
     model = small()
     del model.model.layers[1].mlp.act_fn
     with pytest.raises(InputError, match=r"layer 1.*act_fn"):
-        activation_of(model.model.layers[1], 1)
+        find_decoder(model).layers[1].mlp.activation  # noqa: B018 (raises)

@@ -19,8 +19,9 @@ from neuronrank_core import (
     NeuronRankError,
     NonFiniteError,
 )
+from neuronrank_core.methods import requires
 
-CALIBRATED = [name for name in METHODS if recipe(method=name).requires]
+CALIBRATED = [name for name in METHODS if requires(recipe(method=name))]
 
 
 class PlainMLP(nn.Module):

@@ -27,18 +27,20 @@ def test_passes_and_progress(chosen: dict, passes: list[int], batch_size: int, b
     for i, layer in enumerate(model.model.layers):
         layer.mlp.register_forward_pre_hook(lambda *_, i=i: runs.__setitem__(i, runs[i] + 1))
     asked = recipe(method="wanda", **chosen)
-    pruned(model, asked, batch_size=batch_size, on_progress=lambda *step: heard.append(step))
+    pruned(model, asked, batch_size=batch_size, progress=lambda *step: heard.append(step))
     assert runs == [n * batches for n in passes]
     total = sum(runs)
-    assert [done for _, done, _ in heard] == list(range(1, total + 1))
-    assert {of for *_, of in heard} == {total}
-    assert [layer for layer, *_ in heard] == [i for i, n in enumerate(runs) for _ in range(n)]
+    assert [done for _, done, _, _ in heard] == list(range(1, total + 1))
+    assert {(of, unit) for *_, of, unit in heard} == {(total, "batches")}
+    assert [stage for stage, *_ in heard] == [
+        f"calibrating layer {i + 1} of 3" for i, n in enumerate(runs) for _ in range(n)
+    ]
 
 
 def test_without_calibration_a_layer_is_a_step() -> None:
     heard: list = []
-    pruned(small(layers=3), recipe(method="magnitude"), on_progress=lambda *step: heard.append(step))
-    assert heard == [(0, 1, 3), (1, 2, 3), (2, 3, 3)]
+    pruned(small(layers=3), recipe(method="magnitude"), progress=lambda *step: heard.append(step))
+    assert heard == [(f"pruning layer {i} of 3", i, 3, "layers") for i in (1, 2, 3)]
 
 
 def test_the_report_says_what_was_done() -> None:

@@ -12,9 +12,12 @@ from tiny import tiny_tokenizer
 
 from neuronrank_core.errors import NonFiniteError
 from neuronrank_core.kernels import lowest_k
+from neuronrank_core.methods import needs_text
 from neuronrank_core.update.least_squares import absorb, gradual_update, least_squares_update
-from neuronrank_torch.calibration.gram import GramCollector, gated_product
+from neuronrank_torch.calibration.gram import GramCollector
+from neuronrank_torch.distributed.ranks import ALONE
 from neuronrank_torch.kernels import TorchKernels, inverse
+from neuronrank_torch.model.structure import resolve_layer
 from neuronrank_torch.text.sequences import calibration_sequences
 
 UPDATE = {"update": "least-squares"}
@@ -121,7 +124,7 @@ def test_dense_zeros_stay_zero(update: dict[str, object]) -> None:
 
 
 def test_magnitude_needs_text_only_for_the_update() -> None:
-    assert not recipe(method="magnitude").needs_text
+    assert not needs_text(recipe(method="magnitude"))
     model = small()
     report = pruned(model, recipe(method="magnitude", **UPDATE))
     assert report.zeros == report.size // 2
@@ -129,22 +132,22 @@ def test_magnitude_needs_text_only_for_the_update() -> None:
 
 
 def test_gram_and_cross_are_sums_over_tokens() -> None:
-    layer = small().model.layers[0]
-    found = {name: getattr(layer.mlp, name) for name in MLP}
-    dense = {name: linear.weight.detach().clone() for name, linear in found.items()}
+    layer = resolve_layer(small().model.layers[0], 0)
+    mlp, dense = layer.module.mlp, layer.mlp.copied()
+    before = copy.deepcopy(mlp)
     x = torch.randn(3, 5, 32)
 
-    def product(x: torch.Tensor) -> torch.Tensor:
-        return gated_product(dense["gate_proj"], dense["up_proj"], layer.mlp.act_fn, x)
+    def product(mlp: torch.nn.Module) -> torch.Tensor:
+        return mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
 
     with torch.no_grad():
-        expected = product(x).flatten(0, 1).double().numpy()
-        found["gate_proj"].weight[:, ::2] = 0
-        seen = product(x) * 0 + layer.mlp.act_fn(found["gate_proj"](x)) * found["up_proj"](x)
-        with GramCollector(0, found, ("gate_proj", "down_proj"), product) as gram:
-            layer.mlp(x[:2])
-            layer.mlp(x[2:])
-        layer.mlp(x)  # no longer watched
+        mlp.gate_proj.weight[:, ::2] = 0
+        expected = product(before).flatten(0, 1).double().numpy()
+        seen = product(mlp)
+        with GramCollector(layer.blocks(), ("gate_proj", "down_proj"), dense) as gram:
+            mlp(x[:2])
+            mlp(x[2:])
+        mlp(x)  # no longer watched
     h, rows = seen.flatten(0, 1).double().numpy(), x.flatten(0, 1).double().numpy()
     np.testing.assert_allclose(gram.gram["gate_proj"], rows.T @ rows, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(gram.gram["down_proj"], h.T @ h, rtol=1e-4, atol=1e-7)
@@ -153,8 +156,9 @@ def test_gram_and_cross_are_sums_over_tokens() -> None:
 
 
 def test_non_finite_inputs_name_the_layer() -> None:
-    layer = small().model.layers[0]
-    found = {name: getattr(layer.mlp, name) for name in MLP}
-    watching = GramCollector(7, found, ("down_proj",))
-    with pytest.raises(NonFiniteError, match="layer 7"), torch.no_grad(), watching:
-        layer.mlp(torch.full((1, 2, 32), float("nan")))
+    layer = resolve_layer(small().model.layers[0], 7)
+    watching = GramCollector(layer.blocks(), ("down_proj",))
+    with torch.no_grad(), watching:
+        layer.module.mlp(torch.full((1, 2, 32), float("nan")))
+    with pytest.raises(NonFiniteError, match="layer 7"):
+        watching.sum_over(ALONE)

@@ -157,13 +157,13 @@ def test_a_broken_kernel_is_found(
 
 
 def test_a_broken_collector_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    signal = neuronrank_torch.calibration.collector.LayerCollector._signal
+    signal = neuronrank_torch.calibration.collector._TableBuilder._see_signal
 
     def rounded(self: Any, activation: Tensor) -> None:
         signal(self, activation)
         self._batch["signal_mean"] = self._batch["signal_mean"].half().float()
 
-    monkeypatch.setattr(neuronrank_torch.calibration.collector.LayerCollector, "_signal", rounded)
+    monkeypatch.setattr(neuronrank_torch.calibration.collector._TableBuilder, "_see_signal", rounded)
     result = verify(folder)
     assert {"signal_mean", "spikiness"} <= broken(result)
     assert not {"signal_max", "df", "tf", "topics"} & broken(result)

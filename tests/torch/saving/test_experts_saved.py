@@ -17,7 +17,7 @@ from neuronrank_torch import prune
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.model.split_experts import SplitExperts
 from neuronrank_torch.model.weights import LoadedWeights, SafetensorsWeights
-from neuronrank_torch.pruning import expert_pruner
+from neuronrank_torch.pruning import layer as pruning_layer
 from neuronrank_torch.runs.job import Job
 from neuronrank_torch.runs.prune import run_prune
 from neuronrank_torch.saving import model_writer
@@ -81,14 +81,14 @@ def test_an_expert_that_is_missing_is_found_missing(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_cut_off_goes_on_with_its_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expert_pruner, "MINIMUM_TOKENS", 30)
+    monkeypatch.setattr(pruning_layer, "MINIMUM_TOKENS", 30)
     source = write(tmp_path / "source", "qwen3_moe")
     whole = run_prune(job(source), RECIPE)
     expected = load_model(str(tmp_path / "out"))[0].state_dict()
     again = write(tmp_path / "again" / "source", "qwen3_moe")
 
     def cut(stage: str, *_: int) -> None:
-        if stage == f"pruning layer {LAYERS - 1}":
+        if stage == f"calibrating layer {LAYERS} of {LAYERS}":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

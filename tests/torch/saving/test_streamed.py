@@ -1,4 +1,4 @@
-"""A model pruned from disk, a layer at a time, is the model pruned in memory: every bit of it."""
+"""A model pruned from disk, one layer at a time, equals the model pruned in memory, bit for bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from neuronrank_torch.calibration.layerwise import LayerRun
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.model.streaming import REST
 from neuronrank_torch.model.weights import LoadedWeights, SafetensorsWeights
-from neuronrank_torch.pruning import layer as layer_pruner
+from neuronrank_torch.pruning.sparsity_types.neurons import Neurons
+from neuronrank_torch.pruning.sparsity_types.weights import Weights
 from neuronrank_torch.runs.job import Evaluation, Job
 from neuronrank_torch.runs.prune import run_prune
 from neuronrank_torch.saving import model_writer
@@ -169,7 +170,8 @@ def test_one_layer_at_a_time_is_in_memory(
         monkeypatch.setattr(owner, name, watch)
 
     watched(LayerRun, "feed")
-    watched(layer_pruner.LayerPruner, "mask")
+    watched(Weights, "remove")
+    watched(Neurons, "remove")
     watched(model_writer, "write_shard")
     job = Job(str(source), text, save=str(source.with_name("out")), evaluation=Evaluation(text, 32, 4))
     run_prune(job, recipe(**RECIPES[chosen]))

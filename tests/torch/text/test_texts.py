@@ -1,4 +1,4 @@
-"""Where text comes from, and that sequences are cut from it exactly as documented."""
+"""Reading text, and cutting sequences from it exactly as documented."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TestFiles:
     @pytest.mark.parametrize("content", ["", " \n\t"])
     def test_empty_file(self, tmp_path, content):
         (tmp_path / "a.txt").write_text(content, encoding="utf-8")
-        with pytest.raises(InputError, match=r"a\.txt holds no text"):
+        with pytest.raises(InputError, match=r"a\.txt contains no text"):
             load_text(str(tmp_path / "a.txt"), "calibration")
 
     def test_folder(self, tmp_path):
@@ -128,7 +128,9 @@ class TestHub:
 
     @pytest.mark.usefixtures("asked")
     def test_failure_is_one_line_and_keeps_its_cause(self):
-        with pytest.raises(InputError, match=r"gone is no file here, and .*: no route$") as caught:
+        with pytest.raises(
+            InputError, match=r"gone is not a local file and could not be downloaded: no route$"
+        ) as caught:
             load_text("gone", "calibration")
         assert isinstance(caught.value.__cause__, ConnectionError)
 
@@ -139,7 +141,7 @@ class TestHub:
 
     def test_package_is_missing(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", None)
-        with pytest.raises(InputError, match="wikitext is no file here") as caught:
+        with pytest.raises(InputError, match="wikitext is not a local file") as caught:
             load_text("wikitext", "calibration")
         assert caught.value.hint == "pip install 'neuronrank[hub]'"
 
@@ -212,7 +214,7 @@ class TestDraw:
 
     @pytest.mark.parametrize(("bos", "bos_mode", "has", "needs"), [(7, "window", 23, 24), (7, "text", 24, 25)])
     def test_text_too_short(self, bos, bos_mode, has, needs):
-        with pytest.raises(InputError, match=f"has {has} tokens, one sequence needs {needs}") as caught:
+        with pytest.raises(InputError, match=f"has {has} tokens, but one sequence needs {needs}") as caught:
             draw_sequences(STREAM, nsamples=1, seqlen=25, seed=0, bos=bos, bos_mode=bos_mode)
         assert "--seqlen" in caught.value.hint
 
@@ -246,11 +248,11 @@ class TestWindows:
         assert cut.tolist() == [[7, 100, 101, 102], [7, 103, 104, 105]]
 
     def test_more_windows_than_there_are(self):
-        with pytest.raises(InputError, match="6 windows of 4 tokens asked for, but the text has 5"):
+        with pytest.raises(InputError, match="6 windows of 4 tokens requested, but the text has 5"):
             cut_windows(STREAM, seqlen=4, windows=6, bos=None, bos_mode="window")
 
     def test_text_too_short(self):
-        with pytest.raises(InputError, match="has 23 tokens, one sequence needs 30"):
+        with pytest.raises(InputError, match="has 23 tokens, but one sequence needs 30"):
             cut_windows(STREAM, seqlen=30, windows=None, bos=None, bos_mode="window")
 
     @pytest.mark.parametrize("wrong", [{"windows": 0}, {"seqlen": 1}])

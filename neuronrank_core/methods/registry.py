@@ -1,0 +1,97 @@
+"""All methods by name, found by being in this folder; and what a recipe comes to with its method.
+
+A method is declared once, in a module of this package that binds ``METHOD`` to an instance of a subclass of
+:class:`Method`: its formula, the statistics it needs, its comparison group and its defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+from neuronrank_core.errors import InvalidValueError
+from neuronrank_core.methods.base import Method
+from neuronrank_core.methods.scoring import NEURON_AXIS
+from neuronrank_core.recipe import Exponents, Recipe
+from neuronrank_core.statistics.table import SAMPLE, SIGNAL
+
+_SHARED = ("base", "context", "registry", "scoring")
+
+#: Every method by name.
+METHODS: dict[str, Method] = {
+    method.name: method
+    for module in iter_modules([str(Path(__file__).parent)])
+    if module.name not in _SHARED
+    for method in [import_module(f"{__package__}.{module.name}").METHOD]
+}
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The recipe's method; raises InvalidValueError if there is none of that name."""
+    if recipe.method not in METHODS:
+        raise InvalidValueError("method", recipe.method, "one of " + ", ".join(METHODS))
+    return METHODS[recipe.method]
+
+
+def method_for(module: str, recipe: Recipe) -> Method:
+    """The method that scores a module: the recipe's for the MLP, its ``beyond_mlp`` for attention and head."""
+    method = method_of(recipe)
+    return method if module in NEURON_AXIS else METHODS[method.beyond_mlp]
+
+
+def mode(recipe: Recipe) -> str:
+    """How groups are formed: the method's own mode where it leaves no choice, else ``tfidf_mode``."""
+    return method_of(recipe).mode_in(recipe)
+
+
+def exponents(recipe: Recipe) -> Exponents:
+    """The recipe's exponents, completed with the method's defaults."""
+    return method_of(recipe).exponents(recipe)
+
+
+def requires(recipe: Recipe) -> frozenset[str]:
+    """Kinds of statistics to collect; none means no calibration text is needed."""
+    method = method_of(recipe)
+    beyond = recipe.include_attention or recipe.prune_lm_head
+    return method.requires(recipe) | (METHODS[method.beyond_mlp].requires(recipe) if beyond else frozenset())
+
+
+def needs_text(recipe: Recipe) -> bool:
+    """Whether a run reads calibration text."""
+    return bool(requires(recipe)) or recipe.update != "none" or recipe.allocate != "uniform"
+
+
+def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
+    """Those of the named fields that cannot change the outcome of the recipe."""
+    needed = requires(recipe)
+    dead = frozenset().union(*(method.reads for method in METHODS.values())) - method_of(recipe).reads
+    if mode(recipe) != "topic":
+        dead |= {"tfidf_k"}
+    if mode(recipe) != "token":
+        dead |= {"threshold"}
+    if SAMPLE not in needed:
+        dead |= {"tfidf_k", "q_active", "tokens_per_document"}
+    if not needed & {SIGNAL, SAMPLE}:
+        dead |= {"tfidf_mode", "signal", "threshold"}
+    if recipe.pattern:
+        dead |= {"compare"}
+    return sorted(dead & set(names))
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse what the recipe's method cannot do.
+
+    Raises
+    ------
+    InvalidValueError
+        If there is no such method, it has no score for whole neurons where they are to be removed, or it clusters fewer
+        sampled tokens than there are topics.
+    """
+    if recipe.whole_neurons and not method_of(recipe).ranks_neurons:
+        able = ", ".join(name for name, method in METHODS.items() if method.ranks_neurons)
+        raise InvalidValueError("method", recipe.method, f"with sparsity_type neurons, one of {able}")
+    tokens = recipe.nsamples * min(recipe.seqlen, recipe.tokens_per_document)
+    if mode(recipe) == "topic" and SAMPLE in requires(recipe) and recipe.tfidf_k > tokens:
+        raise InvalidValueError("tfidf_k", recipe.tfidf_k, f"[1, {tokens}], the number of sampled tokens")

@@ -1,0 +1,172 @@
+"""Parts of a layer that are pruned together: an MLP, an expert, attention, the head; and the matrices that they have.
+
+A block stores modules and names, never tensors: streaming installs new parameters whenever a layer's turn comes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from neuronrank_core.errors import InputError
+
+#: The roles of an MLP's and of attention's matrices, which name them in statistics and reports in every family.
+MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """The matrix that plays a role: a module's weight, or a part of one.
+
+    Parameters
+    ----------
+    module : nn.Module
+        That holds the parameter.
+    attribute : str
+        Name of the parameter.
+    part : callable
+        From the parameter to the matrix, shape (out_features, in_features), sharing its memory: what is written to the
+        matrix is written to the parameter.
+    output_part : callable
+        From the module's output, shape (..., features), to the output of this matrix.
+    """
+
+    module: nn.Module
+    attribute: str = "weight"
+    part: Callable[[Tensor], Tensor] = _whole
+    output_part: Callable[[Tensor], Tensor] = _whole
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix as it is now, shape (out_features, in_features); writing to it changes the model."""
+        return self.part(getattr(self.module, self.attribute).detach())
+
+    def on_input(self, see: Callable[[Tensor], None]) -> RemovableHandle:
+        """Have ``see`` called with the module's input at each forward pass."""
+        return self.module.register_forward_pre_hook(lambda module, args: see(args[0]))
+
+    def on_output(self, see: Callable[[Tensor], None]) -> RemovableHandle:
+        """Have ``see`` called with this matrix's output at each forward pass."""
+        return self.module.register_forward_hook(lambda module, args, output: see(self.output_part(output)))
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Matrices that are scored by one table of statistics.
+
+    Parameters
+    ----------
+    where : int or str
+        The layer's number, or what else errors call the block.
+    module : nn.Module
+        Whose forward is the block's.
+    projections : dict of Projection
+        By role.
+    prefix : str
+        Of the roles in a report, such as ``experts.3.``.
+    """
+
+    where: int | str
+    module: nn.Module
+    projections: Mapping[str, Projection]
+    prefix: str = ""
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The matrices as they are now, by role."""
+        return {role: projection.weight for role, projection in self.projections.items()}
+
+    def copied(self) -> Any:
+        """The same block on a copy of its module, which later changes do not reach."""
+        memo: dict[int, Any] = {}
+        module = copy.deepcopy(self.module, memo)
+        projections = {role: replace(p, module=memo[id(p.module)]) for role, p in self.projections.items()}
+        return replace(self, module=module, projections=projections)
+
+
+@dataclass(frozen=True, eq=False)
+class Mlp(Block):
+    """An MLP, or one expert: its neurons are rows of ``gate_proj`` and ``up_proj`` and columns of ``down_proj``.
+
+    Parameters
+    ----------
+    activation_name : str
+        Attribute of the module that holds the activation function.
+    expert : int, optional
+        Number among the routed experts of its layer.
+    """
+
+    activation_name: str = "act_fn"
+    expert: int | None = None
+
+    @property
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        """Of the gate; raises InputError where it is not under the usual name."""
+        activation: Callable[[Tensor], Tensor] | None = getattr(self.module, self.activation_name, None)
+        if activation is None:
+            raise InputError(
+                f"layer {self.where}: {type(self.module).__name__} has no activation function under the name"
+                f" `{self.activation_name}`",
+                hint="this family of models cannot be pruned yet",
+            )
+        return activation
+
+    def product(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What the MLP hands to ``down_proj`` for an input, shape (..., neurons), by its own forward up to there."""
+        seen: list[Tensor] = []
+
+        def stop(product: Tensor) -> None:
+            seen.append(product)
+            raise _ReachedError
+
+        handle = self.projections["down_proj"].on_input(stop)
+        try:
+            self.module(*args, **kwargs)
+        except _ReachedError:
+            pass
+        finally:
+            handle.remove()
+        return seen[0]
+
+    def remove_neurons(self, kept: Tensor, down_weight: Tensor) -> None:
+        """Keep only some neurons: gate and up lose rows, down loses columns.
+
+        Parameters
+        ----------
+        kept : int64 Tensor, shape (kept,)
+            Neurons that stay, ascending.
+        down_weight : Tensor, shape (out_features, kept)
+            New weight of ``down_proj``.
+        """
+        neurons = self.projections["down_proj"].weight.shape[1]
+        producers: Any = {
+            id(self.projections[role].module): self.projections[role].module for role in MLP_PROJECTIONS[:2]
+        }
+        for module in producers.values():
+            # A matrix that holds gate and up, one above the other, loses the rows of both.
+            rows = torch.cat([kept + start for start in range(0, len(module.weight), neurons)])
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                shorter = nn.Parameter(parameter[rows].clone(), requires_grad=parameter.requires_grad)
+                setattr(module, name, shorter)
+            module.out_features = len(rows)
+        down: Any = self.projections["down_proj"].module
+        new = down_weight.to(down.weight.dtype).clone()
+        down.weight = nn.Parameter(new, requires_grad=down.weight.requires_grad)
+        down.in_features = len(kept)
+        if hasattr(self.module, "intermediate_size"):
+            self.module.intermediate_size = len(kept)  # type: ignore[assignment]
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass early."""

@@ -1,0 +1,15 @@
+"""How families of models name and store the matrices of their MLPs: one small file of data each."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from neuronrank_torch.model.families.layout import MlpLayout
+
+#: Every layout, by the name of its file.
+LAYOUTS: dict[str, MlpLayout] = {
+    module.name: import_module(f"{__name__}.{module.name}").LAYOUT
+    for module in iter_modules(__path__)
+    if module.name != "layout"
+}

@@ -1,0 +1,66 @@
+"""What a layout says, and the MLP that it finds in a module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from neuronrank_torch.model.blocks import MLP_PROJECTIONS, Mlp, Projection
+
+
+@dataclass(frozen=True)
+class Part:
+    """A linear layer, or one of several equal parts of its rows.
+
+    Parameters
+    ----------
+    name : str
+        Attribute of the MLP that holds the linear layer.
+    number, of : int
+        Which part of the rows, of how many.
+    """
+
+    name: str
+    number: int = 0
+    of: int = 1
+
+    def projection(self, linear: nn.Linear) -> Projection:
+        """The matrix that this part of a linear layer is."""
+        if self.of == 1:
+            return Projection(linear)
+        take = partial(_chunk, number=self.number, of=self.of)
+        return Projection(linear, part=partial(take, dim=0), output_part=partial(take, dim=-1))
+
+
+def _chunk(tensor: Tensor, number: int, of: int, dim: int) -> Tensor:
+    return tensor.chunk(of, dim=dim)[number]
+
+
+@dataclass(frozen=True)
+class MlpLayout:
+    """Which linear layer of an MLP, or which part of one, plays each role.
+
+    Parameters
+    ----------
+    gate_proj, up_proj, down_proj : Part
+    activation : str
+        Attribute of the MLP that holds the activation function.
+    """
+
+    gate_proj: Part
+    up_proj: Part
+    down_proj: Part
+    activation: str = "act_fn"
+
+    def find(self, module: nn.Module, where: int | str) -> Mlp | None:
+        """The MLP that a module is; None if it is not one of this layout."""
+        parts: dict[str, Part] = {role: getattr(self, role) for role in MLP_PROJECTIONS}
+        linears = {role: getattr(module, part.name, None) for role, part in parts.items()}
+        projections = {
+            role: parts[role].projection(linear) for role, linear in linears.items() if isinstance(linear, nn.Linear)
+        }
+        if len(projections) < len(parts):
+            return None
+        return Mlp(where, module, projections, activation_name=self.activation)

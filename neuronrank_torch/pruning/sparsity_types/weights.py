@@ -1,0 +1,71 @@
+"""Single weights become zero: unstructured, or N of every M consecutive inputs of a row."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from neuronrank_core import Recipe, ScoringContext, prune_mask
+from neuronrank_core.selection.masks import gradual_mask, target_zeros
+from neuronrank_core.statistics.table import SHARED_INPUT
+from neuronrank_core.update.least_squares import gradual_update, least_squares_update
+from neuronrank_torch.calibration.gram import GramCollector
+from neuronrank_torch.kernels import inverse
+from neuronrank_torch.model.blocks import Block
+from neuronrank_torch.pruning.result import ModuleReport
+from neuronrank_torch.pruning.sparsity_types.base import SparsityType
+
+
+class Weights(SparsityType):
+    """Zeros the lowest scores of each module."""
+
+    keeps_dense_weights = True
+
+    def handles(self, sparsity_type: str) -> bool:
+        """``unstructured``, or N:M."""
+        return sparsity_type == "unstructured" or ":" in sparsity_type
+
+    def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:
+        """Every module is re-fitted to the input that the pruned modules before it give it."""
+        attention = ("q_proj", "o_proj") if recipe.include_attention else ()
+        inputs = (*attention, "gate_proj", "down_proj")
+        return [(role,) for role in inputs] if recipe.propagate == "pruned" else [inputs]
+
+    def planned(self, block: Block, recipe: Recipe) -> tuple[ModuleReport, ...]:
+        """The zeros of each module; a pattern has to divide its inputs."""
+        reports = []
+        for role, weight in block.weights.items():
+            rows, columns = weight.shape
+            reports.append(
+                ModuleReport(block.prefix + role, rows * columns, target_zeros(role, (rows, columns), recipe))
+            )
+        return tuple(reports)
+
+    def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> dict[str, Tensor]:
+        """Zero the lowest scores of each module, by scores of its dense weights; returns the masks."""
+        masks = {role: prune_mask(role, context) for role in block.projections}
+        for role, projection in block.projections.items():
+            projection.weight.masked_fill_(masks[role], 0)
+        if gram is not None:
+            self.refit(block, context, masks, gram)
+        return masks
+
+    def refit(self, block: Block, context: ScoringContext, chosen: dict[str, Tensor], gram: GramCollector) -> None:
+        """Re-fit the weights that stay to the outputs of the dense weights, which are those in ``context``."""
+        for role, projection in block.projections.items():
+            inputs = gram.gram.get(SHARED_INPUT.get(role, role))
+            if inputs is None:
+                continue
+            dense = context.weights[role]
+            # down_proj also makes up for what gate and up lost: its target is the dense product, not the pruned one.
+            target = dense @ gram.cross if role == "down_proj" and gram.cross is not None else None
+            if context.recipe.update == "gradual":
+                fitted = gradual_update(dense, partial(gradual_mask, role, context), inputs, inverse, target=target)
+            else:
+                # Zeros of the dense weights stay zero too: they count toward the target.
+                fitted = least_squares_update(dense, chosen[role] | (dense == 0), inputs, inverse, target=target)
+            projection.weight.copy_(fitted)
+
+
+SPARSITY_TYPE = Weights()
