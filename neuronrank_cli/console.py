@@ -3,38 +3,55 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
 from contextlib import ExitStack, redirect_stdout
 from types import TracebackType
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+#: Seconds between two lines about the same activity, where progress is printed as lines.
+LINE_SECONDS = 10.0
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The estimated time left, with a word that tells it from the time elapsed."""
+
+    def render(self, task: Task) -> Text:
+        shown = super().render(task)
+        return Text(f"{shown} left") if task.total and task.time_remaining is not None else Text("")
 
 
 class Stages:
-    """Progress on stderr: a bar on a terminal, a line a stage elsewhere. Call it with (stage, done, total).
+    """Shows progress on stderr: a bar on a terminal, plain lines elsewhere. Call it like any ``progress``.
 
-    While it is open, whatever a library prints goes to stderr too: stdout is for the result.
+    Plain lines are for log files: one when something else begins, then at most one every :data:`LINE_SECONDS`. While
+    it is open, output of libraries goes to stderr too, because stdout is for the result.
     """
 
     def __init__(self) -> None:
         console = Console(stderr=True)
         self.live = console.is_terminal and not console.is_dumb_terminal
         self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(None, table_column=Column(ratio=1, min_width=4)),
+            TextColumn("{task.fields[steps]}", markup=False, table_column=Column(no_wrap=True)),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _TimeLeft(),
             console=console,
             transient=True,
+            expand=True,
             disable=not self.live,
         )
-        self.task = self.bar.add_task("starting", total=None)
-        self.stage = ""
+        self.task = self.bar.add_task("starting", total=None, steps="")
+        self.stage = self.activity = ""
+        self.printed = 0.0
         self.open = ExitStack()
 
     def __enter__(self) -> Stages:
@@ -47,13 +64,19 @@ class Stages:
     ) -> None:
         self.open.close()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show where the run is."""
-        if stage != self.stage:
-            self.stage = stage
-            if not self.live:
-                click.echo(f"{stage} ({done}/{total})" if total > 1 else stage, err=True)
-        self.bar.update(self.task, description=stage, completed=done, total=total)
+    def __call__(self, stage: str, done: int, total: int, unit: str) -> None:
+        """Show where the run is; see :data:`neuronrank_torch.progress.Progress`."""
+        activity = re.sub(r"\d+", "", stage)  # Layer 4 of 30 is the same activity as layer 3 of 30.
+        if not self.live and stage != self.stage:
+            now = time.monotonic()
+            if activity != self.activity or now - self.printed >= LINE_SECONDS:
+                self.printed = now
+                click.echo(stage, err=True)
+        if self.live and activity != self.activity:
+            self.bar.reset(self.task)  # Its speed says nothing about the new one.
+        self.stage, self.activity = stage, activity
+        steps = "" if total <= 1 or re.search(r"\d of \d", stage) else f"{done}/{total} {unit}"
+        self.bar.update(self.task, description=stage, completed=done, total=total if total > 1 else None, steps=steps)
 
 
 def warn(message: str) -> None:

@@ -71,7 +71,7 @@ def _run_perplexity(model: str, how: dict[str, Any], as_json: bool) -> None:
         from neuronrank_torch.runs.evaluate import run_eval
         from neuronrank_torch.runs.job import Evaluation
 
-        measured = run_eval(model, Evaluation(**how), **placed, on_stage=stages).to_dict()
+        measured = run_eval(model, Evaluation(**how), **placed, progress=stages).to_dict()
     if as_json:
         print_json({"model": model, "dataset": how["dataset"], **measured})
     else:
@@ -86,7 +86,7 @@ def _run_tasks(model: str, tasks: str, how: dict[str, Any], as_json: bool) -> No
     with Stages() as stages:
         from neuronrank_torch.runs.tasks import run_tasks
 
-        result = run_tasks(model, names, **how, on_stage=stages)
+        result = run_tasks(model, names, **how, progress=stages)
     if as_json:
         print_json(result)
     else:

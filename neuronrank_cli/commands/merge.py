@@ -23,7 +23,7 @@ def merge(folders: tuple[str, ...], save: str, force: bool, as_json: bool) -> No
     with Stages() as stages:
         from neuronrank_torch.runs.merge import run_merge
 
-        header = run_merge(folders, save, force=force, on_stage=stages)
+        header = run_merge(folders, save, force=force, progress=stages)
     if as_json:
         print_json(header)
     else:

@@ -35,7 +35,7 @@ def verify(ctx: click.Context, /, model: str, as_json: bool, **how: Any) -> None
     with Stages() as stages:
         from neuronrank_torch.runs.verify.run import run_verify
 
-        result = run_verify(model, **how, on_stage=stages)
+        result = run_verify(model, **how, progress=stages)
     if as_json:
         print_json(result)
     else:

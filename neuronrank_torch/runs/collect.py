@@ -25,8 +25,9 @@ from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import HEAD, StreamedModel
 from neuronrank_torch.model.structure import activation_of, has_attention, prunable_linears
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.result import versions
-from neuronrank_torch.runs.job import Job, OnStage
+from neuronrank_torch.runs.job import Job
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.saving.statistics_writer import StatisticsWriter
 from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
@@ -37,7 +38,7 @@ def run_collect(
     job: Job,
     recipe: Recipe,
     documents: tuple[int, int] | None = None,
-    on_stage: OnStage = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Collect and save, layer by layer; goes on where the same run was cut off.
 
@@ -52,8 +53,8 @@ def run_collect(
     documents : (int, int), optional
         First document of the draw to collect, and the first not to; all by default. Both are multiples of the
         micro-batch (or the end): each document is then computed in the company it would have in one collection.
-    on_stage : callable
-        See :data:`neuronrank_torch.runs.job.OnStage`.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
@@ -74,18 +75,18 @@ def run_collect(
         save = ranks.from_first(partial(check_output, job.save, job.force, STATISTICS))
         text = ranks.from_first(lambda: load_text(job.dataset, "calibration"))
         job = replace(job, device=choose_device(job.device))
-        on_stage(f"loading {job.model}", 0, 1)
+        progress(f"loading {job.model}", 0, 1, "models")
         model, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
         target = ranks.from_first(
             partial(check_output, save, job.force, STATISTICS, source=source.path, label=source.spec)
         )
         sequences = calibration_sequences(tokenizer, recipe, text)[chosen.start : chosen.stop]
-        run = _CollectRun(job, recipe, chosen, model, source, text_fingerprint(text), on_stage, ranks)
+        run = _CollectRun(job, recipe, chosen, model, source, text_fingerprint(text), progress, ranks)
         header = ranks.from_first(run.header)
         with run.writer(target, header) as writer:
             with torch.no_grad():
                 run.collect(sequences, writer)
-            on_stage(f"saving {save}", 0, 1)
+            progress(f"saving {save}", 0, 1, "folders")
             writer.finish(header)
         return header
 
@@ -114,7 +115,7 @@ class _CollectRun:
     model: StreamedModel
     source: ModelSource
     text_sha256: str
-    on_stage: OnStage
+    progress: Progress
     ranks: Ranks
     steps: int = 0
 
@@ -154,7 +155,7 @@ class _CollectRun:
         layers = range(len(self.model.decoder.layers))
         done = sum(map(writer.done, layers))
         if done:
-            self.on_stage(f"going on after {done} of {len(layers)} layers", 0, 1)
+            self.progress(f"resuming: {done} of {len(layers)} layers are finished", done, len(layers), "layers")
         head = HEAD in self.model.units and hasattr(self.model.decoder.body, "norm")
         units = [*layers, *([HEAD] if head else [])]
         if all(map(writer.done, units)):
@@ -162,16 +163,21 @@ class _CollectRun:
         share = self.ranks.share(len(sequences), self.batch_size)
         batches = -(-(share.stop - share.start) // self.batch_size)
 
-        def step(layer: int) -> None:
-            self.steps += 1
-            self.on_stage(f"collecting layer {layer}", self.steps, batches * len(layers))
+        self.steps = done * batches
+
+        def step(stage: str, steps: int) -> None:
+            self.steps += steps
+            self.progress(stage, self.steps, batches * len(layers), "micro-batches")
 
         def visit(run: LayerRun) -> None:
             self.ranks.agree(f"layer {run.index}", run.layer.parameters())
+            where = f"layer {run.index + 1} of {len(layers)}"
             if writer.done(run.index):
-                run.feed(keep=True, after=lambda start: step(run.index))
+                step(f"resuming: running finished {where}", 0)
+                run.feed(keep=True)
             else:
-                writer.keep(run.index, self._table(run, step))
+                step(f"collecting {where}", 0)
+                writer.keep(run.index, self._table(run, partial(step, f"collecting {where}", 1)))
 
         hidden = run_layers(
             self.model.decoder,
@@ -186,12 +192,12 @@ class _CollectRun:
             table = head_statistics(self.model.decoder, hidden, self.model.device, self.ranks)
             writer.keep(HEAD, replace(table, document=np.asarray(self.documents)))
 
-    def _table(self, run: LayerRun, step: Callable[[int], None]) -> LayerStatistics:
+    def _table(self, run: LayerRun, step: Callable[[], None]) -> LayerStatistics:
         linears = prunable_linears(run.layer, run.index, include_attention=has_attention(run.layer))
 
         def batch_done(start: int) -> None:
             collector.add_documents(self.documents.start + start, run.hidden.shape[1])
-            step(run.index)
+            step()
 
         with LayerCollector(run.index, linears, activation_of(run.layer, run.index), self.recipe) as collector:
             run.feed(keep=True, after=batch_done)

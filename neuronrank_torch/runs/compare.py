@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +15,9 @@ from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.streaming import StreamedModel, Unit
 from neuronrank_torch.model.structure import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.runs.evaluate import run_eval
-from neuronrank_torch.runs.job import Evaluation, OnStage
+from neuronrank_torch.runs.job import Evaluation
 from neuronrank_torch.text.sequences import check_room
 
 #: Forward passes that speed is the best of.
@@ -50,7 +50,7 @@ class CompareJob:
     batch_size: int = 1
 
 
-def run_compare(job: CompareJob, on_stage: OnStage = lambda stage, done, total: None) -> dict[str, Any]:
+def run_compare(job: CompareJob, progress: Progress = silent) -> dict[str, Any]:
     """Compare two models; their weights are read tensor by tensor.
 
     Returns
@@ -69,10 +69,10 @@ def run_compare(job: CompareJob, on_stage: OnStage = lambda stage, done, total: 
     device = choose_device(job.device)
     opened = []
     for spec in job.models:
-        on_stage(f"opening {spec}", 0, 1)
+        progress(f"opening {spec}", 0, 1, "models")
         opened.append(open_model(spec, dtype=job.dtype, device=device))
     pair = _Pair(opened[0][0], opened[1][0])
-    layers = pair.overlaps(on_stage)
+    layers = pair.overlaps(progress)
     modules = {
         name: sum((m[name] for m in layers.values() if name in m), Overlap()) for m in layers.values() for name in m
     }
@@ -83,7 +83,7 @@ def run_compare(job: CompareJob, on_stage: OnStage = lambda stage, done, total: 
                 "bytes": source.weight_bytes(),
                 "parameters": sum(p.numel() for p in streamed.model.parameters()),
                 "nonzero": nonzero,
-                **_measured(job, spec, device, on_stage),
+                **_measured(job, spec, device, progress),
             }
             for spec, (streamed, _, source), nonzero in zip(job.models, opened, pair.nonzero, strict=True)
         ],
@@ -117,12 +117,13 @@ class _Pair:
             depths = f"{len(a.decoder.layers)} and {len(b.decoder.layers)}"
             self.notes.append(f"the models have {depths} layers, so their weights are not compared")
 
-    def overlaps(self, on_stage: OnStage) -> dict[int, dict[str, Overlap]]:
+    def overlaps(self, progress: Progress) -> dict[int, dict[str, Overlap]]:
         """Overlap of the zeros by layer and module; counts the weights that are not zero on the way."""
         found: dict[int, dict[str, Overlap]] = {}
         other: set[str] = set()
         units = list(dict.fromkeys([*self.a.units, *self.b.units]))
-        for done, unit in enumerate(units, 1):
+        for done, unit in enumerate(units):
+            progress("comparing weights", done, len(units), "parts")
             for name, zero_a, zero_b in self._zeros(unit):
                 module = name.split(".")[-2] if "." in name else name
                 if not self.same_depth or module not in (*MLP_PROJECTIONS, *ATTENTION_PROJECTIONS):
@@ -131,7 +132,6 @@ class _Pair:
                     other.add(module)
                 elif isinstance(unit, int) and zero_a.ndim == 2:
                     found.setdefault(unit, {})[module] = overlap(zero_a, zero_b)
-            on_stage("comparing weights", done, len(units))
         if other:
             self.notes.append(f"not of the same shape in both, so not compared: {', '.join(sorted(other))}")
         pruned = {n for m in found.values() for n, o in m.items() if max(o.zeros_a, o.zeros_b) >= PRUNED * o.size}
@@ -153,25 +153,26 @@ class _Pair:
             yield name, zeros[0], zeros[1]
 
 
-def _measured(job: CompareJob, spec: str, device: str, on_stage: OnStage) -> dict[str, Any]:
+def _measured(job: CompareJob, spec: str, device: str, progress: Progress) -> dict[str, Any]:
     """Perplexity and speed of one model, as far as they are asked for."""
     measured: dict[str, Any] = {}
     if job.evaluation is not None:
-        named = partial(_of, on_stage, spec)
         measured["perplexity"] = run_eval(
-            spec, job.evaluation, device=device, dtype=job.dtype, batch_size=job.batch_size, on_stage=named
+            spec,
+            job.evaluation,
+            device=device,
+            dtype=job.dtype,
+            batch_size=job.batch_size,
+            progress=progress,
+            stage=f"perplexity of {spec}",
         ).to_dict()
     if job.speed_tokens is not None:
-        on_stage(f"speed of {spec}", 0, 1)
+        progress(f"measuring the speed of {spec}", 0, 1, "models")
         model, _, _ = load_model(spec, dtype=job.dtype, device=device)
         measured["tokens_per_second"] = (
             job.batch_size * job.speed_tokens / forward_seconds(model, job.speed_tokens, job.batch_size)
         )
     return measured
-
-
-def _of(on_stage: OnStage, spec: str, stage: str, done: int, total: int) -> None:
-    on_stage(stage if spec in stage else f"{stage} of {spec}", done, total)
 
 
 def forward_seconds(model: Any, tokens: int, sequences: int) -> float:

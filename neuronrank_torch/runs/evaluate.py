@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from neuronrank_core import MissingStatisticsError
@@ -12,7 +11,8 @@ from neuronrank_torch.evaluation.perplexity import Perplexity, evaluate
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.streaming import Resident
-from neuronrank_torch.runs.job import Evaluation, OnStage
+from neuronrank_torch.progress import Progress, silent
+from neuronrank_torch.runs.job import Evaluation
 from neuronrank_torch.text.sources import load_text
 
 
@@ -23,7 +23,8 @@ def run_eval(
     device: str = "auto",
     dtype: Dtype = "auto",
     batch_size: int = 1,
-    on_stage: OnStage = lambda stage, done, total: None,
+    progress: Progress = silent,
+    stage: str = "perplexity",
 ) -> Perplexity:
     """Load a model and measure its perplexity; processes that torchrun started share the windows.
 
@@ -34,7 +35,7 @@ def run_eval(
     """
     with launched() as ranks:
         text = ranks.from_first(lambda: load_text(evaluation.dataset, "evaluation"))
-        on_stage(f"loading {model}", 0, 1)
+        progress(f"loading {model}", 0, 1, "models")
         chosen: dict[str, Any] = {"dtype": dtype, "device": choose_device(device)}
         resident: Resident | None = None
         try:
@@ -50,7 +51,8 @@ def run_eval(
             windows=evaluation.windows,
             bos_mode=evaluation.bos,
             batch_size=batch_size,
-            on_progress=partial(on_stage, "perplexity"),
+            progress=progress,
+            stage=stage,
             resident=resident,
             ranks=ranks,
         )

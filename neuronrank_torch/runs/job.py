@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +10,6 @@ from neuronrank_torch.calibration.hidden_states import HiddenStates
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.model.open import Dtype
 from neuronrank_torch.text.sources import load_text
-
-#: Called with (what is going on, steps done, steps in all).
-OnStage = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

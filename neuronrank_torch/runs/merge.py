@@ -10,7 +10,7 @@ from neuronrank_core import InputError, merge
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.files.durable import STATISTICS, check_output
 from neuronrank_torch.files.journal import differences
-from neuronrank_torch.runs.job import OnStage
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.saving.statistics_writer import StatisticsWriter
 
 #: What may differ: names, behind which fingerprints tell what is the same, and the documents.
@@ -22,7 +22,7 @@ def run_merge(
     save: str,
     *,
     force: bool = False,
-    on_stage: OnStage = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Unite tables; the result is what one collection of all their documents gives, bit for bit.
 
@@ -34,8 +34,8 @@ def run_merge(
         Output folder.
     force : bool
         Replace existing statistics there.
-    on_stage : callable
-        See :data:`neuronrank_torch.runs.job.OnStage`.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
@@ -65,10 +65,11 @@ def run_merge(
     header = {**first.header, "documents": documents}
     sources = [str(part.path.resolve()) for part in parts]
     with StatisticsWriter(target, {**header, "folders": sources}, first.layers, force=force) as writer:
-        for done, unit in enumerate(first.units, start=1):
-            if not writer.done(unit):
-                writer.keep(unit, merge(part.table(unit) for part in parts))
-            on_stage("merging", done, len(first.units))
+        left = [unit for unit in first.units if not writer.done(unit)]
+        for done, unit in enumerate(left, start=len(first.units) - len(left)):
+            progress("merging statistics", done, len(first.units), "tables")
+            writer.keep(unit, merge(part.table(unit) for part in parts))
+        progress(f"saving {save}", 0, 1, "folders")
         writer.finish(header)
     return header
 

@@ -18,18 +18,20 @@ from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import Resident, StreamedModel
+from neuronrank_torch.model.structure import find_decoder
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.pruning.result import recipe_values, versions
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.pruning.store import LayerStore
-from neuronrank_torch.runs.job import Job, OnStage
+from neuronrank_torch.runs.job import Job
 from neuronrank_torch.saving.model_writer import ModelWriter
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.text.sequences import calibration_sequences
 from neuronrank_torch.text.sources import load_text, text_fingerprint
 
 
-def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, total: None) -> dict[str, Any]:
+def run_prune(job: Job, recipe: Recipe, progress: Progress = silent) -> dict[str, Any]:
     """Load, measure, prune, measure and save.
 
     A run that saves reads, prunes and writes layer by layer, and goes on where the same run was cut off; one that
@@ -40,8 +42,8 @@ def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, 
     ----------
     job : Job
     recipe : Recipe
-    on_stage : callable
-        See :data:`OnStage`.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
@@ -62,12 +64,12 @@ def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, 
             recipe = statistics.fitted(recipe)
         text, eval_text = ranks.from_first(lambda: _texts(job, recipe))
         job = replace(job, device=choose_device(job.device))
-        on_stage(f"loading {job.model}", 0, 1)
+        progress(f"loading {job.model}", 0, 1, "models")
         if job.save is None:
             model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=job.device)
-            return _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage, ranks).in_memory(model)
+            return _Run(job, recipe, text, eval_text, statistics, tokenizer, source, progress, ranks).in_memory(model)
         streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
-        run = _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage, ranks)
+        run = _Run(job, recipe, text, eval_text, statistics, tokenizer, source, progress, ranks)
         run.check(streamed.model)
         with run.staging(streamed, job.save) as staging:
             return run.streamed(streamed, staging)
@@ -90,7 +92,7 @@ class _Run:
     statistics: StatisticsFolder | None
     tokenizer: Any
     source: ModelSource
-    on_stage: OnStage
+    progress: Progress
     ranks: Ranks
 
     def __post_init__(self) -> None:
@@ -142,22 +144,28 @@ class _Run:
         """Prune a streamed model and save it."""
         layers, done = len(model.decoder.layers), len(staging.units_done())
         if done:
-            self.on_stage(f"going on after {min(done, layers)} of {layers} layers", 0, 1)
+            self.progress(
+                f"resuming: {min(done, layers)} of {layers} layers are finished", min(done, layers), layers, "layers"
+            )
         before = staging.measured("before", lambda: self._measure("before", model.model, model.resident))
         report = self._prune(model.model, staging)
         report = self._report(report, before, self._measure("after", model.model, staging.pruned))
-        self.on_stage(f"saving {self.job.save}", 0, 1)
+        self.progress(f"saving {self.job.save}", 0, 1, "folders")
         staging.finish(self.tokenizer, report)
         return report
 
     def _prune(self, model: Any, store: LayerStore | None = None) -> dict[str, Any]:
+        # For removal once prune() takes ``progress``: then progress=self.progress.
+        layers, verb = len(find_decoder(model).layers), "calibrating" if self.text else "pruning"
         return prune(
             model,
             self.tokenizer,
             self.recipe,
             self.text,
             batch_size=self.job.batch_size,
-            on_progress=lambda layer, done, total: self.on_stage(f"pruning layer {layer}", done, total),
+            on_progress=lambda layer, done, total: self.progress(
+                f"{verb} layer {layer + 1} of {layers}", done, total, "micro-batches" if self.text else "layers"
+            ),
             store=store,
             statistics=self.statistics,
             ranks=self.ranks,
@@ -175,7 +183,8 @@ class _Run:
             windows=e.windows,
             bos_mode=e.bos,
             batch_size=self.job.batch_size or 1,
-            on_progress=partial(self.on_stage, f"perplexity {when}"),
+            progress=self.progress,
+            stage=f"perplexity {when} pruning",
             resident=resident,
             ranks=self.ranks,
         ).to_dict()

@@ -10,7 +10,7 @@ from typing import Any
 from neuronrank_core.errors import InputError, NeuronRankError, first_line
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model
-from neuronrank_torch.runs.job import OnStage
+from neuronrank_torch.progress import Progress, silent
 
 
 def run_tasks(
@@ -23,7 +23,7 @@ def run_tasks(
     device: str = "auto",
     dtype: Dtype = "auto",
     batch_size: int = 1,
-    on_stage: OnStage = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Load a model and have lm-eval measure it on tasks.
 
@@ -39,7 +39,7 @@ def run_tasks(
         Solved examples before each question; by default what the task says.
     limit : int, optional
         Questions of each task; all by default.
-    device, dtype, batch_size, on_stage
+    device, dtype, batch_size, progress
         As in :class:`neuronrank_torch.runs.job.Job`; ``batch_size`` counts questions.
 
     Returns
@@ -63,9 +63,9 @@ def run_tasks(
         raise InputError(
             f"--tasks needs lm-eval, which cannot be imported ({error})", hint="pip install 'neuronrank[eval]'"
         ) from error
-    on_stage(f"loading {model}", 0, 1)
+    progress(f"loading {model}", 0, 1, "models")
     loaded, tokenizer, _ = load_model(model, dtype=dtype, device=choose_device(device))
-    on_stage(f"lm-eval: {', '.join(tasks)}", 0, 1)
+    progress(f"running lm-eval on {', '.join(tasks)}", 0, 1, "runs")
     try:
         found = simple_evaluate(
             model=HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch_size),

@@ -28,8 +28,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the commands asked for, instead of doing it."""
     seen: dict[str, Any] = {}
 
-    def run_prune(job: Job, recipe: Recipe, on_stage: Any) -> dict[str, Any]:
-        assert callable(on_stage)
+    def run_prune(job: Job, recipe: Recipe, progress: Any) -> dict[str, Any]:
+        assert callable(progress)
         seen.update(job=job, recipe=recipe, planned=False)
         return REPORT
 
@@ -39,7 +39,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return {**REPORT, "job": {**REPORT["job"], "dry_run": True}, "plan": plan}
 
     def run_eval(model: str, evaluation: Evaluation, **others: Any) -> Perplexity:
-        others.pop("on_stage")
+        others.pop("progress")
         seen.update(model=model, evaluation=evaluation, **others)
         return Perplexity(2.0, 0.6, 31, 1, 32, None)
 

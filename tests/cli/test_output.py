@@ -12,6 +12,7 @@ from command import LAYERS, Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.prune
+from neuronrank_cli import console
 from neuronrank_cli.console import Stages
 from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.files.json import read_sealed
@@ -43,16 +44,37 @@ def test_eval_without_save_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_is_one_plain_line_a_stage(run: Run, small: list[object], measured: list[object]) -> None:
+def test_progress_in_a_log_file(
+    run: Run, small: list[object], measured: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    layers = [f"layer {layer} of {LAYERS}" for layer in range(1, LAYERS + 1)]
     stderr = run("prune", *small, "--batch-size", 1, *measured, "--save", "out").stderr
-    assert [re.sub(r" \(\d+/\d+\)$", "", line) for line in stderr.splitlines()] == [
+    assert stderr.splitlines() == [
         f"loading {small[1]}",
-        "perplexity before",
-        *(f"pruning layer {layer}" for layer in range(LAYERS)),
-        "perplexity after",
+        *(f"perplexity before pruning: {layer}" for layer in layers),
+        "perplexity before pruning: output head",
+        *(f"calibrating {layer}" for layer in layers),
+        *(f"perplexity after pruning: {layer}" for layer in layers),
+        "perplexity after pruning: output head",
         "saving out",
         "Warning: the evaluation text is the calibration text: perplexity after pruning looks better than it is",
     ]
+
+
+def test_a_log_file_gets_a_line_for_each_activity_and_one_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with Stages() as stages:
+        for layer in range(1, 26):
+            stages(f"collecting layer {layer} of 25", 2 * layer, 50, "micro-batches")
+            stages(f"collecting layer {layer} of 25", 2 * layer + 1, 50, "micro-batches")
+            clock[0] += 1.0
+        stages("saving out", 0, 1, "folders")
+    shown = capsys.readouterr().err
+    assert shown.splitlines() == [*(f"collecting layer {layer} of 25" for layer in (1, 11, 21)), "saving out"]
 
 
 def test_json_stands_alone_on_stdout(
@@ -125,26 +147,29 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("TERM", "xterm")
     with Stages() as stages:
-        stages("loading [red]models[/red]", 0, 1)
+        stages("loading [red]models[/red]", 0, 1, "models")
         stages.bar.refresh()
-        stages("pruning layer 3", 5, 9)
+        stages("perplexity", 5, 9, "windows")
         stages.bar.refresh()
         print("chatter")
+        stages("perplexity before pruning: layer 12 of 30", 5, 30, "layers")
+        stages.bar.refresh()
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "chatter" in shown.err
     assert "loading [red]models[/red]" in shown.err
-    assert "pruning layer 3" in shown.err
-    assert "5/9" in shown.err
+    assert "5/9 windows" in shown.err
     assert "\x1b[" in shown.err
-    assert "pruning layer 3 (5/9)" not in shown.err
+    plain = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]", shown.err)]
+    assert any(line.startswith("perplexity before pruning: layer 12 of 30 ") for line in plain)
+    assert max(map(len, plain)) <= 80
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("TERM", "dumb")
     with Stages() as stages:
-        stages("loading [red]", 0, 1)
-        stages("pruning layer 3", 5, 9)
-        stages("pruning layer 3", 6, 9)
-    assert capsys.readouterr().err == "loading [red]\npruning layer 3 (5/9)\n"
+        stages("loading [red]", 0, 1, "models")
+        stages("perplexity", 5, 9, "windows")
+        stages("perplexity", 6, 9, "windows")
+    assert capsys.readouterr().err == "loading [red]\nperplexity\n"

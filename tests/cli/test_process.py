@@ -33,7 +33,7 @@ def test_control_c_while_pruning(model: Path, text: Path, tmp_path: Path) -> Non
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("pruning layer"):
+            if line.startswith("calibrating layer"):
                 process.send_signal(signal.SIGINT)
                 break
         stdout, stderr = process.communicate(timeout=LIMIT)

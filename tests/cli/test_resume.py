@@ -67,7 +67,7 @@ def test_killed_at_three_moments(model: Path, text: Path, tmp_path: Path) -> Non
         assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "whole"]
     finished = run("out", 0)
     assert finished.returncode == 0, finished.stderr
-    assert re.search(rf"^going on after [1-{LAYERS}] of {LAYERS} layers$", finished.stderr, re.MULTILINE)
+    assert re.search(rf"^resuming: [1-{LAYERS}] of {LAYERS} layers are finished$", finished.stderr, re.MULTILINE)
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
@@ -101,7 +101,7 @@ def test_stopped_after_any_unit(
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "whole"]
     lift()
     finished = run(*command, "--save", "out")
-    assert f"going on after {min(units, LAYERS)} of {LAYERS} layers" in finished.stderr
+    assert f"resuming: {min(units, LAYERS)} of {LAYERS} layers are finished" in finished.stderr
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
     one, other = (read_sealed(tmp_path / out / "neuronrank.json", "") for out in ("whole", "out"))
@@ -137,7 +137,7 @@ def test_failures_keep_what_is_done(
     kept = f"2 of {LAYERS} layers are done and kept: the same command goes on from there"
     assert failed.stderr.splitlines()[-1] == last + kept
     lift()
-    assert "going on after 2" in run("prune", *small, "--save", "out").stderr
+    assert "resuming: 2 of" in run("prune", *small, "--save", "out").stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -189,7 +189,7 @@ def test_a_changed_run_is_refused(
     assert "--force" in second
     assert {path: path.read_bytes() for path in (tmp_path / ".out.partial").iterdir() if path.is_file()} == before
     forced = run(*command, *changed, "--force")
-    assert "going on" not in forced.stderr
+    assert "resuming" not in forced.stderr
     assert not (tmp_path / ".out.partial").exists()
 
 

@@ -12,7 +12,7 @@ from neuronrank_core import LayerStatistics
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.open import load_model
 from neuronrank_torch.model.structure import MLP_PROJECTIONS, prunable_linears
-from neuronrank_torch.runs.job import OnStage
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.runs.page.generation import continuations
 from neuronrank_torch.runs.page.neurons import LayerNeurons, distributions, layer_neurons, tf_idf_map
 from neuronrank_torch.runs.page.passages import Passages
@@ -24,14 +24,14 @@ from neuronrank_torch.runs.page.weights import SAVED, agreement, method_masks, r
 Section = dict[str, Any]
 
 
-def gather(job: InsightJob, on_stage: OnStage = lambda stage, done, total: None) -> dict[str, Any]:
+def gather(job: InsightJob, progress: Progress = silent) -> dict[str, Any]:
     """Collect what a page shows of a pruned model.
 
     Parameters
     ----------
     job : InsightJob
-    on_stage : callable
-        See :data:`neuronrank_torch.runs.job.OnStage`.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def gather(job: InsightJob, on_stage: OnStage = lambda stage, done, total: None)
     NeuronRankError
         If something that was given cannot be used.
     """
-    page = _Page(Sources(job), on_stage)
+    page = _Page(Sources(job), progress)
     return {
         "run": page.sources.report,
         "folder": job.folder,
@@ -68,8 +68,8 @@ def _available(section: Callable[[], Section]) -> Section:
 class _Page:
     """The sections of one page."""
 
-    def __init__(self, sources: Sources, on_stage: OnStage) -> None:
-        self.sources, self.on_stage = sources, on_stage
+    def __init__(self, sources: Sources, progress: Progress) -> None:
+        self.sources, self.progress = sources, progress
         self.kernels = TorchKernels(sources.device)
 
     @property
@@ -90,7 +90,7 @@ class _Page:
         counted = saved_zeros(
             model,
             include_attention=self.sources.recipe.include_attention,
-            on_layer=lambda i: self.on_stage(f"reading {self.sources.job.folder}", i + 1, self.layers),
+            progress=self.progress,
         )
         return {"layers": counted, "bytes": source.weight_bytes()}
 
@@ -113,8 +113,8 @@ class _Page:
 
     def _known(self) -> Iterator[LayerNeurons]:
         for layer in range(self.layers):
+            self.progress("reading statistics", layer, self.layers, "layers")
             yield layer_neurons(layer, self.table(layer), self.sources.reading, self.kernels)
-            self.on_stage("reading statistics", layer + 1, self.layers)
 
     def neurons(self) -> Section:
         """Distributions over all layers, and TF against IDF in some."""
@@ -160,13 +160,13 @@ class _Page:
         shown = self.in_detail([layer for layer in range(self.layers) if layer in pruned])
 
         def masks() -> Iterator[dict[str, Any]]:
-            for done, layer in enumerate(shown, 1):
+            for done, layer in enumerate(shown):
+                self.progress("comparing methods", done, len(shown), "layers")
                 ratio = None if recipe.allocate == "uniform" else _share(pruned[layer])
                 with dense.resident(layer):
                     mlp = prunable_linears(dense.decoder.layers[layer], layer)
                     found = method_masks(layer, mlp, self.table(layer), recipes, self.kernels, ratio)
                 yield {SAVED: zero_masks(saved, layer), **found}
-                self.on_stage("comparing methods", done, len(shown))
 
         return {**agreement(masks()), "layers": shown}
 
@@ -175,11 +175,11 @@ class _Page:
         job = self.sources.job
         if not job.new_tokens:
             raise UnavailableError("Give --new-tokens above 0 to see text.")
-        self.on_stage("generating after pruning", 0, 1)
+        self.progress("generating text with the pruned model", 0, 1, "models")
         after = self._continuations(job.folder)
         try:
             self.sources.dense  # noqa: B018 (opened to know that it is there)
-            self.on_stage("generating before pruning", 0, 1)
+            self.progress("generating text with the original model", 0, 1, "models")
             before, missing = self._continuations(self.sources.dense_name), ""
         except UnavailableError as unavailable:
             before, missing = [""] * len(after), str(unavailable)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +14,14 @@ from neuronrank_core.methods.scoring import NEURON_AXIS
 from neuronrank_core.overlap import Overlap, overlap
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.structure import gated_mlp, reported_linears
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.layer import module_reports
 
 #: How the saved model stands among the methods.
 SAVED = "this model"
 
 
-def saved_zeros(
-    model: StreamedModel, *, include_attention: bool, on_layer: Callable[[int], None]
-) -> list[dict[str, Any]]:
+def saved_zeros(model: StreamedModel, *, include_attention: bool, progress: Progress = silent) -> list[dict[str, Any]]:
     """Count the weights and zeros of every prunable module of a saved model, layer by layer.
 
     Returns
@@ -31,11 +30,12 @@ def saved_zeros(
         Of each layer its number, and ``size`` and ``zeros`` by module.
     """
     counted = []
-    for index, layer in enumerate(model.decoder.layers):
+    layers = model.decoder.layers
+    for index, layer in enumerate(layers):
+        progress("counting zeros", index, len(layers), "layers")
         with model.resident(index):
             modules = module_reports(reported_linears(layer, index, include_attention=include_attention))
         counted.append({"layer": index, "modules": {m.name: {"size": m.size, "zeros": m.zeros} for m in modules}})
-        on_layer(index)
     return counted
 
 

@@ -13,6 +13,7 @@ from neuronrank_core import Recipe
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
 from neuronrank_torch.model.structure import find_decoder, prunable_linears, untied_head
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.text.sequences import Tokens
 
@@ -52,9 +53,11 @@ class MaskedModel:
                 for weight, dense in self.dense:
                     weight.copy_(dense)
 
-    def perplexity(self, windows: Tokens, batch_size: int) -> Perplexity:
-        """Perplexity of the model as it is now, dense or masked."""
-        return perplexity(self.model, windows, batch_size=batch_size)
+    def perplexity(
+        self, windows: Tokens, batch_size: int, progress: Progress = silent, stage: str = "perplexity"
+    ) -> Perplexity:
+        """Perplexity of the model in its current state, dense or masked."""
+        return perplexity(self.model, windows, batch_size=batch_size, progress=progress, stage=stage)
 
     def early_output(self, windows: Tokens) -> Tensor:
         """Output of the first quarter of the layers on the first window, shape (tokens, hidden)."""

@@ -17,8 +17,8 @@ from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.evaluation.seen_text import NOTABLE, overlap, overlap_notes
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.result import recipe_values, versions
-from neuronrank_torch.runs.job import OnStage
 from neuronrank_torch.runs.tune.importance import importances
 from neuronrank_torch.runs.tune.objective import MaskedModel, output_error
 from neuronrank_torch.runs.tune.study import FAILED, START, TuningStudy
@@ -79,9 +79,7 @@ class TuneJob:
     dtype: Dtype = "auto"
 
 
-def run_tune(
-    job: TuneJob, recipe: Recipe, on_stage: OnStage = lambda stage, done, total: None
-) -> tuple[Recipe, dict[str, Any]]:
+def run_tune(job: TuneJob, recipe: Recipe, progress: Progress = silent) -> tuple[Recipe, dict[str, Any]]:
     """Search; goes on where the same search was cut off.
 
     Parameters
@@ -89,8 +87,8 @@ def run_tune(
     job : TuneJob
     recipe : Recipe
         Sparsity, scope and seed; the rest is searched or comes from the statistics.
-    on_stage : callable
-        See :data:`neuronrank_torch.runs.job.OnStage`.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
@@ -111,10 +109,10 @@ def run_tune(
         allowed = f"at least {len(space.starts())}, the recipes to start from"
         raise InvalidValueError("trials", job.trials, allowed)
     texts = [load_text(name, "evaluation") if name else "" for name in (job.eval_dataset, job.test_dataset)]
-    on_stage(f"loading {job.model}", 0, 1)
+    progress(f"loading {job.model}", 0, 1, "models")
     model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=choose_device(job.device))
     statistics.check_model(source)
-    run = _TuneRun(job, statistics, space, model, tokenizer, texts, on_stage)
+    run = _TuneRun(job, statistics, space, model, tokenizer, texts, progress)
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -143,9 +141,9 @@ class _TuneRun:
         model: Any,
         tokenizer: Any,
         texts: list[str],
-        on_stage: OnStage,
+        progress: Progress,
     ) -> None:
-        self.job, self.statistics, self.space, self.on_stage = job, statistics, space, on_stage
+        self.job, self.statistics, self.space, self.progress = job, statistics, space, progress
         self.tokenizer, self.texts = tokenizer, texts
         self.masked = MaskedModel(model, tokenizer, statistics, space.base)
         self.seqlen = job.seqlen or space.base.seqlen
@@ -181,17 +179,18 @@ class _TuneRun:
     def search(self, study: TuningStudy) -> tuple[Recipe, dict[str, Any]]:
         """Do the trials that are missing, and say what came of them all."""
         if study.done():
-            self.on_stage(f"going on after {len(study.done())} of {self.job.trials} trials", 0, 1)
+            finished, trials = len(study.done()), self.job.trials
+            self.progress(f"resuming: {finished} of {trials} trials are finished", finished, trials, "trials")
         dense = study.study.user_attrs.get("dense")
         if dense is None:
-            dense = self._perplexity("dense", self.windows)
+            dense = self._perplexity("the unpruned model", self.windows)
             study.study.set_user_attr("dense", dense)
         self.dense_output = self.masked.early_output(self.windows) if self.job.proxy else None
         try:
             exhausted = not study.run(self.job.trials, lambda trial, recipe: self._measure(study, trial, recipe))
         except BaseException as error:
             done = f"{len(study.done())} of {self.job.trials} trials"
-            add_note(error, f"{done} are done and kept: the same command goes on from there")
+            add_note(error, f"{done} are finished and kept; rerun the same command to resume")
             raise
         measured = study.measured()
         if not measured:
@@ -225,7 +224,7 @@ class _TuneRun:
         measured, start = study.measured(), trial.user_attrs.get(START)
         best = f", best {measured[0][2]:.4f} by trial {measured[0][0].number}" if measured else ""
         stage = f"trial {trial.number}: {start or described(recipe, self.space.base)}{best}"
-        self.on_stage(stage, len(study.done()), self.job.trials)
+        self.progress(stage, len(study.done()), self.job.trials, "trials")
         with self.masked.masked(recipe):
             if self.dense_output is not None:
                 error = output_error(self.masked.early_output(self.windows), self.dense_output)
@@ -235,14 +234,14 @@ class _TuneRun:
             return self.masked.perplexity(self.windows, self.job.batch_size).perplexity
 
     def _perplexity(self, what: str, windows: Tokens) -> float:
-        self.on_stage(f"perplexity of {what}", 0, 1)
-        return self.masked.perplexity(windows, self.job.batch_size).perplexity
+        stage = f"perplexity of {what}"
+        return self.masked.perplexity(windows, self.job.batch_size, self.progress, stage).perplexity
 
     def _test(self, best: Recipe) -> dict[str, Any] | None:
         """Perplexity on the test text, which no choice depends on: dense, of the best recipe and of two others."""
         if self.test_windows is None or self.job.test_dataset is None:
             return None
-        figures = {"dense": self._perplexity("dense on the test text", self.test_windows)}
+        figures = {"dense": self._perplexity("the unpruned model on the test text", self.test_windows)}
         others = {name: canonical(replace(self.space.base, method=name)) for name in ("wanda", Recipe.method)}
         for name, recipe in {"best": best, **others}.items():
             with self.masked.masked(recipe):

@@ -27,8 +27,8 @@ from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model
 from neuronrank_torch.model.structure import find_decoder
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.result import versions
-from neuronrank_torch.runs.job import OnStage
 from neuronrank_torch.runs.verify import contract
 from neuronrank_torch.runs.verify.contract import Check
 from neuronrank_torch.runs.verify.reference import Observed, observe
@@ -143,7 +143,7 @@ def run_verify(
     seed: int = 0,
     device: str = "auto",
     dtype: Dtype = "auto",
-    on_stage: OnStage = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Load a model and hold torch against the core on its first layers.
 
@@ -161,8 +161,8 @@ def run_verify(
         Sequences in a micro-batch.
     seed : int
         Of the sequences, and of the topics where their clustering is clear of near-ties.
-    on_stage : callable
-        See :data:`neuronrank_torch.runs.job.OnStage`.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
@@ -191,21 +191,22 @@ def run_verify(
         costs.append(cost(outcomes[observed.index], outcome(observed)))
 
     def run(precision: Dtype, stage: str, look: Callable[[Observed], None]) -> str:
-        on_stage(f"loading {model}", 0, 1)
+        progress(f"loading {model}", 0, 1, "models")
         loaded, tokenizer, _ = load_model(model, dtype=precision, device=target)
         total = len(find_decoder(loaded).layers[:layers])
 
         def each(observed: Observed) -> None:
-            on_stage(f"{stage} {observed.index}", observed.index, total)
+            done = observed.index + 1
+            progress(f"{stage} layer {done} of {total}", observed.index, total, "layers")
             look(observed)
 
         sequences = calibration_sequences(tokenizer, recipe, text).to(target)
         observe(loaded, sequences, recipe, layers=total, batch_size=batch_size, look=each)
         return str(next(loaded.parameters()).dtype).removeprefix("torch.")
 
-    used = run(dtype, "verifying layer", check)
+    used = run(dtype, "verifying", check)
     if outcomes:
-        run("float32", "float32, layer", compare)
+        run("float32", "comparing with float32:", compare)
     return {
         "model": model,
         "device": target,

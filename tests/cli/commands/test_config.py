@@ -25,8 +25,8 @@ BASE = ("--model", "m", "--save", "s")
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
-    def run_prune(job: Job, recipe: Recipe, on_stage: Any) -> dict[str, Any]:
-        del on_stage
+    def run_prune(job: Job, recipe: Recipe, progress: Any) -> dict[str, Any]:
+        del progress
         seen.update(job=job, recipe=recipe)
         return REPORT
 

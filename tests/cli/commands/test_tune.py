@@ -71,8 +71,8 @@ def test_every_flag_is_read(run: Run, monkeypatch: pytest.MonkeyPatch, flag: str
     assert {*FLAGS, "--json", "--config", "--save"} == {p.opts[0] for p in tune.params}
     seen: dict[str, Any] = {}
 
-    def run_tune(job: TuneJob, recipe: Recipe, on_stage: Any) -> Any:
-        assert callable(on_stage)
+    def run_tune(job: TuneJob, recipe: Recipe, progress: Any) -> Any:
+        assert callable(progress)
         seen.update({"recipe": recipe, "job": job})
         raise InputError("enough")
 
@@ -110,7 +110,7 @@ def test_the_best_is_written_and_no_worse_than_what_it_started_from(
         assert report["perplexity"]["after"]["perplexity"] == expected
     asked: list[Recipe] = []
     monkeypatch.setattr(
-        neuronrank_torch.runs.prune, "run_prune", lambda job, recipe, on_stage: asked.append((job, recipe)) or 1 / 0
+        neuronrank_torch.runs.prune, "run_prune", lambda job, recipe, progress: asked.append((job, recipe)) or 1 / 0
     )
     run("prune", "--config", "best.toml", "--save", "out", code=1)
     ((job, recipe),) = asked
@@ -136,7 +136,7 @@ def test_same_seed_same_trials_and_a_search_that_was_cut_off_goes_on(
 
         monkeypatch.setattr(MaskedModel, "perplexity", cut_off)
         stopped = run(*searched, "--save", "again.toml", code=130)
-        assert "trials are done and kept: the same command goes on from there" in stopped.stderr
+        assert "trials are finished and kept; rerun the same command to resume" in stopped.stderr
         assert not Path("again.toml").exists()
     monkeypatch.setattr(MaskedModel, "perplexity", measure)
     again = json.loads(run(*searched, "--save", "again.toml", "--json").stdout)

@@ -191,7 +191,7 @@ def test_a_journal_or_a_shard_that_is_damaged(
         refused(run, "prune", *small, "--save", "out", code=2, says="journal.json", hint="--force")
     journal.write_text(good)
     shard.write_bytes(b"\xff" * len(content))
-    assert f"going on after 1 of {LAYERS} layers" in run("prune", *small, "--save", "out").stderr
+    assert f"resuming: 1 of {LAYERS} layers are finished" in run("prune", *small, "--save", "out").stderr
     assert tree(tmp_path / "out")["model.safetensors"] == tree(tmp_path / "whole")["model.safetensors"]
     with suppress(FileNotFoundError):
         shutil.rmtree(partial)

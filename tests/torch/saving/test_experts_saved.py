@@ -88,14 +88,14 @@ def test_a_run_that_was_cut_off_goes_on_with_its_notes(tmp_path: Path, monkeypat
     again = write(tmp_path / "again" / "source", "qwen3_moe")
 
     def cut(stage: str, *_: int) -> None:
-        if stage == f"pruning layer {LAYERS - 1}":
+        if stage == f"calibrating layer {LAYERS} of {LAYERS}":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_prune(job(again), RECIPE, cut)
     stages: list[str] = []
     report = run_prune(job(again), RECIPE, lambda stage, *_: stages.append(stage))
-    assert any(stage.startswith("going on after 1 of") for stage in stages)
+    assert any(stage.startswith("resuming: 1 of") for stage in stages)
     assert same_state(load_model(str(again.with_name("out")))[0].state_dict(), expected)
     assert report["notes"] == whole["notes"]
     assert any("layer 0" in note for note in report["notes"])
