@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,17 +22,18 @@ from neuronrank_torch.pruning.expert_pruner import ExpertPruner
 from neuronrank_torch.pruning.result import Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers
 from neuronrank_torch.runs.job import Evaluation, Job
+from neuronrank_torch.runs.prune_result import JobRecord, Plan, PruneResult
 from neuronrank_torch.text.sequences import bos_token, calibration_sequences, cut_windows, micro_batch, tokenize
 from neuronrank_torch.text.sources import load_text
 
 
-def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
+def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
     """Check what can be checked cheaply, and say what :func:`neuronrank_torch.runs.prune.run_prune` would do.
 
     Returns
     -------
-    dict
-        Of the same form as the report of a run, with the zeros that would be chosen, and under ``plan`` the estimates.
+    PruneResult
+        As a run would return it, with the numbers of zeros that pruning would create, and with the estimates.
 
     Raises
     ------
@@ -63,29 +64,29 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     parameters = sum(p.numel() for p in model.parameters())
     tokens = {"tokens": recipe.nsamples * recipe.seqlen} if recipe.needs_text else {}
     calibration = tokens if statistics is None else statistics.calibration()
-    report = Report(recipe, tuple(layers), parameters, calibration, 0.0, tuple(notes)).to_dict()
-    report["job"] = {**asdict(job), "dry_run": True}
+    figures = Report(recipe, tuple(layers), parameters, calibration, 0.0, tuple(notes)).figures()
+    record = JobRecord(**vars(job), model_type=source.model_type, dry_run=True)
     eval_tokens = _eval_tokens(job.evaluation, tokenizer, eval_text)
-    if statistics is not None:  # Scoring by them costs about what scoring by magnitude does: no text is looked at.
+    if statistics is not None:  # No text is processed, so it takes about as long as pruning by magnitude.
         recipe = Recipe("magnitude", include_attention=recipe.include_attention, seqlen=recipe.seqlen)
-    report["plan"] = {
-        "layer_bytes": streamed.bytes(0),
-        "memory": estimate_memory(
+    plan = Plan(
+        layer_bytes=streamed.bytes(0),
+        memory=estimate_memory(
             streamed,
             recipe,
             whole=job.save is None,
             hidden_in_memory=job.hidden_states == "memory",
             eval_tokens=eval_tokens,
         ),
-        "seconds": estimate_seconds(
+        seconds=estimate_seconds(
             streamed,
             recipe,
             first=first,
             batch_size=min(recipe.nsamples, job.batch_size or micro_batch(recipe)),
             eval_tokens=eval_tokens,
         ),
-    }
-    return report
+    )
+    return PruneResult(**vars(figures), job=record, plan=plan)
 
 
 def _eval_tokens(evaluation: Evaluation | None, tokenizer: Any, text: str) -> int:

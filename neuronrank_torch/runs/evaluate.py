@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from neuronrank_core import MissingStatisticsError
@@ -16,7 +17,40 @@ from neuronrank_torch.runs.job import Evaluation
 from neuronrank_torch.text.sources import load_text
 
 
+@dataclass(frozen=True)
+class EvalResult(Perplexity):
+    """Result of ``neuronrank eval``.
+
+    Parameters
+    ----------
+    model : str
+        The model, as it was named.
+    dataset : str
+        The text, as it was named.
+    schema : int
+        Version of this format.
+    """
+
+    model: str
+    dataset: str
+    schema: int = 1
+
+
 def run_eval(
+    model: str,
+    evaluation: Evaluation,
+    *,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    batch_size: int = 1,
+    progress: Progress = silent,
+) -> EvalResult:
+    """Load a model and measure its perplexity; see :func:`measure`."""
+    measured = measure(model, evaluation, device=device, dtype=dtype, batch_size=batch_size, progress=progress)
+    return EvalResult(**vars(measured), model=model, dataset=evaluation.dataset)
+
+
+def measure(
     model: str,
     evaluation: Evaluation,
     *,
@@ -26,7 +60,7 @@ def run_eval(
     progress: Progress = silent,
     stage: str = "perplexity",
 ) -> Perplexity:
-    """Load a model and measure its perplexity; processes that torchrun started share the windows.
+    """Load a model and measure its perplexity. Processes started by torchrun share the windows.
 
     Raises
     ------
@@ -41,7 +75,7 @@ def run_eval(
         try:
             streamed, tokenizer, _ = open_model(model, **chosen)
             loaded, resident = streamed.model, streamed.resident
-        except (MissingStatisticsError, UnsupportedModelError):  # What cannot be pruned can still be measured.
+        except (MissingStatisticsError, UnsupportedModelError):  # Perplexity does not need gated MLPs.
             loaded, tokenizer, _ = load_model(model, **chosen)
         return evaluate(
             loaded,

@@ -1,19 +1,20 @@
-"""Unites statistics folders of disjoint documents: what ``neuronrank merge`` does."""
+"""Merges statistics folders of disjoint documents: what ``neuronrank merge`` does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 from neuronrank_core import InputError, merge
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.files.durable import STATISTICS, check_output
 from neuronrank_torch.files.journal import differences
 from neuronrank_torch.progress import Progress, silent
+from neuronrank_torch.runs.collect import CollectResult
 from neuronrank_torch.saving.statistics_writer import StatisticsWriter
+from neuronrank_torch.schema import from_json
 
-#: What may differ: names, behind which fingerprints tell what is the same, and the documents.
+#: What may differ: the documents, and names, because fingerprints identify the model and the text.
 _FREE = {"model", "dataset", "documents"}
 
 
@@ -23,8 +24,8 @@ def run_merge(
     *,
     force: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Unite tables; the result is what one collection of all their documents gives, bit for bit.
+) -> CollectResult:
+    """Merge tables. The result is bit for bit that of one collection of all their documents.
 
     Parameters
     ----------
@@ -39,8 +40,7 @@ def run_merge(
 
     Returns
     -------
-    dict
-        The header of the result.
+    CollectResult
 
     Raises
     ------
@@ -71,7 +71,7 @@ def run_merge(
             writer.keep(unit, merge(part.table(unit) for part in parts))
         progress(f"saving {save}", 0, 1, "folders")
         writer.finish(header)
-    return header
+    return from_json(CollectResult, {**header, "save": save}, save, "collect again")
 
 
 def _check_mergeable(one: StatisticsFolder, other: StatisticsFolder) -> None:

@@ -1,15 +1,15 @@
-"""The equivalence contract on a user's own model, device and text: the core in NumPy against torch, layer by layer.
+"""Checks the equivalence contract on a user's own model, device and text: the NumPy core against torch, by layer.
 
-Each layer runs once, dense, on the device. Of the very activations that torch saw there the core makes a table of
-statistics in float64; the other table is :class:`LayerCollector`'s. From either table follow TF, DF, IDF, spikiness,
-scores and masks: once by the core's kernels on float64 weights, once by torch's on the device. The forward pass itself
-is not compared; what half precision changes in it is told apart, by a second run of the model in float32.
+Each layer runs once, dense, on the device. From the same activations, the core computes a table of statistics in
+float64 and :class:`LayerCollector` computes the other one. TF, DF, IDF, spikiness, scores and masks follow from each
+table: with the core's kernels on float64 weights, and with torch's on the device. The forward pass itself is not
+compared. In half precision, a second run of the model in float32 shows how much the precision changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,18 +35,18 @@ from neuronrank_torch.runs.verify.reference import Observed, observe
 from neuronrank_torch.text.sequences import calibration_sequences
 from neuronrank_torch.text.sources import load_text
 
-#: A score that every kernel of a backend and every kind of statistics enters.
+#: A score that uses every kernel of a backend and every kind of statistics.
 EVERYTHING = Recipe(method="neuronrank_wanda", tfidf_mode="topic", idf_exp=1.0, spikiness_exp=1.0)
-#: Sampled tokens to compare topics on, at most: with more, some choice is always a near-tie.
+#: Largest number of sampled tokens to compare topics on. With more, some choice is always a near-tie.
 CLUSTERED = 256
-#: Columns that say what a row of the table is about.
+#: Columns that identify a row of the table.
 _KEYS = ("document", "tokens", "sample_tokens")
-#: The collector's table of a layer, and the masks that follow by the default method, as packed bits.
+#: The collector's table of a layer, and the masks of the default method, as packed bits.
 Outcome = tuple[LayerStatistics, dict[str, NDArray[np.uint8]]]
 
 
 def check_layer(observed: Observed, recipe: Recipe) -> list[Check]:
-    """Hold everything that follows from a layer's activations against the core's."""
+    """Compare everything computed from a layer's activations with the core."""
     ours, reference, kernels = observed.table, observed.reference, observed.kernels
     theirs = reference.columns()
     checks = [
@@ -56,7 +56,7 @@ def check_layer(observed: Observed, recipe: Recipe) -> list[Check]:
     ]
     checks.append(check_topics(np.asarray(ours.sample), np.asarray(reference.sample), kernels, recipe))
     core = NeuronStatistics(reference, recipe, layer=observed.index)
-    # By the reference's labels, so that a near-tie between topics is not found again in all that follows.
+    # Uses the labels of the reference, so that a near-tie between topics does not change the other quantities.
     torch_ = NeuronStatistics(ours, recipe, kernels, observed.index, core.labels)
     checks.append(contract.counts("df", torch_.df, core.df))
     checks += [contract.real(name, getattr(torch_, name), getattr(core, name)) for name in ("tf", "idf", "spikiness")]
@@ -74,7 +74,7 @@ def check_layer(observed: Observed, recipe: Recipe) -> list[Check]:
 def check_topics(
     ours: NDArray[np.float32], reference: NDArray[np.float32], kernels: TorchKernels, recipe: Recipe
 ) -> Check:
-    """Hold topics against the core's, on few enough of the tokens for a clustering clear of near-ties to be found."""
+    """Compare topics with the core, on few enough tokens that a clustering without near-ties can be found."""
     kept, k = sample_positions(len(reference), CLUSTERED), recipe.tfidf_k
     sample = reference[kept]
     clear = contract.clear_seed(sample, k, recipe.seed)
@@ -89,7 +89,7 @@ def check_topics(
 
 
 def check_module(name: str, ours: ScoringContext, reference: ScoringContext) -> Iterator[Check]:
-    """Hold a module's scores and mask against the core's."""
+    """Compare a module's scores and mask with the core."""
     method, ratio = method_for(name, ours.recipe), ours.recipe.ratio
     compare = method.compare(name)
     scores, theirs = method.score(name, ours), method.score(name, reference)
@@ -99,7 +99,7 @@ def check_module(name: str, ours: ScoringContext, reference: ScoringContext) -> 
         return select(score, weight, ratio=ratio, compare=compare, lowest_k=kernels.lowest_k, where=name)
 
     unequal = 0
-    # Scores as they are, and rounded so that many tie.
+    # Scores as they are, and rounded so that there are many ties.
     for equal in (scores, scores.bfloat16().float()):
         same = chosen(equal.cpu().numpy().copy(), ours.weights[name].cpu().numpy(), NumpyKernels())
         unequal += int((chosen(equal.clone(), ours.weights[name], ours.kernels).cpu().numpy() != same).sum())
@@ -114,14 +114,14 @@ def check_module(name: str, ours: ScoringContext, reference: ScoringContext) -> 
 
 
 def outcome(observed: Observed) -> Outcome:
-    """What a run would make of a layer by the default method."""
+    """Statistics and masks of a layer under the default method."""
     weights = observed.weights
     context = ScoringContext(observed.index, Recipe(), weights, observed.table, observed.kernels)
     return observed.table, {name: np.packbits(prune_mask(name, context).cpu().numpy()) for name in weights}
 
 
 def cost(half: Outcome, full: Outcome) -> dict[str, float]:
-    """What half precision changed: norm of a statistic's difference / its norm; share of a mask's bits that differ."""
+    """Effect of half precision: relative norm of the difference of a statistic; fraction of mask bits that differ."""
     (a, a_masks), (b, b_masks) = ((table.columns(), masks) for table, masks in (half, full))
     norm = np.linalg.norm
     changed = {
@@ -130,6 +130,83 @@ def cost(half: Outcome, full: Outcome) -> dict[str, float]:
     }
     differ = {f"{name} mask": np.unpackbits(a_masks[name] ^ bits).mean() for name, bits in b_masks.items()}
     return changed | {name: float(share) for name, share in differ.items()}
+
+
+@dataclass(frozen=True)
+class LayerChecks:
+    """The checks of one layer.
+
+    Parameters
+    ----------
+    layer : int
+        Number of the layer, from 0.
+    checks : dict of Check
+        By quantity.
+    """
+
+    layer: int
+    checks: dict[str, Check]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """How much half precision changes one layer, compared with float32.
+
+    Parameters
+    ----------
+    layer : int
+        Number of the layer, from 0.
+    changed : dict of float
+        By quantity: relative norm of the difference of a statistic, or fraction of the bits of a mask that differ.
+    """
+
+    layer: int
+    changed: dict[str, float]
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """Result of ``neuronrank verify``.
+
+    Parameters
+    ----------
+    model : str
+        The model, as it was named.
+    device : str
+        Device that torch ran on.
+    dtype : str
+        Precision of the model.
+    dataset : str
+        The text, as it was named.
+    nsamples : int
+        Number of sequences.
+    seqlen : int
+        Tokens per sequence.
+    seed : int
+        Seed of every random number.
+    holds : bool
+        Whether all checks hold.
+    layers : tuple of LayerChecks
+    cost : tuple of LayerCost
+        Empty in float32.
+    versions : dict of str
+        Version of each package that influences the result.
+    schema : int
+        Version of this format.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    dataset: str
+    nsamples: int
+    seqlen: int
+    seed: int
+    holds: bool
+    layers: tuple[LayerChecks, ...]
+    cost: tuple[LayerCost, ...]
+    versions: dict[str, str]
+    schema: int = 1
 
 
 def run_verify(
@@ -144,8 +221,8 @@ def run_verify(
     device: str = "auto",
     dtype: Dtype = "auto",
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Load a model and hold torch against the core on its first layers.
+) -> VerifyResult:
+    """Load a model and compare torch with the core on its first layers.
 
     Parameters
     ----------
@@ -154,20 +231,19 @@ def run_verify(
     dataset : str
         As :func:`neuronrank_torch.text.sources.load_text` takes it.
     nsamples, seqlen : int
-        Sequences, and tokens in each.
+        Number of sequences, and tokens per sequence.
     layers : int, optional
-        How many, from the first; all by default.
+        Number of layers, from the first; all by default.
     batch_size : int
         Sequences in a micro-batch.
     seed : int
-        Of the sequences, and of the topics where their clustering is clear of near-ties.
+        Of the sequences, and of the topics if their clustering is free of near-ties.
     progress : callable
         See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
-    dict
-        ``holds``, the checks of each layer, and in half precision what it costs; all JSON can hold.
+    VerifyResult
 
     Raises
     ------
@@ -207,19 +283,16 @@ def run_verify(
     used = run(dtype, "verifying", check)
     if outcomes:
         run("float32", "comparing with float32:", compare)
-    return {
-        "model": model,
-        "device": target,
-        "dtype": used,
-        "dataset": dataset,
-        "nsamples": nsamples,
-        "seqlen": seqlen,
-        "seed": seed,
-        "holds": all(check.holds for checks in checked for check in checks),
-        "layers": [
-            {"layer": i, "checks": {check.name: {**asdict(check), "holds": check.holds} for check in checks}}
-            for i, checks in enumerate(checked)
-        ],
-        "cost": [{"layer": i, "changed": changed} for i, changed in enumerate(costs)],
-        "versions": versions(),
-    }
+    return VerifyResult(
+        model=model,
+        device=target,
+        dtype=used,
+        dataset=dataset,
+        nsamples=nsamples,
+        seqlen=seqlen,
+        seed=seed,
+        holds=all(check.holds for checks in checked for check in checks),
+        layers=tuple(LayerChecks(i, {check.name: check for check in checks}) for i, checks in enumerate(checked)),
+        cost=tuple(LayerCost(i, changed) for i, changed in enumerate(costs)),
+        versions=versions(),
+    )
