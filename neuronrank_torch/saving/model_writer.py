@@ -15,7 +15,6 @@ from torch import Tensor
 from neuronrank_torch.calibration.hidden_states import HiddenStates, room
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.files.durable import write_durably
-from neuronrank_torch.files.json import seal
 from neuronrank_torch.files.resumable import ResumableFolder
 from neuronrank_torch.model.quiet import quiet_transformers
 from neuronrank_torch.model.split_experts import whole_experts
@@ -162,7 +161,7 @@ class ModelWriter(ResumableFolder, LayerStore):
         NeuronRankError
             If writing fails, or something is there by now that must not be replaced.
         """
-        text = json.dumps(seal(report), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         with self.saving():
             self._complete_shards()
             with quiet_transformers():
