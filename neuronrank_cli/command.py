@@ -72,8 +72,11 @@ class Flag(click.Option):
         return f"{hint} (from {origin})" if origin else hint
 
     def get_help_extra(self, ctx: click.Context) -> Any:
-        """Show the default in words without parentheses."""
+        """Show the default and the range in words."""
         extra = super().get_help_extra(ctx)
+        shown = extra.pop("range", "")
+        if shown not in ("", "x>=0", "x>=1"):
+            extra["range"] = shown.replace("x>=", "at least ")
         if self.default_text:
             extra["default"] = self.default_text
         return extra

@@ -64,10 +64,10 @@ def from_to(value: str) -> tuple[int, int]:
 @json_flag
 @click.pass_context
 def collect(ctx: click.Context, /, as_json: bool, documents: tuple[int, int] | None, **flags: Any) -> None:
-    """Collect statistics of the unpruned model, from which every method can prune.
+    """Collect statistics from which every method can prune.
 
-    Writes a table for each layer, with a row for each sequence. `neuronrank prune --stats` then prunes with any method
-    in seconds, without a text. If interrupted, rerun the same command to resume.
+    Runs the unpruned model and writes a table for each layer, with a row for each sequence. `neuronrank prune --stats`
+    then prunes with any method in seconds, without a text. If interrupted, rerun the same command to resume.
     """
     recipe = recipe_of(ctx, flags)
     with Stages() as stages:

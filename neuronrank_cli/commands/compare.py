@@ -45,7 +45,7 @@ MEASURE = "Perplexity and speed"
 @json_flag
 @click.pass_context
 def compare(ctx: click.Context, /, first: str, second: str, as_json: bool, **flags: Any) -> None:
-    """Compare two models: the weights that are zero in both, size, perplexity and speed.
+    """Compare two models: common zeros, size, perplexity and speed.
 
     A and B are named like --model of the other commands: for example two pruned models, or a pruned model and its
     original. If their shapes differ, only sizes are compared.

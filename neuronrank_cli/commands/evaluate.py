@@ -58,7 +58,7 @@ _PERPLEXITY, _TASKS = ("dataset", "windows", "seqlen", "bos"), ("include_path", 
 @json_flag
 @click.pass_context
 def evaluate(ctx: click.Context, /, model: str, tasks: str | None, as_json: bool, **how: Any) -> None:
-    """Measure the perplexity of a model on a text, or run standard tasks.
+    """Measure perplexity on a text, or run standard tasks.
 
     The text is tokenized as one string and split into consecutive windows of --seqlen tokens; the remainder is ignored.
     """

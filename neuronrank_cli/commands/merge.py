@@ -16,9 +16,10 @@ from neuronrank_cli.options import force_flag, json_flag
 @force_flag("existing statistics")
 @json_flag
 def merge(folders: tuple[str, ...], save: str, force: bool, as_json: bool) -> None:
-    """Merge statistics of disjoint documents in FOLDERS, which were collected separately with --documents.
+    """Merge statistics that were collected separately.
 
-    The result is bit for bit that of a single collection. All folders have to be of the same model, text and sampling.
+    FOLDERS contain statistics of disjoint --documents of the same model, text and sampling. The result is bit for bit
+    that of a single collection.
     """
     with Stages() as stages:
         from neuronrank_torch.runs.merge import run_merge

@@ -109,9 +109,9 @@ Example:
 @json_flag
 @click.pass_context
 def tune(ctx: click.Context, /, save: str, as_json: bool, **flags: Any) -> None:
-    """Search for the recipe with the lowest perplexity on a text, using statistics that were collected before.
+    """Search for the recipe with the lowest perplexity on a text.
 
-    Starts with Wanda, the defaults of the methods, the presets and --allocate neuronrank, so the result is at least as
+    Uses statistics from `neuronrank collect`. Starts with Wanda, the defaults of the methods, the presets and --allocate neuronrank, so the result is at least as
     good as each of them on that text. Then Optuna's TPE sampler proposes recipes. No pruned model is saved.
     """
     file = check_output_file(save, force=flags["force"], example="tuned.toml")

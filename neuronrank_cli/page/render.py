@@ -40,19 +40,18 @@ def render(data: dict[str, Any]) -> str:
         size=size_text, percent=lambda share, digits=2: f"{share:.{digits}%}", count="{:,}".format
     )
     environment.globals.update(chart=charts, methods=METHODS, protocol=protocol)
-    flags, sizes = recipe_rows(data["run"]["recipe"]), module_sizes(data)
+    flags, sizes = recipe_rows(data["run"].recipe), module_sizes(data)
     total = sparsity_total(sizes, data["sparsity"]["head"])
     return environment.get_template("page.html").render(data, flags=flags, sizes=sizes, total=total)
 
 
-def recipe_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+def recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:
     """The flags of a run that had an effect."""
-    recipe = Recipe(**values)
     idle = set(recipe.without_effect(SPELLING)) | (set() if recipe.needs_text else _TEXT)
     idle |= {f.name for f in fields(Exponents)} - METHODS[recipe.method].reads
     rows = []
     for name, flag in SPELLING.items():
-        value = values[name]
+        value = getattr(recipe, name)
         if name not in idle and value is not None and value is not False:
             rows.append((flag, f"{value:g}" if isinstance(value, float) else "yes" if value is True else str(value)))
     return rows
@@ -64,15 +63,15 @@ def module_sizes(data: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
     Zeros are counted in the saved tensors. Removed weights cannot be: where whole neurons were removed, the sizes
     before pruning are those in ``neuronrank.json``.
     """
-    was = {layer["layer"]: layer["modules"] for layer in data["run"]["layers"]}
-    shrunk = data["run"]["recipe"]["sparsity_type"] == "neurons"
+    was = {layer.layer: layer.modules for layer in data["run"].layers}
+    shrunk = data["run"].recipe.whole_neurons
     modules: dict[str, dict[int, dict[str, Any]]] = {}
     for layer in data["sparsity"]["layers"]:
         for name, now in layer["modules"].items():
             before = was.get(layer["layer"], {}).get(name)
-            size = before["size"] if before and shrunk else now["size"]
+            size = before.size if before and shrunk else now["size"]
             lost = {"size": size, "zeros": now["zeros"], "removed": size - now["size"]}
-            changed = before is not None and any(before[key] != value for key, value in lost.items())
+            changed = before is not None and any(getattr(before, key) != value for key, value in lost.items())
             state = {"pruned": before is not None, "changed": changed}
             modules.setdefault(name, {})[layer["layer"]] = lost | state
     return modules

@@ -15,7 +15,6 @@ import neuronrank_torch.runs.prune
 from neuronrank_cli import console
 from neuronrank_cli.console import Stages
 from neuronrank_torch.evaluation.perplexity import evaluate
-from neuronrank_torch.files.json import read_sealed
 from neuronrank_torch.text.sources import load_text
 
 
@@ -88,7 +87,7 @@ def test_json_stands_alone_on_stdout(
 
     monkeypatch.setattr(neuronrank_torch.runs.prune, "open_model", chatty)
     result = run("prune", *small, "--pruning_last", 9, "--tf-exp", 0, "--save", "out", "--json")
-    assert json.loads(result.stdout) == read_sealed(tmp_path / "out" / "neuronrank.json", "")
+    assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "neuronrank.json").read_text("utf-8"))
     assert "a library has something to say" in result.stderr
     assert "Warning: --pruning_last is 9 but the model has 4 layers: all are pruned" in result.stderr
     measured = run("eval", "--model", "out", "--dataset", small[3], "--seqlen", 32, "--windows", 2, "--json")
@@ -140,7 +139,7 @@ def test_eval_prints_perplexity_with_its_protocol(run: Run, model: Path, text: P
         f"measured on: {text}, 3 windows of 48 tokens, {where}",
     ]
     measured = json.loads(run("eval", *arguments, "--json").stdout)
-    assert measured == {"model": str(model), "dataset": str(text), **expected.to_dict()}
+    assert measured == {"schema": 1, "model": str(model), "dataset": str(text), **expected.to_dict()}
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

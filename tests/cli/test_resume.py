@@ -19,7 +19,6 @@ from tiny import tiny_model, tiny_tokenizer
 
 import neuronrank_torch.runs.prune
 from neuronrank_core import NonFiniteError
-from neuronrank_torch.files.json import read_sealed
 
 #: Counts the program's own function calls, and kills it at one of them.
 KILLED = """
@@ -104,7 +103,7 @@ def test_stopped_after_any_unit(
     assert f"resuming: {min(units, LAYERS)} of {LAYERS} layers are finished" in finished.stderr
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
-    one, other = (read_sealed(tmp_path / out / "neuronrank.json", "") for out in ("whole", "out"))
+    one, other = (json.loads((tmp_path / out / "neuronrank.json").read_text("utf-8")) for out in ("whole", "out"))
     for report in (one, other):
         del report["seconds"], report["job"]
         for layer in report["layers"]:
@@ -119,7 +118,7 @@ def test_stopped_after_any_unit(
         (NonFiniteError("NaN in layer 2"), 1, "Note: "),
         (OSError(28, "No space left on device"), 1, "Note: "),
         (MemoryError(), 1, "Note: "),
-        (SystemExit(143), 143, "Ended; "),
+        (SystemExit(143), 143, "Terminated; "),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )

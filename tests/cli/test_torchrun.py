@@ -97,7 +97,7 @@ def test_a_failed_rank_ends_all_and_other_ranks_go_on(
     [
         ("full", 0, [1, 1], ["Error: [Errno 28] No space left on device", "Hint: free some space", f"Note: {KEPT}"]),
         ("kill", 1, [1, -9], [f"Note: {KEPT}"]),
-        ("terminate", 1, [143, 143], [f"Ended; this happened on rank 1 of 2; {KEPT}"]),
+        ("terminate", 1, [143, 143], [f"Terminated; this happened on rank 1 of 2; {KEPT}"]),
         ("interrupt", 0, [130, 130], [f"Interrupted; {KEPT}"]),
     ],
 )

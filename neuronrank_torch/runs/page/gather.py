@@ -29,7 +29,6 @@ from neuronrank_torch.runs.page.weights import (
     saved_zeros,
     zero_masks,
 )
-from neuronrank_torch.schema import to_json
 
 Section = dict[str, Any]
 
@@ -57,7 +56,7 @@ def gather(job: InsightJob, progress: Progress = silent) -> dict[str, Any]:
     """
     page = _Page(Sources(job), progress)
     return {
-        "run": to_json(page.sources.result),
+        "run": page.sources.result,
         "folder": job.folder,
         "model": page.sources.dense_name,
         "sparsity": page.sparsity(),

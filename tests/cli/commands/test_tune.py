@@ -212,7 +212,7 @@ def test_tables_and_warnings(run: Run, searched: list[object], text: Path) -> No
     at = searched.index("valid.txt")
     shown = run(*searched[:at], text, *searched[at + 1 :], "--save", "best.toml")
     assert "Warning: the evaluation text is the calibration text" in shown.stderr
-    assert "documented place" in shown.stdout
+    assert "documented rank" in shown.stdout
     assert shown.stdout.splitlines()[-1] == "saved to: best.toml"
     assert Path("best.toml").read_text().splitlines()[3] == "[prune]"
 

@@ -16,7 +16,6 @@ from tiny import BOS, tiny_tokenizer
 from tiny_files import logits, small, write_folder, write_gguf
 
 from neuronrank_core.errors import NeuronRankError
-from neuronrank_torch.files.json import read_sealed
 from neuronrank_torch.model.open import load_model
 from neuronrank_torch.pruning.result import LayerReport, ModuleReport
 from neuronrank_torch.saving import model_writer as module
