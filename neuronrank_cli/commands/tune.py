@@ -111,8 +111,9 @@ Example:
 def tune(ctx: click.Context, /, save: str, as_json: bool, **flags: Any) -> None:
     """Search for the recipe with the lowest perplexity on a text.
 
-    Uses statistics from `neuronrank collect`. Starts with Wanda, the defaults of the methods, the presets and --allocate neuronrank, so the result is at least as
-    good as each of them on that text. Then Optuna's TPE sampler proposes recipes. No pruned model is saved.
+    Uses statistics from `neuronrank collect`. Starts with Wanda, the defaults of the methods, the presets and
+    --allocate neuronrank, so the result is at least as good as each of them on that text. Then Optuna's TPE sampler
+    proposes recipes. No pruned model is saved.
     """
     file = check_output_file(save, force=flags["force"], example="tuned.toml")
     if file.suffix != ".toml":

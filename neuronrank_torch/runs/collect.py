@@ -1,4 +1,4 @@
-"""Collects the statistics of every layer of a model, dense, into a folder: what ``neuronrank collect`` does."""
+"""Collects statistics of every layer of an unpruned model into a folder: what ``neuronrank collect`` does."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def run_collect(
         If the run fails. The output folder is then not created or changed.
     """
     if job.save is None:
-        raise InputError("statistics are collected into a folder", hint="give --save")
+        raise InputError("collecting statistics needs an output folder", hint="add --save")
     # Collects every column that a table can have.
     recipe = replace(recipe, method="neuronrank_tfidf", input_exp=1.0, tf_exp=1.0, idf_exp=1.0)
     chosen = _chosen(documents, recipe, job.batch_size or micro_batch(recipe))

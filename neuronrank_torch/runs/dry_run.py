@@ -1,4 +1,4 @@
-"""What a run would do and cost, found out with one layer in memory."""
+"""Plans a run, and estimates its memory and time with one layer in memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from neuronrank_torch.text.sources import load_text
 
 
 def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
-    """Check what can be checked cheaply, and say what :func:`neuronrank_torch.runs.prune.run_prune` would do.
+    """Check all inputs, and plan what :func:`neuronrank_torch.runs.prune.run_prune` would do.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
     first = first_pruned(recipe, len(streamed.decoder.layers))[0]
     notes += evaluation_notes(text, eval_text, statistics)
     if recipe.allocate != "uniform":
-        notes.append("--allocate decides each layer's ratio in the run: only the total below holds")
+        notes.append("--allocate sets the ratio of each layer during the run: only the total below is exact")
     if text:
         calibration_sequences(tokenizer, recipe, text)
     parameters = sum(p.numel() for p in model.parameters())
@@ -115,11 +115,11 @@ def estimate_memory(
     model : StreamedModel
     recipe : Recipe
     whole : bool
-        Whether the run has the whole model in memory.
+        Whether the whole model is in memory.
     hidden_in_memory : bool
-        Whether hidden states are, or in a file.
+        Whether hidden states are in memory, or in a file.
     eval_tokens : int
-        Tokens that perplexity is measured on.
+        Tokens of the evaluation text.
     """
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
     linears = reported_linears(model.decoder.layers[0], 0, include_attention=recipe.include_attention).values()
@@ -140,7 +140,7 @@ def estimate_memory(
 
 
 def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_size: int, eval_tokens: int) -> float:
-    """Estimate the time of a run from its first layer, pruned with one micro-batch and then forgotten.
+    """Estimate the time of a run by pruning its first layer with one micro-batch; the layer is discarded.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     batch_size : int
         Sequences in a micro-batch.
     eval_tokens : int
-        Tokens that perplexity is measured on, before and after.
+        Tokens of the evaluation text, which is measured before and after.
     """
     layers = len(model.decoder.layers)
     # One micro-batch may hold fewer tokens than there are topics.

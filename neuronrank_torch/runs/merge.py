@@ -34,7 +34,7 @@ def run_merge(
     save : str
         Output folder.
     force : bool
-        Replace existing statistics there.
+        Replace existing statistics.
     progress : callable
         See :data:`neuronrank_torch.progress.Progress`.
 
@@ -78,6 +78,6 @@ def _check_mergeable(one: StatisticsFolder, other: StatisticsFolder) -> None:
     changes = differences(*({k: v for k, v in f.header.items() if k not in _FREE} for f in (one, other)))
     if changes:
         raise InputError(
-            f"{one.path} and {other.path} do not belong together: {'; '.join(changes[:3])}",
+            f"{one.path} and {other.path} cannot be merged: {'; '.join(changes[:3])}",
             hint="merge statistics of one model, text and sampling",
         )

@@ -104,7 +104,7 @@ def test_more_layers_than_there_are_means_all(run: Run, small: list[object]) -> 
 
 def test_a_dry_run_does_not_promise_what_the_allocation_decides(run: Run, small: list[object]) -> None:
     shown = run("prune", *small, "--dry-run", "--allocate", "neuronrank")
-    assert "--allocate decides each layer's ratio in the run: only the total below holds" in shown.stderr
+    assert "--allocate sets the ratio of each layer during the run: only the total below is exact" in shown.stderr
     assert "--allocate" not in run("prune", *small, "--dry-run").stderr
 
 

@@ -197,7 +197,7 @@ def test_another_search_is_refused_and_nothing_is_replaced_unasked(run: Run, sea
     assert trials(longer)[:TRIALS] == trials(first)
     assert len(longer["trials"]) == TRIALS + 1
     refused = run(*searched, "--storage", "best.db", "--save", "b.toml", "--sparsity_ratio", 0.3, code=2)
-    assert "best.db holds another search: recipe sparsity_ratio was 0.5, is 0.3" in refused.stderr
+    assert "best.db contains a different search: recipe sparsity_ratio was 0.5, is 0.3" in refused.stderr
     anew = [*searched, "--storage", "best.db", "--save", "b.toml", "--sparsity_ratio", 0.3, "--force", "--json"]
     assert trials(json.loads(run(*anew).stdout)) != trials(first)
 
@@ -223,7 +223,7 @@ def test_tables_and_warnings(run: Run, searched: list[object], text: Path) -> No
         ("--trials 9", "--trials is 9, allowed: at least 10, the recipes to start from"),
         ("--sparsity_type neurons", "--sparsity_type is 'neurons', allowed: unstructured or N:M"),
         ("--storage gone/x.db", "cannot keep trials in gone/x.db"),
-        ("--save gone/best.toml", "there is no folder gone"),
+        ("--save gone/best.toml", "cannot write gone/best.toml: there is no folder gone"),
         ("--save best", "--save best is not the name of a .toml file"),
         ("--stats gone", "gone is no statistics folder"),
         ("--eval-dataset gone.txt", "file not found: gone.txt"),
