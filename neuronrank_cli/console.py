@@ -19,7 +19,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from neuronrank_torch.evaluation.perplexity import Perplexity
-    from neuronrank_torch.runs.tune.figures import Protocol
+    from neuronrank_torch.runs.tune.tune_result import Protocol
 
 Printed = TypeVar("Printed")
 #: Seconds between two lines about the same activity, where progress is printed as lines.

@@ -55,8 +55,8 @@ RESULTS = {
     "eval": "runs.evaluate.EvalResult",
     "eval --tasks": "runs.tasks.TasksResult",
     "collect, merge": "runs.collect.CollectResult",
-    "tune": "runs.tune.figures.TuneResult",
-    "verify": "runs.verify.run.VerifyResult",
+    "tune": "runs.tune.tune_result.TuneResult",
+    "verify": "runs.verify.verify_result.VerifyResult",
     "compare": "runs.compare.CompareResult",
 }
 

@@ -31,7 +31,7 @@ from neuronrank_core.methods import METHODS
 from neuronrank_core.search_space import DEFAULT_METHODS
 
 if TYPE_CHECKING:
-    from neuronrank_torch.runs.tune.figures import TuneResult
+    from neuronrank_torch.runs.tune.tune_result import TuneResult
 
 SEARCH, EVALUATION, TEST = "Search", "Evaluation", "Test"
 EXAMPLE = """\b

@@ -13,7 +13,7 @@ from neuronrank_cli.console import Stages, right_aligned, show
 from neuronrank_cli.options import count_flag, json_flag, model_flags, text_flag
 
 if TYPE_CHECKING:
-    from neuronrank_torch.runs.verify.run import VerifyResult
+    from neuronrank_torch.runs.verify.verify_result import VerifyResult
 
 TEXT = "Text"
 

@@ -66,27 +66,20 @@ def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
     calibration = tokens if statistics is None else statistics.calibration()
     figures = Report(recipe, tuple(layers), parameters, calibration, 0.0, tuple(notes)).figures()
     record = JobRecord(**vars(job), model_type=source.model_type, dry_run=True)
-    eval_tokens = _eval_tokens(job.evaluation, tokenizer, eval_text)
     if statistics is not None:  # No text is processed, so it takes about as long as pruning by magnitude.
         recipe = Recipe("magnitude", include_attention=recipe.include_attention, seqlen=recipe.seqlen)
-    plan = Plan(
-        layer_bytes=streamed.bytes(0),
-        memory=estimate_memory(
-            streamed,
-            recipe,
-            whole=job.save is None,
-            hidden_in_memory=job.hidden_states == "memory",
-            eval_tokens=eval_tokens,
-        ),
-        seconds=estimate_seconds(
-            streamed,
-            recipe,
-            first=first,
-            batch_size=min(recipe.nsamples, job.batch_size or micro_batch(recipe)),
-            eval_tokens=eval_tokens,
-        ),
-    )
+    plan = _estimated(job, recipe, streamed, first, _eval_tokens(job.evaluation, tokenizer, eval_text))
     return PruneResult(**vars(figures), job=record, plan=plan)
+
+
+def _estimated(job: Job, recipe: Recipe, model: StreamedModel, first: int, eval_tokens: int) -> Plan:
+    batch_size = min(recipe.nsamples, job.batch_size or micro_batch(recipe))
+    whole, hidden_in_memory = job.save is None, job.hidden_states == "memory"
+    return Plan(
+        layer_bytes=model.bytes(0),
+        memory=estimate_memory(model, recipe, whole=whole, hidden_in_memory=hidden_in_memory, eval_tokens=eval_tokens),
+        seconds=estimate_seconds(model, recipe, first=first, batch_size=batch_size, eval_tokens=eval_tokens),
+    )
 
 
 def _eval_tokens(evaluation: Evaluation | None, tokenizer: Any, text: str) -> int:

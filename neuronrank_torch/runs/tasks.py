@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 from neuronrank_core.errors import InputError, NeuronRankError, first_line
@@ -85,22 +86,15 @@ def run_tasks(
     NeuronRankError
         If lm-eval fails, for example because it does not know a task.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise InputError(
-            f"--tasks needs lm-eval, which cannot be imported ({error})", hint="pip install 'neuronrank[eval]'"
-        ) from error
+    harness = _harness()
     progress(f"loading {model}", 0, 1, "models")
     loaded, tokenizer, _ = load_model(model, dtype=dtype, device=choose_device(device))
     progress(f"running lm-eval on {', '.join(tasks)}", 0, 1, "runs")
     try:
-        found = simple_evaluate(
-            model=HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch_size),
+        found = harness.simple_evaluate(
+            model=harness.HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch_size),
             tasks=list(tasks),
-            task_manager=TaskManager(include_path=include_path),
+            task_manager=harness.TaskManager(include_path=include_path),
             num_fewshot=fewshot,
             limit=limit,
             batch_size=batch_size,
@@ -111,7 +105,7 @@ def run_tasks(
             f"lm-eval failed on {', '.join(tasks)}: {type(error).__name__}: {first_line(error)}",
             hint="`lm-eval ls tasks` lists the names; most tasks download their data",
         ) from error
-    if found is None:  # What it returns on all but the first of several processes.
+    if found is None:  # In all but the first of several processes.
         raise NeuronRankError("lm-eval gave no results", hint="run it in one process")
     return TasksResult(
         model=model,
@@ -121,6 +115,19 @@ def run_tasks(
         limit=limit,
         lm_eval=version("lm-eval"),
     )
+
+
+def _harness() -> SimpleNamespace:
+    """What is used of lm-eval; raises InputError if it is not installed."""
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise InputError(
+            f"--tasks needs lm-eval, which cannot be imported ({error})", hint="pip install 'neuronrank[eval]'"
+        ) from error
+    return SimpleNamespace(simple_evaluate=simple_evaluate, HFLM=HFLM, TaskManager=TaskManager)
 
 
 def _finite(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_eval(answer: Any, small: list[object]) -> None:
 def test_collect_merge_and_what_uses_them(answer: Any, small: list[object]) -> None:
     from neuronrank_torch.runs.collect import CollectResult
     from neuronrank_torch.runs.prune_result import PruneResult
-    from neuronrank_torch.runs.tune.figures import TuneResult
+    from neuronrank_torch.runs.tune.tune_result import TuneResult
 
     parts = [*small, "--batch-size", 2]
     check(CollectResult, answer("collect", *parts, "--documents", "0:2", "--save", "a"))
@@ -81,7 +81,7 @@ def test_collect_merge_and_what_uses_them(answer: Any, small: list[object]) -> N
 
 
 def test_verify(answer: Any, small: list[object]) -> None:
-    from neuronrank_torch.runs.verify.run import VerifyResult
+    from neuronrank_torch.runs.verify.verify_result import VerifyResult
 
     for dtype in ("float32", "bfloat16"):
         check(VerifyResult, answer("verify", *small, "--layers", 1, "--device", "cpu", "--dtype", dtype))

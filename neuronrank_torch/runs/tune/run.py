@@ -19,10 +19,10 @@ from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.result import decided, recipe_values, versions
-from neuronrank_torch.runs.tune.figures import HeldOut, Protocol, Trial, TuneResult
 from neuronrank_torch.runs.tune.importance import importances
 from neuronrank_torch.runs.tune.objective import MaskedModel, output_error
 from neuronrank_torch.runs.tune.study import FAILED, START, TuningStudy
+from neuronrank_torch.runs.tune.tune_result import HeldOut, Protocol, Trial, TuneResult
 from neuronrank_torch.text.sequences import Tokens, bos_token, cut_windows, tokenize
 from neuronrank_torch.text.sources import load_text, text_fingerprint
 

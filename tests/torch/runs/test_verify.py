@@ -17,7 +17,8 @@ import neuronrank_torch.calibration.collector
 import neuronrank_torch.runs.verify.run
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.runs.verify import contract
-from neuronrank_torch.runs.verify.run import VerifyResult, run_verify
+from neuronrank_torch.runs.verify.run import run_verify
+from neuronrank_torch.runs.verify.verify_result import VerifyResult
 
 Broken = Callable[..., Any]
 
