@@ -1,4 +1,4 @@
-"""The ``neuronrank`` command: ties the commands together."""
+"""The ``neuronrank`` command: the group of all commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 import click
 
-from neuronrank_cli.command import speaks
+from neuronrank_cli.command import Group, is_first_process
 from neuronrank_cli.commands.collect import collect
 from neuronrank_cli.commands.compare import compare
 from neuronrank_cli.commands.config import config
@@ -29,6 +29,7 @@ def dashed(token: str) -> str:
 
 
 @click.group(
+    cls=Group,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "auto_envvar_prefix": "NEURONRANK",
@@ -41,11 +42,11 @@ def dashed(token: str) -> str:
 def cli() -> None:
     """Prune language models by how strongly (TF) and how selectively (IDF) their neurons fire.
 
-    Underscores and dashes are interchangeable in the names of flags and methods. Every flag can also be set in the
-    environment: --sparsity_ratio of `neuronrank prune` as NEURONRANK_PRUNE_SPARSITY_RATIO.
+    Underscores and dashes are interchangeable in the names of flags and methods. Every flag can also be set by an
+    environment variable: NEURONRANK_PRUNE_SPARSITY_RATIO sets --sparsity_ratio of `neuronrank prune`.
 
-    Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 the run failed, 2 wrong input.
-    NEURONRANK_DEBUG=1 shows tracebacks.
+    Results are printed on stdout, progress and warnings on stderr. Exit codes: 0 success, 1 failed run, 2 invalid
+    input. Set NEURONRANK_DEBUG=1 to see tracebacks.
     """
 
 
@@ -62,10 +63,10 @@ cli.add_command(compare)
 
 def main() -> None:
     """Entry point."""
-    # Batch systems end a run by SIGTERM: unwind as for Ctrl-C, so that no temporary folder stays.
+    # Batch systems end a run with SIGTERM: clean up as after Ctrl-C, so that no temporary folder is left.
     signal.signal(signal.SIGTERM, _terminate)
     with ExitStack() as stack:
-        if not speaks():
+        if not is_first_process():
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))

@@ -1,4 +1,4 @@
-"""What every command of ``neuronrank`` has in common: help in sections, environment variables, errors in one line."""
+"""What all commands have in common: help in sections, environment variables, errors in one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -15,23 +15,25 @@ from click.core import ParameterSource
 from neuronrank_cli import config_file as configuration
 from neuronrank_cli.failures import explain
 
-#: Exit code of a run that Ctrl-C ended, as shells have it.
+#: Exit code after Ctrl-C, as in shells.
 INTERRUPTED = 130
-#: Exit code of wrong input.
+#: Exit code of invalid input.
 WRONG_INPUT = 2
-#: The section that --help stands in too.
+#: Stands for a hyphen that a line is not broken at.
+_HYPHEN = "\N{NON-BREAKING HYPHEN}"
+#: The section that also lists --help.
 OUTPUT = "Output"
 
 
 class Flag(click.Option):
-    """An option in a section of the help, set in the environment by the name it has on the command line.
+    """An option in a section of the help. Its environment variable has the name that it has on the command line.
 
     Parameters
     ----------
     section : str
-        Heading it stands under in the help.
+        Heading in the help.
     default_text : str
-        The default in words, where the value does not say it.
+        The default in words, if the value alone is not clear.
     """
 
     def __init__(self, *names: Any, section: str = OUTPUT, default_text: str = "", **attributes: Any) -> None:
@@ -40,7 +42,7 @@ class Flag(click.Option):
 
     @property
     def spelling(self) -> str:
-        """The flag as the help shows it."""
+        """The flag as shown in the help."""
         return self.opts[0]
 
     def environment_name(self, ctx: click.Context) -> str:
@@ -48,18 +50,18 @@ class Flag(click.Option):
         return f"{ctx.auto_envvar_prefix}_{self.spelling.lstrip('-').replace('-', '_').upper()}"
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """Look the flag up in the environment; empty is unset."""
+        """Look up the flag in the environment; an empty value counts as unset."""
         return os.environ.get(self.environment_name(ctx)) or None
 
     def origin(self, ctx: click.Context) -> str:
-        """The environment variable or file that set this flag; empty where it was given or left alone."""
+        """The environment variable or file that set this flag; empty if it was given or not set."""
         source = ctx.get_parameter_source(self.name or "")
         if source is ParameterSource.ENVIRONMENT:
             return self.environment_name(ctx)
         return str(ctx.meta[configuration.META]) if source is ParameterSource.DEFAULT_MAP else ""
 
     def named(self, ctx: click.Context) -> str:
-        """The flag as errors name it, with the environment variable or file where that is what holds the value."""
+        """The flag as named in errors, with the environment variable or file that set it."""
         origin = self.origin(ctx)
         return f"{self.spelling} (from {origin})" if origin else self.spelling
 
@@ -70,8 +72,11 @@ class Flag(click.Option):
         return f"{hint} (from {origin})" if origin else hint
 
     def get_help_extra(self, ctx: click.Context) -> Any:
-        """Show the default in words without parentheses."""
+        """Show the default and the range in words."""
         extra = super().get_help_extra(ctx)
+        shown = extra.pop("range", "")
+        if shown not in ("", "x>=0", "x>=1"):
+            extra["range"] = shown.replace("x>=", "at least ")
         if self.default_text:
             extra["default"] = self.default_text
         return extra
@@ -84,20 +89,45 @@ def _config_flag() -> Flag:
         is_eager=True,
         expose_value=False,
         callback=configuration.load,
-        help="TOML file with settings under [COMMAND], keys named like the flags; flags given beat it.",
+        help="TOML file with settings in [COMMAND], named like the flags. Explicit flags take precedence.",
     )
 
 
+class _Formatter(click.HelpFormatter):
+    """Breaks lines at spaces only. Python breaks them at hyphens too, even within flags."""
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", _HYPHEN))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], *args: Any, **attributes: Any) -> None:
+        super().write_dl([(term, text.replace("-", _HYPHEN)) for term, text in rows], *args, **attributes)
+
+    def getvalue(self) -> str:
+        return super().getvalue().replace(_HYPHEN, "-")
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
+class Group(click.Group):
+    """The group of all commands."""
+
+    context_class = _Context
+
+
 class Command(click.Command):
-    """A command whose help has sections, and that never shows a traceback unless asked.
+    """A command whose help has sections, and whose failures are one line and a hint.
 
     Parameters
     ----------
     tables : mapping
-        Sections of the help after the flags: heading to (term, explanation).
+        More sections of the help, after the flags: heading to (term, explanation).
     configurable : bool
-        Whether it takes --config.
+        Whether it has --config.
     """
+
+    context_class = _Context
 
     def __init__(
         self,
@@ -112,40 +142,40 @@ class Command(click.Command):
             self.params.append(_config_flag())
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the flags by section, in the order in which they are declared, then the tables."""
+        """Write the flags by section, in the order of their declaration, then the tables."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            # Newer versions of click would list arguments too; the text above speaks of them.
+            # Newer versions of click list arguments too; the description explains them.
             record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
                 sections.setdefault(getattr(parameter, "section", OUTPUT), []).append(record)
         for heading, rows in [*sections.items(), *self.tables.items()]:
             with formatter.section(heading):
-                # Padded, so that the explanations of all sections begin in one column.
+                # Padded, so that the explanations of all sections start in the same column.
                 formatter.write_dl([(term.ljust(30), text) for term, text in rows])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run; exit 1 for a run that failed, 2 for wrong input, 130 for Ctrl-C, with one line and a hint."""
+        """Run. Exit with 1 for a failed run, 2 for invalid input and 130 after Ctrl-C, with one line and a hint."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt as stop:
-            click.echo(f"Interrupted; {_left(stop)}", err=True)
+            click.echo(f"Interrupted; {_kept(stop)}", err=True)
             ctx.exit(INTERRUPTED)
         except SystemExit as stop:
             if os.environ.get("NEURONRANK_DEBUG") and stop.__cause__ is not None:
                 traceback.print_exc(file=sys.__stderr__)
-            click.echo(f"Ended; {_left(stop)}", err=True)
+            click.echo(f"Terminated; {_kept(stop)}", err=True)
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # Whoever read stdout has left: click ends quietly then.
+                raise  # The reader of stdout is gone: click exits without a message.
             if os.environ.get("NEURONRANK_DEBUG"):
                 click.echo(traceback.format_exc(), err=True)
             failure = explain(error, {p.name: p.named(ctx) for p in self.params if isinstance(p, Flag) and p.name})
-            # Wrong input is wrong for all processes, and the first says so; anything else nobody else may know.
-            out = sys.stderr if speaks() or failure.exit_code == WRONG_INPUT else sys.__stderr__
+            # Invalid input fails in all processes, and the first reports it. Other failures may be of this one alone.
+            out = sys.stderr if is_first_process() or failure.exit_code == WRONG_INPUT else sys.__stderr__
             click.echo(f"Error: {failure.message}", file=out)
             if failure.hint:
                 click.echo(f"Hint: {failure.hint}", file=out)
@@ -154,17 +184,17 @@ class Command(click.Command):
             ctx.exit(failure.exit_code)
 
 
-def speaks() -> bool:
-    """Whether this process talks to the user: of several that torchrun started, the first does so for all."""
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that torchrun started, which prints for all of them."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _left(stop: BaseException) -> str:
-    """What a run that was told to end has left behind."""
-    return "; ".join(_notes(stop)) or "nothing half-done is left behind"
+def _kept(stop: BaseException) -> str:
+    """What is kept of a run that was stopped."""
+    return "; ".join(_notes(stop)) or "nothing was saved"
 
 
 def _notes(error: BaseException) -> list[str]:
-    """What was added to an exception on its way (PEP 678): here, that finished work is kept."""
+    """The notes of an exception (PEP 678): here, that finished work is kept."""
     notes: list[str] = getattr(error, "__notes__", [])
     return notes

@@ -1,4 +1,4 @@
-"""Settings from a TOML file: a section for each command, keys named like its flags."""
+"""Settings from a TOML file: a section for each command, with keys named like its flags."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ else:
     import tomli as tomllib
 
 
-#: Key under which a context keeps the file and section that its settings came from.
+#: Key of the file and section of the settings in the meta data of a context.
 META = "neuronrank.config"
-#: What TOML has to hold for a flag: a test, and in words.
+#: The values that a flag allows in a file: a test, and a description.
 _Kind = tuple[Callable[[Any], bool], str]
 
 
 def load(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    """Callback of --config: what the file says becomes the command's defaults."""
+    """Callback of --config: the settings in the file become the defaults of the command."""
     del param
     if value is not None:
         file = Path(value).expanduser()
@@ -38,7 +38,7 @@ def read(file: Path, ctx: click.Context) -> dict[str, Any]:
     Raises
     ------
     click.UsageError
-        If the file cannot be read, or a section, key or type is wrong; names all three.
+        If the file cannot be read, or a section, key or type is wrong. Names all three.
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -50,9 +50,9 @@ def read(file: Path, ctx: click.Context) -> dict[str, Any]:
     sections = list(root.commands) if isinstance(root, click.Group) else [str(ctx.command.name)]
     for name, section in content.items():
         if not isinstance(section, dict):
-            raise click.UsageError(f"{file}: {name} stands in no section, such as [{ctx.command.name}]", ctx)
+            raise click.UsageError(f"{file}: {name} is not in a section such as [{ctx.command.name}]", ctx)
         if name not in sections:
-            raise click.UsageError(f"{file}: there is no command for section [{name}]{_nearest(name, sections)}", ctx)
+            raise click.UsageError(f"{file}: [{name}] is not a command{_nearest(name, sections)}", ctx)
     return _values(content.get(str(ctx.command.name), {}), f"{file}, [{ctx.command.name}]", ctx)
 
 
@@ -73,7 +73,7 @@ def _values(section: dict[str, Any], where: str, ctx: click.Context) -> dict[str
 
 
 def keys(parameter: click.Parameter) -> list[str]:
-    """Names of a parameter in a file, with dashes; underscores do as well."""
+    """Names of a parameter in a file, with dashes. Underscores are allowed too."""
     if isinstance(parameter, click.Option):
         return [_dashed(flag.lstrip("-")) for flag in parameter.opts]
     return [_dashed(parameter.name or "")]

@@ -1,13 +1,16 @@
-"""The one progress callback, which every long call takes as ``progress`` and hands down unchanged."""
+"""The progress callback: every long call takes it as ``progress`` and passes it on unchanged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-#: Called with the stage in words ("calibrating layer 3 of 30"), steps done, steps in all, and the unit of a step.
+#: Called with (stage, done, total, unit) when a stage starts and whenever the run gets further in it. The stage says
+#: what the run is doing, in words ("collecting layer 3 of 30"; layers are counted from 1); ``done`` of ``total`` steps
+#: are finished, and the unit is what a step is ("windows"). A resumed run starts with the steps that earlier runs
+#: finished. A total of 1 means that the stage has no steps.
 Progress = Callable[[str, int, int, str], None]
 
 
 def silent(stage: str, done: int, total: int, unit: str) -> None:
-    """Show nothing: the default."""
+    """Report nothing: the default."""
     del stage, done, total, unit

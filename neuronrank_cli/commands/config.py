@@ -28,7 +28,7 @@ _SOURCES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """The value that a flag has, and where it came from: flag, environment, file, preset or default."""
+    """The value of a flag, and its source: flag, environment, file, preset or default."""
 
     value: Any
     source: str
@@ -44,20 +44,20 @@ Example:
 @click.command(
     "config", cls=Command, configurable=False, context_settings={"ignore_unknown_options": True}, epilog=EXAMPLE
 )
-@click.option("--show", cls=Flag, metavar="COMMAND", required=True, help="The command whose settings to show.")
+@click.option("--show", cls=Flag, metavar="COMMAND", required=True, help="Command whose settings to show.")
 @json_flag
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def config(ctx: click.Context, /, show: str, as_json: bool, flags: tuple[str, ...]) -> None:
-    """Show the values that a command would work with, and where each came from.
+    """Show the value of every setting of a command, and its source.
 
-    Give it FLAGS as you would the command itself. Flags beat the environment, which beats the file of --config, which
-    beats the preset, which beats the defaults.
+    FLAGS are those of the command. In order of precedence, values come from flags, the environment, the file of
+    --config, the preset, and the defaults.
     """
     group = ctx.find_root().command
     command = group.commands.get(show) if isinstance(group, click.Group) else None
     if command is None or command is ctx.command:
-        raise click.UsageError(f"there is no command {show!r} with settings", ctx)
+        raise click.UsageError(f"{show!r} is not a command with settings", ctx)
     settings = effective(command, flags, ctx.find_root())
     if as_json:
         print_json({name: asdict(setting) for name, setting in settings.items()})
@@ -66,11 +66,11 @@ def config(ctx: click.Context, /, show: str, as_json: bool, flags: tuple[str, ..
 
 
 def effective(command: click.Command, flags: tuple[str, ...], parent: click.Context) -> dict[str, Setting]:
-    """What a command would make of these flags, by flag."""
+    """The settings of a command with these flags, by flag."""
     shown = copy.copy(command)
     shown.params = [copy.copy(parameter) for parameter in command.params]
     for parameter in shown.params:
-        parameter.required = False  # To look at a file, nobody needs to name a model.
+        parameter.required = False  # Settings can be shown without naming a model.
     ctx = shown.make_context(str(command.name), list(flags), parent=parent)
     values = {**ctx.params, **_decided(ctx)}
     return {
@@ -81,7 +81,7 @@ def effective(command: click.Command, flags: tuple[str, ...], parent: click.Cont
 
 
 def _decided(ctx: click.Context) -> dict[str, Any]:
-    """The recipe that the values come to, with what it leaves to its method filled in."""
+    """The recipe for these values, with the defaults of its method filled in."""
     if not {"method", "preset"} <= ctx.params.keys():
         return {}
     recipe = recipe_of(ctx, ctx.params)
@@ -101,10 +101,10 @@ def _setting(ctx: click.Context, parameter: click.Parameter, value: Any) -> Sett
 
 
 def print_settings(settings: dict[str, Setting]) -> None:
-    """Print a line a flag; a dash is a value that is not set."""
+    """Print a line for each flag; a dash stands for a value that is not set."""
     table = Table("flag", "value", "from")
     for name, setting in settings.items():
         value = "-" if setting.value is None else str(setting.value)
-        # As plain text: square brackets are markup to rich.
+        # Plain text, because rich interprets square brackets as markup.
         table.add_row(name, Text(value), Text(f"{setting.source} {setting.where}".strip()))
     Console().print(table)

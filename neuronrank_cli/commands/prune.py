@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
+from rich.table import Table
 
 from neuronrank_cli.command import OUTPUT, Command, Flag
-from neuronrank_cli.console import Stages, print_json, print_report, warn
+from neuronrank_cli.console import Stages, protocol, right_aligned, show, size_text, warn
 from neuronrank_cli.options import (
     SPELLING,
     count_flag,
@@ -26,12 +28,16 @@ from neuronrank_core.methods import METHODS, exponents, mode, needs_text, requir
 from neuronrank_core.recipe import PRESETS, Recipe
 from neuronrank_core.statistics.table import SAMPLE
 
+if TYPE_CHECKING:
+    from neuronrank_torch.runs.prune_result import Plan, PruneResult
+
 EXPONENTS, CALIBRATION, PERPLEXITY = "Exponents of the score", "Calibration", "Perplexity"
-#: Flags that are fields of the job by the same name.
+#: Flags with the name of the field of the job that they set.
 _JOB = ("model", "dataset", "stats", "save", "force", "hidden_states", "device", "dtype", "batch_size")
 EXAMPLE = """\b
 Example:
-  neuronrank prune --model builtin:smollm2-135m --nsamples 32 --eval --eval-windows 24 --save out/
+  neuronrank prune --model builtin:smollm2-135m --nsamples 32 \\
+      --eval --eval-windows 24 --save out/
 """
 TABLES = {
     "Methods (a, b, c, r: the exponents of weight, TF, IDF, spikiness)": [
@@ -53,45 +59,54 @@ TABLES = {
     section=EXPONENTS,
     metavar="PRESET",
     type=click.Choice(tuple(PRESETS)),
-    help="Where to start from, see below; flags given beat it.",
+    help="Preset exponents, see Presets below. Explicit flags take precedence.",
 )
 @recipe_flags(EXPONENTS)
 @recipe_flags("TF and IDF")
 @recipe_flags("Factor of neuronrank_unstructured")
-@text_flag("--dataset", CALIBRATION, "Text")
+@text_flag("--dataset", CALIBRATION, "Calibration text")
 @click.option(
     "--stats",
     cls=Flag,
     section=CALIBRATION,
     metavar="FOLDER",
-    help="Statistics that `neuronrank collect` saved, to prune by instead of a text.",
+    help="Folder written by `neuronrank collect`; prune with these statistics instead of a text.",
 )
 @recipe_flags(CALIBRATION)
-@count_flag("--batch-size", CALIBRATION, "Sequences in a micro-batch.", default_text="2048 tokens' worth")
+@count_flag("--batch-size", CALIBRATION, "Sequences per micro-batch.", default_text="about 2048 tokens")
 @click.option(
-    "--eval", "evaluate", cls=Flag, section=PERPLEXITY, is_flag=True, help="Measure it before and after pruning."
+    "--eval",
+    "evaluate",
+    cls=Flag,
+    section=PERPLEXITY,
+    is_flag=True,
+    help="Measure perplexity before and after pruning.",
 )
-@text_flag("--eval-dataset", PERPLEXITY, "Text")
+@text_flag("--eval-dataset", PERPLEXITY, "Evaluation text")
 @windows_flag("--eval-windows", PERPLEXITY)
 @click.option(
     "--save",
     cls=Flag,
     section=OUTPUT,
     metavar="FOLDER",
-    help="Where to save: an ordinary Hugging Face model, with a report in neuronrank.json.",
+    help="Output folder: a Hugging Face model, with the result in neuronrank.json.",
 )
-@force_flag("a model that is saved there")
+@force_flag("an existing model")
 @hidden_states_flag
 @click.option(
-    "--dry-run", cls=Flag, section=OUTPUT, is_flag=True, help="Check everything and show what would be pruned."
+    "--dry-run",
+    cls=Flag,
+    section=OUTPUT,
+    is_flag=True,
+    help="Check all inputs and show what would be pruned, with estimates of memory and time.",
 )
 @json_flag
 @click.pass_context
 def prune(ctx: click.Context, /, **flags: Any) -> None:
-    """Prune a model and save it as an ordinary Hugging Face folder.
+    """Prune a model and save it as a Hugging Face folder.
 
-    Saved layer by layer: the same command goes on where it was interrupted or killed, and one layer at a time is in
-    memory.
+    With --save, layers are loaded, pruned and saved one at a time, so only one layer is in memory. If interrupted,
+    rerun the same command to resume.
     """
     recipe = recipe_of(ctx, flags)
     for note in flags_without_effect(recipe, flags, set(given(ctx, flags))):
@@ -100,17 +115,14 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
         raise click.UsageError("nothing to do with the result: give --save, --eval or --dry-run", ctx)
 
     with Stages() as stages:
-        report = _run(recipe, flags, stages)
-    for note in report["notes"]:
+        result = _run(recipe, flags, stages)
+    for note in result.notes:
         warn(note)
-    if flags["as_json"]:
-        print_json(report)
-    else:
-        print_report(report)
+    show(result, flags["as_json"], print_result)
 
 
-def _run(recipe: Recipe, flags: dict[str, Any], stages: Stages) -> dict[str, Any]:
-    """Do it, or plan it; torch is imported here, where a run needs it, and not for --help."""
+def _run(recipe: Recipe, flags: dict[str, Any], stages: Stages) -> PruneResult:
+    """Prune or plan. Imports torch here, because --help does not need it."""
     from neuronrank_torch.runs.dry_run import plan_prune
     from neuronrank_torch.runs.job import Evaluation, Job
     from neuronrank_torch.runs.prune import run_prune
@@ -124,9 +136,9 @@ def _run(recipe: Recipe, flags: dict[str, Any], stages: Stages) -> dict[str, Any
 
 
 def flags_without_effect(recipe: Recipe, flags: dict[str, Any], chosen: set[str]) -> Iterator[str]:
-    """Say which flags that the user set cannot change what this run does, and why."""
+    """The flags that the user set and that have no effect on this run, with the reason."""
     for name in without_effect(recipe, chosen):
-        yield f"{SPELLING[name]} has no effect on {_blind(recipe, name)}"
+        yield f"{SPELLING[name]} has no effect on {_ignoring(recipe, name)}"
     preset = PRESETS.get(flags["preset"], {})
     if preset and len(without_effect(recipe, preset)) == len(preset):
         yield f"--preset has no effect on {recipe.method}"
@@ -140,22 +152,77 @@ def flags_without_effect(recipe: Recipe, flags: dict[str, Any], chosen: set[str]
 
 
 def _without_text(recipe: Recipe, flags: dict[str, Any]) -> dict[str, str]:
-    """Flags that only matter to a run that looks at calibration text, where this one does not, with the reason."""
+    """Flags that have an effect only on calibration text, with the reason why this run does not use any."""
     unread = {"dataset", "nsamples", "propagate", "hidden_states"}
     if not flags["evaluate"]:
         unread |= {"seqlen", "bos", "batch_size"}
-    if mode(recipe) != "topic" or SAMPLE not in requires(recipe):  # Topics are found by random numbers.
+    if mode(recipe) != "topic" or SAMPLE not in requires(recipe):  # Topics depend on random numbers.
         unread |= {"seed"}
     if not needs_text(recipe):
         return dict.fromkeys(unread | {"stats"}, f"on {recipe.method}, which needs no text")
     return dict.fromkeys(unread, "with --stats") if flags["stats"] else {}
 
 
-def _blind(recipe: Recipe, name: str) -> str:
-    """What of a recipe does not see a field: its sparsity type, its method, or the method with its other settings."""
+def _ignoring(recipe: Recipe, name: str) -> str:
+    """The part of a recipe that ignores a field: its sparsity type, its method, or the method in its mode."""
     if name == "compare":
         return recipe.sparsity_type
     if name not in METHODS[recipe.method].reads:
         return recipe.method
-    off = ", nor with --idf-exp 0" if exponents(recipe).idf_exp == 0 else ""
+    off = " with --idf-exp 0" if exponents(recipe).idf_exp == 0 else ""
     return f"{recipe.method} in {mode(recipe)} mode{off}"
+
+
+def print_result(result: PruneResult) -> None:
+    """Print the sparsity of each layer, the perplexities and the output of a run, or the estimates of a dry run."""
+    job, recipe, total, planned = result.job, result.recipe, result.total, result.plan is not None
+    goal = f"{recipe.sparsity_ratio:.4g} {recipe.sparsity_type}"
+    click.echo(f"{job.model}: {recipe.method}, {goal}{', planned' if planned else ''}")
+    Console().print(_layer_table(result))
+    if total.removed:
+        verb = "to remove" if planned else "removed"
+        click.echo(f"parameters {verb}: {total.removed:,}; the whole model has {total.parameters:,}")
+    else:
+        verb = "to zero" if planned else "zeroed"
+        click.echo(f"parameters {verb}: {total.zeros:,} of {total.parameters:,} in the whole model")
+    if result.perplexity and job.evaluation:
+        click.echo(f"perplexity before: {result.perplexity.before.perplexity:.4f}")
+        click.echo(f"perplexity after:  {result.perplexity.after.perplexity:.4f}")
+        click.echo(f"measured on: {protocol(job.evaluation.dataset, result.perplexity.after)}")
+    if result.plan:
+        if result.calibration.tokens:
+            text = result.calibration.dataset or job.dataset
+            click.echo(f"calibration: {recipe.nsamples} sequences of {recipe.seqlen} tokens of {text}")
+        _print_plan(result.plan)
+    elif job.save:
+        click.echo(f"saved to: {job.save}")
+
+
+def _print_plan(plan: Plan) -> None:
+    parts = {name: size for name, size in plan.memory.items() if size}
+    listed = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
+    minutes = plan.seconds / 60
+    duration = f"{minutes:.0f} min" if minutes >= 2 else f"{plan.seconds:.0f} s"
+    click.echo(f"size of a layer: {size_text(plan.layer_bytes)}")
+    click.echo(f"peak memory: about {size_text(sum(parts.values()))}: {listed}")
+    click.echo(f"time: about {duration}, extrapolated from the first layer")
+    click.echo("dry run: nothing was calibrated, pruned or saved")
+
+
+def _layer_table(result: PruneResult) -> Table:
+    """Sparsity by layer and in total; for a run that is done, with the time that each layer took."""
+    timed, gone = result.plan is None, "removed" if result.total.removed else "zeros"
+    table = right_aligned("layer", "weights", gone, "sparsity", *(["seconds"] if timed else []))
+
+    def cells(name: str, size: int, lost: int, seconds: float) -> list[str]:
+        share = lost / size if size else 0.0
+        return [name, f"{size:,}", f"{lost:,}", f"{share:.4%}", *([f"{seconds:.1f}"] if timed else [])]
+
+    for layer in result.layers:
+        modules = layer.modules.values()
+        size, lost = sum(module.size for module in modules), sum(getattr(module, gone) for module in modules)
+        table.add_row(*cells(str(layer.layer), size, lost, layer.seconds))
+    table.add_section()
+    total = result.total
+    table.add_row(*cells("total", total.prunable, getattr(total, gone), result.seconds), style="bold")
+    return table

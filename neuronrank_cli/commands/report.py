@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -10,15 +9,15 @@ import click
 from neuronrank_cli.command import OUTPUT, Command, Flag
 from neuronrank_cli.console import Stages, print_json, size_text
 from neuronrank_cli.options import RECIPE_FLAGS, count_flag, device_flags, json_flag, model_flag, text_flag
-from neuronrank_core import InputError
+from neuronrank_cli.output_file import check_output_file
 
 STATISTICS, TEXT = "Statistics", "Generated text"
-#: Fields of the recipe that say how statistics are read, and their defaults in words.
-_READING = {"tfidf_mode": "the run's, or topic where it has none", "tfidf_k": "the run's", "q_active": "the run's"}
+#: Fields of the recipe that apply when statistics are read, and their defaults in words.
+_READING = {"tfidf_mode": "as in the run, or topic", "tfidf_k": "as in the run", "q_active": "as in the run"}
 
 
 def reading_flags(command: Any) -> Any:
-    """Add the flags of TF and IDF that can change after collection."""
+    """Add the flags of TF and IDF that can be changed after collection."""
     for spec in reversed([spec for spec in RECIPE_FLAGS["TF and IDF"] if spec.field in _READING]):
         command = click.option(
             spec.flag,
@@ -34,18 +33,18 @@ def reading_flags(command: Any) -> Any:
 
 @click.command(cls=Command)
 @click.argument("folder")
-@model_flag("The model before pruning.", default_text="the one the run names")
+@model_flag("Original model, before pruning.", default_text="the model of the run")
 @device_flags
 @click.option(
     "--stats",
     cls=Flag,
     section=STATISTICS,
     metavar="FOLDER",
-    help="Statistics of the model before pruning, from `neuronrank collect`; without them, sections are left out.",
+    help="Folder written by `neuronrank collect` for the original model. Without it, some sections are left out.",
 )
-@text_flag("--dataset", STATISTICS, "Text they were collected on", None, default_text="the one they name")
+@text_flag("--dataset", STATISTICS, "Text of the statistics", None, default_text="as recorded there")
 @reading_flags
-@count_flag("--layers", STATISTICS, "How many layers to show one by one.", default=6)
+@count_flag("--layers", STATISTICS, "Number of layers to show in detail.", default=6)
 @click.option(
     "--prompt",
     "prompts",
@@ -53,27 +52,27 @@ def reading_flags(command: Any) -> Any:
     section=TEXT,
     multiple=True,
     metavar="TEXT",
-    help="What to go on from; may be given several times.",
-    default_text="three short ones",
+    help="Prompt to continue. Can be repeated.",
+    default_text="three short prompts",
 )
-@count_flag("--new-tokens", TEXT, "Tokens to generate; 0 leaves the section out.", low=0, default=40)
+@count_flag("--new-tokens", TEXT, "Tokens to generate; 0 leaves out the section.", low=0, default=40)
 @click.option(
     "--save",
     cls=Flag,
     section=OUTPUT,
     metavar="FILE",
     default="report.html",
-    help="Where to save the page.",
+    help="Output file.",
 )
-@click.option("--force", cls=Flag, section=OUTPUT, is_flag=True, help="Replace a file that is there.")
+@click.option("--force", cls=Flag, section=OUTPUT, is_flag=True, help="Replace an existing file.")
 @json_flag
 def report(save: str, force: bool, as_json: bool, prompts: tuple[str, ...], **how: Any) -> None:
-    """Show a pruned model and its neurons on one HTML page.
+    """Write an HTML page about a pruned model and its neurons.
 
-    FOLDER is what `neuronrank prune --save` wrote. The page needs no network and runs no script; a section whose
-    inputs are not there says what to give.
+    FOLDER is the output of `neuronrank prune --save`. The page does not load anything from the network and contains no
+    scripts. Sections without input say which flag is missing.
     """
-    file = check_file(save, force)
+    file = check_output_file(save, force=force, example="report.html")
     how["tfidf"] = {name: value for name in _READING if (value := how.pop(name)) is not None}
     if prompts:
         how["prompts"] = prompts
@@ -90,15 +89,3 @@ def report(save: str, force: bool, as_json: bool, prompts: tuple[str, ...], **ho
         print_json({**data, "saved": str(file)})
     else:
         click.echo(f"saved to: {save} ({size_text(len(page))})")
-
-
-def check_file(save: str, force: bool) -> Path:
-    """Refuse a file that cannot or should not be written, before the work."""
-    file = Path(save).expanduser()
-    if file.is_dir():
-        raise InputError(f"{save} is a folder", hint="name a file in it: --save report.html")
-    if file.exists() and not force:
-        raise InputError(f"{save} already exists", hint="choose another name, or replace it with --force")
-    if not file.parent.is_dir():
-        raise InputError(f"cannot write {save}: there is no folder {file.parent}", hint="create it, or choose another")
-    return file

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from neuronrank_cli.command import OUTPUT, Command, Flag
-from neuronrank_cli.console import Stages, print_json, protocol, warn
+from neuronrank_cli.console import Stages, protocol, show, warn
 from neuronrank_cli.options import (
     SPELLING,
     Name,
@@ -25,15 +25,20 @@ from neuronrank_cli.options import (
     text_flag,
     windows_flag,
 )
+from neuronrank_cli.output_file import check_output_file
 from neuronrank_core import InputError, Recipe
 from neuronrank_core.methods import METHODS
 from neuronrank_core.search_space import DEFAULT_METHODS
 
-SEARCH, COMPARED, TEST = "Search", "What recipes are compared on", "Test"
+if TYPE_CHECKING:
+    from neuronrank_torch.runs.tune.tune_result import TuneResult
+
+SEARCH, EVALUATION, TEST = "Search", "Evaluation", "Test"
 EXAMPLE = """\b
 Example:
-  neuronrank collect --model MODEL --dataset calibration.txt --nsamples 32 --save stats/
-  neuronrank tune --model MODEL --stats stats/ --eval-dataset validation.txt --save tuned.toml
+  neuronrank collect --model MODEL --dataset calibration.txt --save stats/
+  neuronrank tune --model MODEL --stats stats/ \\
+      --eval-dataset validation.txt --save tuned.toml
   neuronrank prune --config tuned.toml --save out/
 """
 
@@ -46,9 +51,9 @@ Example:
     section=SEARCH,
     metavar="FOLDER",
     required=True,
-    help="Statistics that `neuronrank collect` saved. The signal is theirs.",
+    help="Folder written by `neuronrank collect`. The signal is that of the statistics.",
 )
-@count_flag("--trials", SEARCH, "Recipes to try in all, with those of earlier runs.", default=30)
+@count_flag("--trials", SEARCH, "Total number of recipes to try, including those of earlier runs.", default=30)
 @click.option(
     "--prune_method",
     "methods",
@@ -58,15 +63,15 @@ Example:
     multiple=True,
     default=DEFAULT_METHODS,
     metavar="METHOD",
-    help="A method to try; give it several times for several.",
+    help="Method to try. Can be repeated.",
 )
 @click.option(
     "--proxy",
     cls=Flag,
     section=SEARCH,
     is_flag=True,
-    help="Give up a recipe where the output of the first quarter of the layers on the first window errs twice as much "
-    "as with the best recipe so far.",
+    help="Give up a recipe early if its error is more than twice that of the best recipe so far, measured after the "
+    "first quarter of the layers on the first window.",
 )
 @recipe_flags("Calibration", ("seed",), SEARCH)
 @click.option(
@@ -75,21 +80,21 @@ Example:
     section=SEARCH,
     metavar="FILE",
     default_text="--save, with .db",
-    help="SQLite file (or URL of a database) that keeps the trials: the same command goes on from there, and several "
-    "can work at once.",
+    help="SQLite file, or URL of a database, that stores the trials. Rerun the same command to resume; several "
+    "processes can share it.",
 )
 @recipe_flags("What to prune", ("sparsity_type", "sparsity_ratio", "pruning_last"))
 @recipe_flags("What to prune", ("include_attention", "prune_lm_head"))
-@text_flag("--eval-dataset", COMPARED, "Text other than the calibration text")
-@windows_flag("--eval-windows", COMPARED, default=8)
-@count_flag("--seqlen", COMPARED, "Tokens in a window.", low=2, default_text="that of the statistics")
-@count_flag("--batch-size", COMPARED, "Windows in a forward pass.", default=1)
+@text_flag("--eval-dataset", EVALUATION, "Evaluation text, not the calibration text")
+@windows_flag("--eval-windows", EVALUATION, default=8)
+@count_flag("--seqlen", EVALUATION, "Tokens per window.", low=2, default_text="as in the statistics")
+@count_flag("--batch-size", EVALUATION, "Windows per forward pass.", default=1)
 @click.option(
     "--test-dataset",
     cls=Flag,
     section=TEST,
     metavar="SOURCE",
-    help="Text to measure the result on once, in the end, beside Wanda and the default; no choice depends on it.",
+    help="Text on which the best recipe, Wanda and the default are measured once, at the end. No choice depends on it.",
 )
 @windows_flag("--test-windows", TEST)
 @click.option(
@@ -98,35 +103,36 @@ Example:
     section=OUTPUT,
     metavar="FILE",
     required=True,
-    help="Where to write the best recipe: a TOML file for `neuronrank prune --config`.",
+    help="TOML file for the best recipe, to use with `neuronrank prune --config`.",
 )
-@force_flag("the file")
+@force_flag("an existing file")
 @json_flag
 @click.pass_context
 def tune(ctx: click.Context, /, save: str, as_json: bool, **flags: Any) -> None:
-    """Search for the recipe with the lowest perplexity on a text, by statistics that were collected once.
+    """Search for the recipe with the lowest perplexity on a text.
 
-    Wanda, the methods' defaults, the presets and --allocate neuronrank are tried first, so that the result is no worse
-    than any of them on that text; then Optuna's TPE proposes. Masks are made in memory; nothing else is saved.
+    Uses statistics from `neuronrank collect`. Starts with Wanda, the defaults of the methods, the presets and
+    --allocate neuronrank, so the result is at least as good as each of them on that text. Then Optuna's TPE sampler
+    proposes recipes. No pruned model is saved.
     """
-    file = check_file(save, force=flags["force"])
+    file = check_output_file(save, force=flags["force"], example="tuned.toml")
+    if file.suffix != ".toml":
+        raise InputError(f"--save {save} is not the name of a .toml file", hint="for example --save tuned.toml")
     recipe = recipe_of(ctx, {name: value for name, value in flags.items() if name != "seqlen"})
     if flags["test_windows"] and not flags["test_dataset"]:
         warn("--test-windows has no effect without --test-dataset")
     with Stages() as stages:
         best, result = _search(flags, recipe, file, stages)
         write_config(file, best, result)
-    for note in result["notes"]:
+    for note in result.notes:
         warn(note)
-    if as_json:
-        print_json(result)
-    else:
-        print_tuned(result)
+    show(result, as_json, print_tuned)
+    if not as_json:
         click.echo(f"saved to: {save}")
 
 
-def _search(flags: dict[str, Any], recipe: Any, file: Path, stages: Stages) -> tuple[Any, dict[str, Any]]:
-    """Do it; torch and optuna are imported here, where a run needs them."""
+def _search(flags: dict[str, Any], recipe: Recipe, file: Path, stages: Stages) -> tuple[Recipe, TuneResult]:
+    """Search. Imports torch and optuna here, because --help does not need them."""
     from neuronrank_torch.runs.tune import require_optuna
 
     require_optuna()
@@ -136,87 +142,72 @@ def _search(flags: dict[str, Any], recipe: Any, file: Path, stages: Stages) -> t
     return run_tune(TuneJob(**{**values, "storage": flags["storage"] or str(file.with_suffix(".db"))}), recipe, stages)
 
 
-#: Fields that the statistics decide.
-_DECIDED = {"propagate", "nsamples", "seqlen", "bos", "update"}
+#: Fields that are fixed by the statistics.
+_FIXED = {"propagate", "nsamples", "seqlen", "bos", "update"}
 
 
-def check_file(save: str, *, force: bool) -> Path:
-    """The file to write; refuses to replace one without ``force``, and a place that cannot be written to."""
-    file = Path(save).expanduser()
-    if file.is_dir() or file.suffix != ".toml":
-        raise InputError(f"--save {save} is not the name of a .toml file")
-    if file.exists() and not force:
-        raise InputError(f"{save} already exists", hint="name another file, or replace it with --force")
-    if not file.parent.is_dir():
-        raise InputError(f"there is no folder {file.parent} to save {file.name} in")
-    return file
-
-
-def config_text(best: Recipe, result: dict[str, Any]) -> str:
-    """The recipe as a section [prune]: flags other than the defaults, with what it reached on what."""
-    best_value, where = result["best"]["perplexity"], result["validation"]
-    compared = f"dense {result['dense']:.4f}" + "".join(
-        f", {one['start']} {one['perplexity']:.4f}" for one in result["trials"] if one["start"] == "wanda"
+def config_text(best: Recipe, result: TuneResult) -> str:
+    """The recipe as a section [prune]: flags that are not the defaults, and the measured perplexity as a comment."""
+    best_value, where = result.best.perplexity, result.validation
+    compared = f"unpruned {result.dense:.4f}" + "".join(
+        f", {one.start} {one.perplexity:.4f}" for one in result.trials if one.start == "wanda"
     )
-    settings: dict[str, Any] = {"model": result["model"], "stats": result["stats"]}
+    settings: dict[str, Any] = {"model": result.model, "stats": result.stats}
     for field in fields(Recipe):
         value = getattr(best, field.name)
-        if field.name not in _DECIDED and value != field.default:
+        if field.name not in _FIXED and value != field.default:
             settings[SPELLING[field.name].lstrip("-")] = value
     lines = [
-        f"# Found by neuronrank {result['versions']['neuronrank']} tune: the best of {len(result['trials'])} recipes.",
+        f"# Found by neuronrank {result.versions['neuronrank']} tune: the best of {len(result.trials)} recipes.",
         f"# Perplexity {best_value:.4f} ({compared})",
-        f"# on {protocol(where['dataset'], where)}.".replace("\n", " "),
+        f"# on {protocol(where.dataset, where)}.".replace("\n", " "),
         "[prune]",
         *(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()),
     ]
     return "\n".join(lines) + "\n"
 
 
-def write_config(file: Path, best: Recipe, result: dict[str, Any]) -> None:
-    """Write the recipe as a whole or not at all."""
+def write_config(file: Path, best: Recipe, result: TuneResult) -> None:
+    """Write the recipe, completely or not at all."""
     from neuronrank_torch.files.durable import write_durably
 
     text = config_text(best, result)
     write_durably(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def print_tuned(result: dict[str, Any]) -> None:
-    """Print the best recipe beside those that the search started from, what mattered, and the test."""
+def print_tuned(result: TuneResult) -> None:
+    """Print the best recipe next to the starting points, the importance of the settings, and the test."""
     console = Console()
     table = Table("recipe", "trial")
     table.add_column("perplexity", justify="right")
-    test = result["test"]
-    figures = test["perplexity"] if test else {}
-    if test:
+    if result.test:
         table.add_column("on test", justify="right")
 
-    def row(name: str, number: str, value: float, key: str, style: str | None = None) -> None:
-        shown = [f"{figures[key]:.4f}" if key in figures else ""] if test else []
+    def row(name: str, number: str, value: float, key: str | None, style: str | None = None) -> None:
+        tested = result.test.perplexity.get(key or "") if result.test else None
+        shown = [f"{tested:.4f}" if tested is not None else ""] if result.test else []
         table.add_row(name, number, f"{value:.4f}", *shown, style=style)
 
-    best = result["best"]
-    row("dense", "", result["dense"], "dense")
-    for one in sorted((t for t in result["trials"] if t["start"]), key=lambda t: -t["perplexity"]):
-        row(one["start"], str(one["number"]), one["perplexity"], one["start"])
-    row("best", str(best["number"]), best["perplexity"], "best", style="bold")
+    row("unpruned", "", result.dense, "dense")
+    for one in sorted((t for t in result.trials if t.start), key=lambda t: -t.perplexity):
+        row(str(one.start), str(one.number), one.perplexity, one.start)
+    row("best", str(result.best.number), result.best.perplexity, "best", style="bold")
     console.print(table)
-    where = result["validation"]
-    click.echo(f"measured on: {protocol(where['dataset'], where)}; {len(result['trials'])} recipes")
-    if result["given_up"]:
-        click.echo(f"given up early: {result['given_up']}")
-    if test:
-        click.echo(f"test: {protocol(test['dataset'], test)}")
+    where = result.validation
+    click.echo(f"measured on: {protocol(where.dataset, where)}; {len(result.trials)} recipes")
+    if result.given_up:
+        click.echo(f"given up early: {result.given_up} recipes")
+    if result.test:
+        click.echo(f"test: {protocol(result.test.dataset, result.test)}")
     _print_importance(console, result)
 
 
-def _print_importance(console: Console, result: dict[str, Any]) -> None:
-    """Print what mattered most here beside the documented order."""
-    if not result["importance"]:
+def _print_importance(console: Console, result: TuneResult) -> None:
+    """Print the importance of the settings in this search next to the documented order."""
+    if not result.importance:
         return
-    documented = result["documented_order"]
-    table = Table("what tells the best quarter", "share", "documented place")
-    for name, share in result["importance"].items():
-        place = str(documented.index(name) + 1) if name in documented else ""
-        table.add_row(SPELLING[name], f"{share:.0%}", place)
+    table = Table("most important settings", "importance", "documented rank")
+    for name, share in result.importance.items():
+        rank = str(result.documented_order.index(name) + 1) if name in result.documented_order else ""
+        table.add_row(SPELLING[name], f"{share:.0%}", rank)
     console.print(table)

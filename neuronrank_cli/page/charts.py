@@ -1,7 +1,7 @@
-"""Where the marks of a chart are; the templates draw them as SVG, in colours that follow light and dark.
+"""Positions of the marks of a chart. The templates draw them as SVG, with colours for light and dark mode.
 
-Drawn by hand because chart libraries either bring megabytes of script or fix colours and text sizes in the picture.
-All charts have the size of a phone's screen, and a wide page shows several in a row: text stays readable on both.
+Without a chart library, because those need megabytes of script or fix colours and text sizes in the picture.
+All charts fit the screen of a phone, and a wide page shows several in a row, so text is readable on both.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-#: Size of a chart in its own units, and the room for its axes.
+#: Size of a chart in its own units, and the margins for its axes.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 210, 46, 10, 12, 38
 
 Tick = tuple[float, str]
@@ -27,13 +27,13 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
-        """Where a value is."""
+        """Position of a value."""
         low, high, x = (math.log(v) if self.log else v for v in (self.low, self.high, value))
         share = (x - low) / (high - low) if high > low else 0.5
         return round(self.start + share * (self.end - self.start), 2)
 
     def ticks(self, most: int = 5) -> list[Tick]:
-        """Round values along the axis: where they are, and their labels."""
+        """Round values along the axis: positions and labels."""
         values = _log_steps(self.low, self.high, most) if self.log else _steps(self.low, self.high, most)
         return [(self.at(value), f"{value:g}") for value in values]
 
@@ -97,7 +97,7 @@ def share_bars(shares: dict[int, float]) -> dict[str, Any]:
 
 
 def bands(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Quantiles over the layers: two bands around a median. Logarithmic where values are positive and far apart."""
+    """Quantiles over the layers: two bands around a median. Logarithmic if values are positive and far apart."""
     layers = [entry["layer"] for entry in entries]
     rows = [entry["quantiles"] for entry in entries]
     low, high = min(map(min, rows)), max(map(max, rows))
@@ -124,7 +124,7 @@ def bands(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def density(tf: list[float], idf: list[float], layer: dict[str, Any]) -> dict[str, Any]:
-    """One layer's neurons, TF across and IDF upward; the more of them in a cell, the stronger its colour."""
+    """Neurons of one layer, with TF across and IDF upward; more neurons in a cell give a stronger colour."""
     x, y = across(tf[0], tf[-1], log=True), upward(idf[0], idf[-1])
     most = max((count for _, _, count in layer["cells"]), default=1)
     cells = [
@@ -133,7 +133,7 @@ def density(tf: list[float], idf: list[float], layer: dict[str, Any]) -> dict[st
             "y": y.at(idf[j + 1]),
             "width": round(x.at(tf[i + 1]) - x.at(tf[i]), 2),
             "height": round(y.at(idf[j]) - y.at(idf[j + 1]), 2),
-            # The root, so that single neurons show beside hundreds.
+            # The square root, so that single neurons are visible next to hundreds.
             "opacity": round(0.2 + 0.8 * math.sqrt(count / most), 3),
             "title": f"{count} neuron{'s' * (count > 1)}: TF {tf[i]:.3g} to {tf[i + 1]:.3g}, "
             f"IDF {idf[j]:.3g} to {idf[j + 1]:.3g}",

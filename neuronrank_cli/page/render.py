@@ -1,4 +1,4 @@
-"""Makes the page: templates that escape whatever comes from models and texts."""
+"""Renders the page with templates that escape everything that comes from models and texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neuronrank_core import METHODS, Recipe
 from neuronrank_core.methods import needs_text, without_effect
 from neuronrank_core.recipe import Exponents
 
-#: Fields that matter only where text is read.
+#: Fields that have an effect only if text is read.
 _TEXT = {"nsamples", "seqlen", "bos", "propagate", "seed"}
 
 
@@ -28,11 +28,11 @@ def render(data: dict[str, Any]) -> str:
     Returns
     -------
     str
-        A whole HTML document.
+        A complete HTML document.
     """
     environment = Environment(
         loader=PackageLoader("neuronrank_cli.page", "templates"),
-        autoescape=True,  # Tokens, prompts and names may hold markup; it stays text.
+        autoescape=True,  # Tokens, prompts and names may contain markup.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -41,36 +41,45 @@ def render(data: dict[str, Any]) -> str:
         size=size_text, percent=lambda share, digits=2: f"{share:.{digits}%}", count="{:,}".format
     )
     environment.globals.update(chart=charts, methods=METHODS, protocol=protocol)
-    return environment.get_template("page.html").render(
-        data, flags=recipe_rows(data["run"]["recipe"]), sizes=module_sizes(data)
-    )
+    flags, sizes = recipe_rows(data["run"].recipe), module_sizes(data)
+    total = sparsity_total(sizes, data["sparsity"]["head"])
+    return environment.get_template("page.html").render(data, flags=flags, sizes=sizes, total=total)
 
 
-def recipe_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """The flags that a run was made with, as far as they had an effect."""
-    recipe = Recipe(**values)
+def recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:
+    """The flags of a run that had an effect."""
     idle = set(without_effect(recipe, SPELLING)) | (set() if needs_text(recipe) else _TEXT)
     idle |= {f.name for f in fields(Exponents)} - METHODS[recipe.method].reads
     rows = []
     for name, flag in SPELLING.items():
-        value = values[name]
+        value = getattr(recipe, name)
         if name not in idle and value is not None and value is not False:
             rows.append((flag, f"{value:g}" if isinstance(value, float) else "yes" if value is True else str(value)))
     return rows
 
 
-def module_sizes(data: dict[str, Any]) -> dict[str, dict[int, dict[str, int]]]:
-    """Weights before pruning, and those that are zero or gone now, of every pruned module by layer.
+def module_sizes(data: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Weights before pruning, and weights that are zero or removed now, of every module by layer.
 
-    Weights are counted in the saved model; how many there were before comes from the run's report.
+    Zeros are counted in the saved tensors. Removed weights cannot be: where whole neurons were removed, the sizes
+    before pruning are those in ``neuronrank.json``.
     """
-    was = {layer["layer"]: layer["modules"] for layer in data["run"]["layers"]}
-    modules: dict[str, dict[int, dict[str, int]]] = {}
+    was = {layer.layer: layer.modules for layer in data["run"].layers}
+    shrunk = data["run"].recipe.whole_neurons
+    modules: dict[str, dict[int, dict[str, Any]]] = {}
     for layer in data["sparsity"]["layers"]:
         for name, now in layer["modules"].items():
             before = was.get(layer["layer"], {}).get(name)
-            size = before["size"] if before else now["size"]
+            size = before.size if before and shrunk else now["size"]
             lost = {"size": size, "zeros": now["zeros"], "removed": size - now["size"]}
-            changed = before is not None and (before["zeros"], before["removed"]) != (lost["zeros"], lost["removed"])
-            modules.setdefault(name, {})[layer["layer"]] = {**lost, "changed": changed}
+            changed = before is not None and any(getattr(before, key) != value for key, value in lost.items())
+            state = {"pruned": before is not None, "changed": changed}
+            modules.setdefault(name, {})[layer["layer"]] = lost | state
     return modules
+
+
+def sparsity_total(sizes: dict[str, dict[int, dict[str, Any]]], head: dict[str, int] | None) -> dict[str, int]:
+    """Sums over the modules that were pruned."""
+    counted = [module for layers in sizes.values() for module in layers.values() if module["pruned"]]
+    counted += [{**head, "removed": 0}] if head else []
+    return {name: sum(module[name] for module in counted) for name in ("size", "zeros", "removed")}

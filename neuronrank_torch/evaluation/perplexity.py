@@ -16,34 +16,34 @@ from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.model.limits import check_tokens
 from neuronrank_torch.model.streaming import HEAD, Resident
 from neuronrank_torch.model.structure import Decoder, find_decoder
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.text.sequences import BosMode, Tokens, bos_token, cut_windows, tokenize
 
-#: Tokens that go through a streamed model together on each rank: their hidden states are in memory, and its weights
-#: are read once.
+#: Tokens per block of windows when a model is streamed. The hidden states of a block are in memory on each rank, and
+#: the weights are read once per block.
 STREAMED_TOKENS = 1 << 16
 #: Positions whose float32 log-probabilities are in memory at a time: 256 x 128k tokens are 128 MiB.
 _POSITIONS = 256
-#: Called after each forward pass with (steps done, steps in all); a step is a window through the model, or through one
-#: layer of a streamed one.
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """A perplexity, with what it was measured on; it means nothing without.
+    """A perplexity and the protocol it was measured with. Two figures are comparable only if their protocols agree.
 
-    Attributes
+    Parameters
     ----------
     perplexity : float
         ``exp(nll)``.
     nll : float
-        Mean negative log-likelihood of a token, in nats.
+        Mean negative log-likelihood per token, in nats.
     predicted_tokens : int
-        Tokens the mean is over: ``windows * (seqlen - 1)``.
-    windows, seqlen : int
-        Number of windows, and tokens in each.
+        Number of tokens the mean is taken over: ``windows * (seqlen - 1)``.
+    windows : int
+        Number of windows.
+    seqlen : int
+        Tokens per window.
     bos : {"window", "text"} or None
-        Whether a beginning-of-sequence token begins every window, the text alone, or nothing.
+        Where a beginning-of-sequence token was added: at every window, at the start of the text, or nowhere.
     """
 
     perplexity: float
@@ -67,11 +67,12 @@ def evaluate(
     windows: int | None = None,
     bos_mode: BosMode = "window",
     batch_size: int = 1,
-    on_progress: OnProgress = lambda done, total: None,
+    progress: Progress = silent,
+    stage: str = "perplexity",
     resident: Resident | None = None,
     ranks: Ranks = ALONE,
 ) -> Perplexity:
-    """Tokenize a text, cut it in windows and measure a model's perplexity on them.
+    """Tokenize a text, split it into windows and measure a model's perplexity on them.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ def evaluate(
     seqlen, windows, bos_mode
         As in :func:`neuronrank_torch.text.sequences.cut_windows`; ``bos_mode`` matters only where the tokenizer adds a
         beginning-of-sequence token.
-    batch_size, on_progress, resident, ranks
+    batch_size, progress, stage, resident, ranks
         As in :func:`perplexity`.
 
     Returns
@@ -100,7 +101,7 @@ def evaluate(
     cut = cut_windows(tokenize(tokenizer, text), seqlen=seqlen, windows=windows, bos=bos, bos_mode=bos_mode)
     used = None if bos is None else bos_mode
     return perplexity(
-        model, cut, batch_size=batch_size, bos=used, on_progress=on_progress, resident=resident, ranks=ranks
+        model, cut, batch_size=batch_size, bos=used, progress=progress, stage=stage, resident=resident, ranks=ranks
     )
 
 
@@ -110,29 +111,32 @@ def perplexity(
     *,
     batch_size: int = 1,
     bos: BosMode | None = None,
-    on_progress: OnProgress = lambda done, total: None,
+    progress: Progress = silent,
+    stage: str = "perplexity",
     resident: Resident | None = None,
     ranks: Ranks = ALONE,
 ) -> Perplexity:
-    """Measure a model's perplexity on windows of tokens; the first token of each is given, not predicted.
+    """Measure a model's perplexity on windows of tokens. The first token of each window is given, not predicted.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A causal language model. Evaluated in eval mode without gradients, and left in the mode it was in.
+        A causal language model. It is evaluated in eval mode without gradients; its mode is restored afterwards.
     windows : ndarray of int64, shape (windows, seqlen)
         From :func:`neuronrank_torch.text.sequences.cut_windows`.
     batch_size : int
-        Windows in a forward pass; the logits of all of them are in memory at once.
+        Windows per forward pass. Their logits are in memory at the same time.
     bos : {"window", "text"} or None
-        How the windows were made, for the record.
-    on_progress : callable
-        See :data:`OnProgress`.
+        How the windows were cut. Only recorded in the result.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`. Counts windows, or the layers of a streamed model.
+    stage : str
+        Name of this measurement in ``progress``.
     resident : callable, optional
-        Context in which a layer (by number) or the head of a model has its weights, if the model is streamed:
+        For a streamed model: context in which a layer (by number) or the head has its weights, see
         :meth:`neuronrank_torch.model.streaming.StreamedModel.resident`.
     ranks : Ranks
-        Processes that share the windows, each with the whole model; all get the figure that one alone would get.
+        Processes that share the windows, each with the whole model. All return the same result as a single process.
 
     Returns
     -------
@@ -141,7 +145,7 @@ def perplexity(
     Raises
     ------
     InputError
-        If there is nothing to predict, or the model has no place for the windows
+        If there is nothing to predict, or the model cannot process the windows
         (:func:`neuronrank_torch.model.limits.check_tokens`).
     NonFiniteError
         If a likelihood is not finite.
@@ -150,56 +154,70 @@ def perplexity(
     count, seqlen = windows.shape
     decoder = None if resident is None else find_decoder(model)
     blocks = _blocks(count, count if decoder is None else -(-STREAMED_TOKENS // seqlen), batch_size, ranks)
-    passes = 1 if decoder is None else 1 + len(decoder.layers)
-    progress = _Progress(on_progress, passes * sum(block.stop - block.start for block in blocks))
     nll: list[float] = []
+
+    def at_window(done: int) -> None:
+        progress(stage, done, sum(block.stop - block.start for block in blocks), "windows")
+
     with _evaluating(model):
-        for block in blocks:
+        for number, block in enumerate(blocks):
             tokens = torch.from_numpy(windows[block]).to(model.get_input_embeddings().weight.device)
-            with ExitStack() as stack:
+            with ExitStack() as context:
                 if decoder is not None and resident is not None:
-                    hidden = _through_layers(decoder, tokens, batch_size, progress, resident)
-                    stack.enter_context(layers_done(decoder, hidden))
-                    stack.enter_context(resident(HEAD))
-                nll += ranks.union(_block_nll(model, tokens, batch_size, block.start, progress))
+                    at_layer = _layer_progress(progress, stage, len(decoder.layers), number, len(blocks))
+                    hidden = _through_layers(decoder, tokens, batch_size, at_layer, resident)
+                    context.enter_context(layers_done(decoder, hidden))
+                    context.enter_context(resident(HEAD))
+                    nll += ranks.union(_block_nll(model, tokens, batch_size, block.start))
+                else:
+                    nll += ranks.union(_block_nll(model, tokens, batch_size, block.start, at_window))
     predicted = count * (seqlen - 1)
     mean = math.fsum(nll) / predicted
     return Perplexity(_exp(mean), mean, predicted, count, seqlen, bos)
 
 
 def _blocks(count: int, block: int, batch_size: int, ranks: Ranks) -> list[slice]:
-    """Windows of each block that are this rank's; the micro-batches are the same whatever the number of ranks."""
+    """Windows of each block that belong to this rank. Micro-batches are the same for any number of ranks."""
     block = ranks.size * batch_size * -(-block // batch_size)
     shares = ((first, ranks.share(min(block, count - first), batch_size)) for first in range(0, count, block))
     return [slice(first + share.start, first + share.stop) for first, share in shares]
 
 
-class _Progress:
-    """Counts steps and passes them on."""
+def _layer_progress(progress: Progress, stage: str, layers: int, block: int, blocks: int) -> Callable[[int], None]:
+    """A function to call with the number of the layer that runs next, or with ``layers`` for the output head."""
 
-    def __init__(self, report: OnProgress, total: int) -> None:
-        self.report, self.done, self.total = report, 0, total
+    def at_layer(layer: int) -> None:
+        where = f"layer {layer + 1} of {layers}" if layer < layers else "output head"
+        progress(f"{stage}: {where}", block * layers + layer, blocks * layers, "layers")
 
-    def __call__(self, steps: int) -> None:
-        self.done += steps
-        self.report(self.done, self.total)
+    return at_layer
 
 
 def _through_layers(
-    decoder: Decoder, windows: torch.Tensor, batch_size: int, progress: _Progress, resident: Resident
+    decoder: Decoder, windows: torch.Tensor, batch_size: int, at_layer: Callable[[int], None], resident: Resident
 ) -> torch.Tensor:
-    """Hidden states of windows that leave the last layer."""
+    """Hidden states of windows after the last layer."""
 
     def visit(run: LayerRun) -> None:
-        run.feed(keep=True, after=lambda start: progress(len(windows[start : start + batch_size])))
+        at_layer(run.index)
+        run.feed(keep=True)
 
-    return run_layers(decoder, windows, visit, batch_size=batch_size, resident=resident)
+    hidden = run_layers(decoder, windows, visit, batch_size=batch_size, resident=resident)
+    at_layer(len(decoder.layers))
+    return hidden
 
 
-def _block_nll(model: Any, windows: torch.Tensor, batch_size: int, first: int, progress: _Progress) -> list[float]:
-    """Sum of -log p(token) over each window; the first has the number ``first``."""
+def _block_nll(
+    model: Any,
+    windows: torch.Tensor,
+    batch_size: int,
+    first: int,
+    at_window: Callable[[int], None] = lambda window: None,
+) -> list[float]:
+    """Sum of -log p(token) over each window. ``first`` is the number of the first window."""
     sums = []
     for start in range(0, len(windows), batch_size):
+        at_window(start)
         batch = windows[start : start + batch_size]
         logits = model(input_ids=batch, use_cache=False).logits
         for offset, (scores, tokens) in enumerate(zip(logits, batch, strict=True)):
@@ -210,7 +228,7 @@ def _block_nll(model: Any, windows: torch.Tensor, batch_size: int, first: int, p
                     hint="try --dtype float32, and check the model's weights",
                 )
             sums.append(nll)
-        progress(len(batch))
+    at_window(len(windows))
     return sums
 
 
@@ -247,7 +265,7 @@ def _check(model: Any, windows: Tokens, batch_size: int) -> None:
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Eval mode and inference mode; afterwards every submodule is in the mode it was in."""
+    """Eval mode and inference mode. The mode of every submodule is restored afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

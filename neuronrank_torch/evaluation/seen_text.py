@@ -1,4 +1,4 @@
-"""Whether a text to measure on was seen in calibration."""
+"""Whether an evaluation text was used for calibration."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from zlib import crc32
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.text.sources import text_fingerprint
 
-#: Words in a passage, and of how many words one begins a passage. Which ones do depends on the word alone, so that two
-#: texts are cut at the same places wherever they agree.
+#: Words per passage, and every how many words a passage starts on average. Where it starts depends only on the word, so
+#: two texts are cut at the same places wherever they agree.
 _WORDS, _EVERY = 32, 32
-#: Share of the passages from which they are worth a word: less are set phrases, licences and the like (the two halves
-#: of the built-in text have 5 % in common).
+#: Fraction of common passages from which there is a warning. Less can be standard phrases or licences: the two halves
+#: of the built-in text have 5 % in common.
 NOTABLE = 0.1
 
 
 def overlap(text: str, other: str) -> float:
-    """Share of a text's passages of 32 words that stand in another text too, estimated from one in 32."""
+    """Fraction of the passages of 32 words of a text that another text contains too, estimated from one in 32."""
     mine = set(_passages(text))
     return len(mine.intersection(_passages(other))) / max(len(mine), 1)
 
 
 def overlap_notes(evaluation: str, calibration: str, *, same: bool = False) -> Iterator[str]:
-    """What the user should know about the text to evaluate on.
+    """Warnings about the evaluation text.
 
     Parameters
     ----------
     evaluation, calibration : str
     same : bool
-        Whether they are known to be equal, where the calibration text is not at hand.
+        Whether they are known to be equal, if the calibration text is not available.
     """
     share = 1.0 if same or evaluation == calibration else overlap(evaluation, calibration)
     if share >= NOTABLE:
@@ -38,7 +38,7 @@ def overlap_notes(evaluation: str, calibration: str, *, same: bool = False) -> I
 
 
 def evaluation_notes(text: str, eval_text: str, statistics: StatisticsFolder | None) -> list[str]:
-    """What the user should know about the text to evaluate on, if there is one: whether it was calibrated on."""
+    """Warnings about the evaluation text, if there is one: whether it was used for calibration."""
     if not eval_text:
         return []
     if statistics is None:

@@ -226,7 +226,7 @@ class _PruneRun:
 
     def _step(self, index: int) -> None:
         self.steps += 1
-        self.progress(f"{self.what} layer {index + 1} of {self.depth}", self.steps, self.total, "batches")
+        self.progress(f"{self.what} layer {index + 1} of {self.depth}", self.steps, self.total, "micro-batches")
 
     def _allocate(self, look: Callable[[AllocationPass], object]) -> None:
         """Give each layer its sparsity ratio, once ``look`` has shown the pass every dense layer."""

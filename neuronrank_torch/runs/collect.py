@@ -1,4 +1,4 @@
-"""Collects the statistics of every layer of a model, dense, into a folder: what ``neuronrank collect`` does."""
+"""Collects statistics of every layer of an unpruned model into a folder: what ``neuronrank collect`` does."""
 
 from __future__ import annotations
 
@@ -23,69 +23,141 @@ from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import HEAD, StreamedModel
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.result import versions
-from neuronrank_torch.runs.job import Job, OnStage
+from neuronrank_torch.runs.job import Job
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.saving.statistics_writer import StatisticsWriter
+from neuronrank_torch.schema import from_json
 from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
 from neuronrank_torch.text.sources import load_text, text_fingerprint
+
+
+@dataclass(frozen=True)
+class CollectResult:
+    """Result of ``neuronrank collect`` and ``neuronrank merge``: the header of the folder, and its path.
+
+    Parameters
+    ----------
+    save : str
+        The folder of statistics.
+    format : int
+        Version of the format of the tables.
+    model : str
+        The model, as it was named.
+    fingerprint : dict of str
+        Digest of each of its weight files.
+    model_type : str
+        Architecture, as ``config.json`` of the model names it.
+    layers : int
+        Number of decoder layers.
+    dataset : str
+        The text, as it was named.
+    text_sha256 : str
+        SHA-256 of the text.
+    nsamples : int
+        Number of sequences in the draw.
+    seqlen : int
+        Tokens per sequence.
+    seed : int
+        Seed of the draw.
+    bos : str
+        Where a beginning-of-sequence token was added: ``window`` or ``text``.
+    signal : str
+        What the strength of a neuron was measured on: ``gate``, ``activated`` or ``product``.
+    threshold : float
+        Value above which a gate counts as open.
+    tokens_per_document : int
+        Tokens sampled from each sequence.
+    batch_size : int
+        Sequences per micro-batch.
+    documents : tuple of int
+        Numbers of the sequences, among ``nsamples``, that were collected.
+    dtype : str
+        Precision of the model.
+    versions : dict of str
+        Version of each package that influences the result.
+    schema : int
+        Version of this format.
+    """
+
+    save: str
+    format: int
+    model: str
+    fingerprint: dict[str, str]
+    model_type: str
+    layers: int
+    dataset: str
+    text_sha256: str
+    nsamples: int
+    seqlen: int
+    seed: int
+    bos: str
+    signal: str
+    threshold: float
+    tokens_per_document: int
+    batch_size: int
+    documents: tuple[int, ...]
+    dtype: str
+    versions: dict[str, str]
+    schema: int = 1
 
 
 def run_collect(
     job: Job,
     recipe: Recipe,
     documents: tuple[int, int] | None = None,
-    on_stage: OnStage = lambda stage, done, total: None,
-) -> dict[str, Any]:
-    """Collect and save, layer by layer; goes on where the same run was cut off.
+    progress: Progress = silent,
+) -> CollectResult:
+    """Collect and save statistics, one layer at a time; resumes an interrupted run of the same command.
 
-    Started by torchrun, the processes share the text, and the first alone reads it and writes.
+    Processes started by torchrun share the text; only the first reads and writes files.
 
     Parameters
     ----------
     job : Job
-        Of which ``save`` is needed; ``evaluation`` and ``stats`` are not looked at.
+        Needs ``save``; ``evaluation`` and ``stats`` are ignored.
     recipe : Recipe
-        How the text is drawn, and the signal, threshold and sample.
+        How sequences are drawn; signal, threshold and tokens per document.
     documents : (int, int), optional
-        First document of the draw to collect, and the first not to; all by default. Both are multiples of the
-        micro-batch (or the end): each document is then computed in the company it would have in one collection.
-    on_stage : callable
-        See :data:`neuronrank_torch.runs.job.OnStage`.
+        Range of documents of the draw to collect, without the end; all by default. Both ends have to be multiples of
+        the micro-batch (or the end of the draw), so that each document is in the same micro-batch as in a single
+        collection.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
-    dict
-        The header; see :class:`neuronrank_torch.calibration.statistics_folder.StatisticsFolder`.
+    CollectResult
 
     Raises
     ------
     NeuronRankError
-        Of every kind; nothing is left under the output's name then.
+        If the run fails. The output folder is then not created or changed.
     """
     if job.save is None:
-        raise InputError("statistics are collected into a folder", hint="give --save")
-    # Everything that a table can hold.
+        raise InputError("collecting statistics needs an output folder", hint="add --save")
+    # Collects every column that a table can have.
     recipe = replace(recipe, method="neuronrank_tfidf", input_exp=1.0, tf_exp=1.0, idf_exp=1.0)
     chosen = _chosen(documents, recipe, job.batch_size or micro_batch(recipe))
     with launched() as ranks:
         save = ranks.from_first(partial(check_output, job.save, job.force, STATISTICS))
         text = ranks.from_first(lambda: load_text(job.dataset, "calibration"))
         job = replace(job, device=choose_device(job.device))
-        on_stage(f"loading {job.model}", 0, 1)
+        progress(f"loading {job.model}", 0, 1, "models")
         model, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
         target = ranks.from_first(
             partial(check_output, save, job.force, STATISTICS, source=source.path, label=source.spec)
         )
         sequences = calibration_sequences(tokenizer, recipe, text)[chosen.start : chosen.stop]
-        run = _CollectRun(job, recipe, chosen, model, source, text_fingerprint(text), on_stage, ranks)
+        run = _CollectRun(job, recipe, chosen, model, source, text_fingerprint(text), progress, ranks)
         header = ranks.from_first(run.header)
         with run.writer(target, header) as writer:
             with torch.no_grad():
                 run.collect(sequences, writer)
-            on_stage(f"saving {save}", 0, 1)
+            progress(f"saving {save}", 0, 1, "folders")
             writer.finish(header)
-        return header
+        return from_json(CollectResult, {**header, "save": job.save}, save, "collect again")
 
 
 def _chosen(documents: tuple[int, int] | None, recipe: Recipe, batch_size: int) -> range:
@@ -97,14 +169,14 @@ def _chosen(documents: tuple[int, int] | None, recipe: Recipe, batch_size: int) 
             "documents",
             f"{first}:{last}",
             f"multiples of the micro-batch of {batch_size} sequences",
-            hint="choose such numbers, or --batch-size 1 for all the collections to be merged",
+            hint="choose such numbers, or use --batch-size 1 in all collections that will be merged",
         )
     return range(first, last)
 
 
 @dataclass
 class _CollectRun:
-    """A collection with everything at hand."""
+    """A collection with its inputs loaded."""
 
     job: Job
     recipe: Recipe
@@ -112,7 +184,7 @@ class _CollectRun:
     model: StreamedModel
     source: ModelSource
     text_sha256: str
-    on_stage: OnStage
+    progress: Progress
     ranks: Ranks
     steps: int = 0
 
@@ -121,7 +193,7 @@ class _CollectRun:
         return self.job.batch_size or micro_batch(self.recipe)
 
     def header(self) -> dict[str, Any]:
-        """What the tables are of."""
+        """What the tables were computed from."""
         sampling = ("nsamples", "seqlen", "seed", "bos", "signal", "threshold", "tokens_per_document")
         return {
             "format": FORMAT_VERSION,
@@ -139,7 +211,7 @@ class _CollectRun:
         }
 
     def writer(self, target: Path, header: dict[str, Any]) -> StatisticsWriter | Receiver:
-        """The folder in which the tables gather, as this rank sees it."""
+        """The folder that collects the tables, as this rank sees it."""
         hidden_states = self.job.hidden_states
         if not self.ranks.first:
             return Receiver(target, self.model, propagate_dense=True, hidden_states=hidden_states, ranks=self.ranks)
@@ -148,11 +220,11 @@ class _CollectRun:
         return StatisticsWriter(target, identity, len(self.model.decoder.layers), **options)
 
     def collect(self, sequences: torch.Tensor, writer: StatisticsWriter | Receiver) -> None:
-        """Run the layers, and keep the table of each."""
+        """Run the layers and write the table of each."""
         layers = range(len(self.model.decoder.layers))
         done = sum(map(writer.done, layers))
         if done:
-            self.on_stage(f"going on after {done} of {len(layers)} layers", 0, 1)
+            self.progress(f"resuming: {done} of {len(layers)} layers are finished", done, len(layers), "layers")
         head = HEAD in self.model.units and hasattr(self.model.decoder.body, "norm")
         units = [*layers, *([HEAD] if head else [])]
         if all(map(writer.done, units)):
@@ -160,9 +232,13 @@ class _CollectRun:
         share = self.ranks.share(len(sequences), self.batch_size)
         batches = -(-(share.stop - share.start) // self.batch_size)
 
-        def step(layer: int) -> None:
-            self.steps += 1
-            self.on_stage(f"collecting layer {layer}", self.steps, batches * len(layers))
+        self.steps = done * batches
+
+        def step(index: int) -> None:
+            self.steps += not writer.done(index)
+            verb = "resuming: running finished" if writer.done(index) else "collecting"
+            total = batches * len(layers)
+            self.progress(f"{verb} layer {index + 1} of {len(layers)}", self.steps, total, "micro-batches")
 
         def visit(run: LayerRun) -> None:
             self.ranks.agree(f"layer {run.index}", run.layer.module.parameters())
@@ -196,7 +272,7 @@ class _CollectRun:
         norms = residual_norm(run.hidden, self.ranks)
         if not np.isfinite(norms).all():
             raise NonFiniteError(f"NaN or Inf in the output of layer {run.index}", hint="try --dtype float32")
-        table, *others = [t for t in collector.statistics(self.ranks) if t is not None]
+        table, *others = [table for table in collector.statistics(self.ranks) if table is not None]
         inputs = {**table.input_mean_square}
         for other in others:
             inputs |= other.input_mean_square

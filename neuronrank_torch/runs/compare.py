@@ -5,24 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 
 from neuronrank_core.overlap import Overlap, overlap
+from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.streaming import StreamedModel, Unit
-from neuronrank_torch.runs.evaluate import run_eval
-from neuronrank_torch.runs.job import Evaluation, OnStage
+from neuronrank_torch.progress import Progress, silent
+from neuronrank_torch.runs.evaluate import measure
+from neuronrank_torch.runs.job import Evaluation
 from neuronrank_torch.text.sequences import check_room
 
-#: Forward passes that speed is the best of.
+#: Number of forward passes; the fastest one counts.
 PASSES = 5
-#: Share of zeros from which a module counts as pruned: checkpoints, quantised ones above all, come with some.
+#: Fraction of zeros from which a module counts as pruned. Unpruned checkpoints have a few, above all quantised ones.
 PRUNED = 0.01
 
 
@@ -35,9 +36,9 @@ class CompareJob:
     models : (str, str)
         As :func:`neuronrank_torch.model.open.open_model` takes them.
     evaluation : Evaluation, optional
-        Perplexity of each; not measured by default.
+        How to measure perplexity; not measured by default.
     speed_tokens : int, optional
-        Tokens in a forward pass to measure speed with; not measured by default.
+        Tokens per forward pass for measuring speed; not measured by default.
     device, dtype, batch_size
         As in :class:`neuronrank_torch.runs.job.Job`.
     """
@@ -50,16 +51,109 @@ class CompareJob:
     batch_size: int = 1
 
 
-def run_compare(job: CompareJob, on_stage: OnStage = lambda stage, done, total: None) -> dict[str, Any]:
-    """Compare two models; their weights are read tensor by tensor.
+@dataclass(frozen=True)
+class OverlapFigures:
+    """Zeros of two models in the same weights.
+
+    Parameters
+    ----------
+    size : int
+        Number of weights.
+    zeros : tuple of int
+        Number of zeros in the first and in the second model.
+    zeros_in_both : int
+        Number of weights that are zero in both.
+    jaccard : float
+        Zeros in both, divided by zeros in either.
+    kept_in_both : float
+        Fraction of the weights that is not zero in either.
+    """
+
+    size: int
+    zeros: tuple[int, ...]
+    zeros_in_both: int
+    jaccard: float
+    kept_in_both: float
+
+
+@dataclass(frozen=True)
+class LayerOverlap:
+    """Overlap in one layer.
+
+    Parameters
+    ----------
+    layer : int
+        Number of the layer, from 0.
+    modules : dict of OverlapFigures
+        By module; those that at least one of the models has pruned.
+    """
+
+    layer: int
+    modules: dict[str, OverlapFigures]
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """Size and quality of one model.
+
+    Parameters
+    ----------
+    model : str
+        The model, as it was named.
+    bytes : int
+        Size of its weight files, in bytes.
+    parameters : int
+        Number of parameters.
+    nonzero : int
+        Number of parameters that are not zero.
+    perplexity : Perplexity or None
+        Null without ``--eval``.
+    tokens_per_second : float or None
+        Speed of a forward pass; null without ``--speed``.
+    """
+
+    model: str
+    bytes: int
+    parameters: int
+    nonzero: int
+    perplexity: Perplexity | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """Result of ``neuronrank compare``.
+
+    Parameters
+    ----------
+    models : tuple of ModelFigures
+        The first and the second model.
+    layers : tuple of LayerOverlap
+        Layers with modules that at least one of the models has pruned.
+    modules : dict of OverlapFigures
+        Sums over the layers, by module.
+    total : OverlapFigures or None
+        Sums over all modules; null if there are none.
+    notes : tuple of str
+        What could not be compared.
+    schema : int
+        Version of this format.
+    """
+
+    models: tuple[ModelFigures, ...]
+    layers: tuple[LayerOverlap, ...]
+    modules: dict[str, OverlapFigures]
+    total: OverlapFigures | None
+    notes: tuple[str, ...]
+    schema: int = 1
+
+
+def run_compare(job: CompareJob, progress: Progress = silent) -> CompareResult:
+    """Compare two models. Their weights are read one tensor at a time.
 
     Returns
     -------
-    dict
-        ``models``: for each its name, ``bytes`` on disk, ``parameters`` and those that are not zero (``nonzero``), and
-        where asked for ``perplexity`` and ``tokens_per_second``; ``layers``: of each layer the overlap by module, for
-        modules that either model has pruned; ``modules``: the same over all layers; ``total``: of all of them together,
-        None where there are none; ``notes``: what could not be compared.
+    CompareResult
 
     Raises
     ------
@@ -69,44 +163,38 @@ def run_compare(job: CompareJob, on_stage: OnStage = lambda stage, done, total: 
     device = choose_device(job.device)
     opened = []
     for spec in job.models:
-        on_stage(f"opening {spec}", 0, 1)
+        progress(f"opening {spec}", 0, 1, "models")
         opened.append(open_model(spec, dtype=job.dtype, device=device))
     pair = _Pair(opened[0][0], opened[1][0])
-    layers = pair.overlaps(on_stage)
+    layers = pair.overlaps(progress)
     modules = {
         name: sum((m[name] for m in layers.values() if name in m), Overlap()) for m in layers.values() for name in m
     }
-    return {
-        "models": [
-            {
-                "model": spec,
-                "bytes": source.weight_bytes(),
-                "parameters": sum(p.numel() for p in streamed.model.parameters()),
-                "nonzero": nonzero,
-                **_measured(job, spec, device, on_stage),
-            }
+    return CompareResult(
+        models=tuple(
+            ModelFigures(
+                spec,
+                source.weight_bytes(),
+                sum(p.numel() for p in streamed.model.parameters()),
+                nonzero,
+                **_measured(job, spec, device, progress),
+            )
             for spec, (streamed, _, source), nonzero in zip(job.models, opened, pair.nonzero, strict=True)
-        ],
-        "layers": [{"layer": i, "modules": {n: figures(o) for n, o in m.items()}} for i, m in layers.items()],
-        "modules": {name: figures(o) for name, o in modules.items()},
-        "total": figures(sum(modules.values(), Overlap())) if modules else None,
-        "notes": pair.notes,
-    }
+        ),
+        layers=tuple(LayerOverlap(i, {n: figures(o) for n, o in m.items()}) for i, m in layers.items()),
+        modules={name: figures(o) for name, o in modules.items()},
+        total=figures(sum(modules.values(), Overlap())) if modules else None,
+        notes=tuple(pair.notes),
+    )
 
 
-def figures(o: Overlap) -> dict[str, Any]:
+def figures(o: Overlap) -> OverlapFigures:
     """An overlap as plain numbers."""
-    return {
-        "size": o.size,
-        "zeros": [o.zeros_a, o.zeros_b],
-        "zeros_in_both": o.both,
-        "jaccard": o.jaccard,
-        "kept_in_both": o.kept_in_both,
-    }
+    return OverlapFigures(o.size, (o.zeros_a, o.zeros_b), o.both, o.jaccard, o.kept_in_both)
 
 
 class _Pair:
-    """Two opened models, read once from the first tensor to the last."""
+    """Two opened models, whose tensors are read once, in order."""
 
     def __init__(self, a: StreamedModel, b: StreamedModel) -> None:
         self.a, self.b = a, b
@@ -117,12 +205,13 @@ class _Pair:
             depths = f"{len(a.decoder.layers)} and {len(b.decoder.layers)}"
             self.notes.append(f"the models have {depths} layers, so their weights are not compared")
 
-    def overlaps(self, on_stage: OnStage) -> dict[int, dict[str, Overlap]]:
-        """Overlap of the zeros by layer and module; counts the weights that are not zero on the way."""
+    def overlaps(self, progress: Progress) -> dict[int, dict[str, Overlap]]:
+        """Overlap of the zeros by layer and module. Also counts the weights that are not zero."""
         found: dict[int, dict[str, Overlap]] = {}
         other: set[str] = set()
         units = list(dict.fromkeys([*self.a.units, *self.b.units]))
-        for done, unit in enumerate(units, 1):
+        for done, unit in enumerate(units):
+            progress("comparing weights", done, len(units), "parts")
             for name, zero_a, zero_b in self._zeros(unit):
                 module = name.split(".")[-2] if "." in name else name
                 if not self.same_depth or module not in (*MLP_PROJECTIONS, *ATTENTION_PROJECTIONS):
@@ -131,15 +220,14 @@ class _Pair:
                     other.add(module)
                 elif isinstance(unit, int) and zero_a.ndim == 2:
                     found.setdefault(unit, {})[module] = overlap(zero_a, zero_b)
-            on_stage("comparing weights", done, len(units))
         if other:
-            self.notes.append(f"not of the same shape in both, so not compared: {', '.join(sorted(other))}")
+            self.notes.append(f"not compared because their shapes differ: {', '.join(sorted(other))}")
         pruned = {n for m in found.values() for n, o in m.items() if max(o.zeros_a, o.zeros_b) >= PRUNED * o.size}
         kept = {i: {n: o for n, o in modules.items() if n in pruned} for i, modules in found.items()}
         return {i: modules for i, modules in kept.items() if modules}
 
     def _zeros(self, unit: Unit) -> Iterator[tuple[str, torch.Tensor | None, torch.Tensor | None]]:
-        """Where each tensor of a unit is zero, in either model; None where a model has no such tensor."""
+        """Where each tensor of a unit is zero in each model; None if a model does not have the tensor."""
         names = list(dict.fromkeys([*self.a.units.get(unit, ()), *self.b.units.get(unit, ())]))
         for name in names:
             zeros: list[torch.Tensor | None] = []
@@ -153,16 +241,21 @@ class _Pair:
             yield name, zeros[0], zeros[1]
 
 
-def _measured(job: CompareJob, spec: str, device: str, on_stage: OnStage) -> dict[str, Any]:
-    """Perplexity and speed of one model, as far as they are asked for."""
+def _measured(job: CompareJob, spec: str, device: str, progress: Progress) -> dict[str, Any]:
+    """Perplexity and speed of one model, if they were asked for."""
     measured: dict[str, Any] = {}
     if job.evaluation is not None:
-        named = partial(_of, on_stage, spec)
-        measured["perplexity"] = run_eval(
-            spec, job.evaluation, device=device, dtype=job.dtype, batch_size=job.batch_size, on_stage=named
-        ).to_dict()
+        measured["perplexity"] = measure(
+            spec,
+            job.evaluation,
+            device=device,
+            dtype=job.dtype,
+            batch_size=job.batch_size,
+            progress=progress,
+            stage=f"perplexity of {spec}",
+        )
     if job.speed_tokens is not None:
-        on_stage(f"speed of {spec}", 0, 1)
+        progress(f"measuring the speed of {spec}", 0, 1, "models")
         model, _, _ = load_model(spec, dtype=job.dtype, device=device)
         measured["tokens_per_second"] = (
             job.batch_size * job.speed_tokens / forward_seconds(model, job.speed_tokens, job.batch_size)
@@ -170,12 +263,8 @@ def _measured(job: CompareJob, spec: str, device: str, on_stage: OnStage) -> dic
     return measured
 
 
-def _of(on_stage: OnStage, spec: str, stage: str, done: int, total: int) -> None:
-    on_stage(stage if spec in stage else f"{stage} of {spec}", done, total)
-
-
 def forward_seconds(model: Any, tokens: int, sequences: int) -> float:
-    """Shortest time of a forward pass over sequences of so many tokens, of :data:`PASSES` after one to warm up."""
+    """Shortest time of :data:`PASSES` forward passes over sequences of so many tokens, after one pass to warm up."""
     check_positions(model, tokens)
     check_room(sequences, tokens)
     vocabulary = model.get_input_embeddings().weight.shape[0]

@@ -1,9 +1,9 @@
-"""What a run would do and cost, found out with one layer in memory."""
+"""Plans a run, and estimates its memory and time with one layer in memory."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,17 +24,18 @@ from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune
 from neuronrank_torch.pruning.result import Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers
 from neuronrank_torch.runs.job import Evaluation, Job
+from neuronrank_torch.runs.prune_result import JobRecord, Plan, PruneResult
 from neuronrank_torch.text.sequences import bos_token, calibration_sequences, cut_windows, micro_batch, tokenize
 from neuronrank_torch.text.sources import load_text
 
 
-def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
-    """Check what can be checked cheaply, and say what :func:`neuronrank_torch.runs.prune.run_prune` would do.
+def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
+    """Check all inputs, and plan what :func:`neuronrank_torch.runs.prune.run_prune` would do.
 
     Returns
     -------
-    dict
-        Of the same form as the report of a run, with the zeros that would be chosen, and under ``plan`` the estimates.
+    PruneResult
+        As a run would return it, with the numbers of zeros that pruning would create, and with the estimates.
 
     Raises
     ------
@@ -60,35 +61,28 @@ def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
     first = first_pruned(recipe, len(streamed.decoder.layers))[0]
     notes += evaluation_notes(text, eval_text, statistics)
     if recipe.allocate != "uniform":
-        notes.append("--allocate decides each layer's ratio in the run: only the total below holds")
+        notes.append("--allocate sets the ratio of each layer during the run: only the total below is exact")
     if text:
         calibration_sequences(tokenizer, recipe, text)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = {"tokens": recipe.nsamples * recipe.seqlen} if needs_text(recipe) else {}
     calibration = tokens if statistics is None else statistics.calibration()
-    report = Report(recipe, tuple(layers), parameters, calibration, 0.0, tuple(notes)).to_dict()
-    report["job"] = {**asdict(job), "dry_run": True}
-    eval_tokens = _eval_tokens(job.evaluation, tokenizer, eval_text)
-    if statistics is not None:  # Scoring by them costs about what scoring by magnitude does: no text is looked at.
+    figures = Report(recipe, tuple(layers), parameters, calibration, 0.0, tuple(notes)).figures()
+    record = JobRecord(**vars(job), model_type=source.model_type, dry_run=True)
+    if statistics is not None:  # No text is processed, so it takes about as long as pruning by magnitude.
         recipe = Recipe("magnitude", include_attention=recipe.include_attention, seqlen=recipe.seqlen)
-    report["plan"] = {
-        "layer_bytes": streamed.bytes(0),
-        "memory": estimate_memory(
-            streamed,
-            recipe,
-            whole=job.save is None,
-            hidden_in_memory=job.hidden_states == "memory",
-            eval_tokens=eval_tokens,
-        ),
-        "seconds": estimate_seconds(
-            streamed,
-            recipe,
-            first=first,
-            batch_size=min(recipe.nsamples, job.batch_size or micro_batch(recipe)),
-            eval_tokens=eval_tokens,
-        ),
-    }
-    return report
+    plan = _estimated(job, recipe, streamed, first, _eval_tokens(job.evaluation, tokenizer, eval_text))
+    return PruneResult(**vars(figures), job=record, plan=plan)
+
+
+def _estimated(job: Job, recipe: Recipe, model: StreamedModel, first: int, eval_tokens: int) -> Plan:
+    batch_size = min(recipe.nsamples, job.batch_size or micro_batch(recipe))
+    whole, hidden_in_memory = job.save is None, job.hidden_states == "memory"
+    return Plan(
+        layer_bytes=model.bytes(0),
+        memory=estimate_memory(model, recipe, whole=whole, hidden_in_memory=hidden_in_memory, eval_tokens=eval_tokens),
+        seconds=estimate_seconds(model, recipe, first=first, batch_size=batch_size, eval_tokens=eval_tokens),
+    )
 
 
 def _eval_tokens(evaluation: Evaluation | None, tokenizer: Any, text: str) -> int:
@@ -117,11 +111,11 @@ def estimate_memory(
     model : StreamedModel
     recipe : Recipe
     whole : bool
-        Whether the run has the whole model in memory.
+        Whether the whole model is in memory.
     hidden_in_memory : bool
-        Whether hidden states are, or in a file.
+        Whether hidden states are in memory, or in a file.
     eval_tokens : int
-        Tokens that perplexity is measured on.
+        Tokens of the evaluation text.
     """
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
     blocks = model.decoder.layers[0].blocks(include_attention=recipe.include_attention)
@@ -142,7 +136,7 @@ def estimate_memory(
 
 
 def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_size: int, eval_tokens: int) -> float:
-    """Estimate the time of a run from its first layer, pruned with one micro-batch and then forgotten.
+    """Estimate the time of a run by pruning its first layer with one micro-batch; the layer is discarded.
 
     Parameters
     ----------
@@ -153,7 +147,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     batch_size : int
         Sequences in a micro-batch.
     eval_tokens : int
-        Tokens that perplexity is measured on, before and after.
+        Tokens of the evaluation text, which is measured before and after.
     """
     layers = len(model.decoder.layers)
     # One micro-batch may hold fewer tokens than there are topics.

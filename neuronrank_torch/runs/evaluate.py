@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from neuronrank_core import MissingStatisticsError
@@ -12,8 +12,28 @@ from neuronrank_torch.evaluation.perplexity import Perplexity, evaluate
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.streaming import Resident
-from neuronrank_torch.runs.job import Evaluation, OnStage
+from neuronrank_torch.progress import Progress, silent
+from neuronrank_torch.runs.job import Evaluation
 from neuronrank_torch.text.sources import load_text
+
+
+@dataclass(frozen=True)
+class EvalResult(Perplexity):
+    """Result of ``neuronrank eval``.
+
+    Parameters
+    ----------
+    model : str
+        The model, as it was named.
+    dataset : str
+        The text, as it was named.
+    schema : int
+        Version of this format.
+    """
+
+    model: str
+    dataset: str
+    schema: int = 1
 
 
 def run_eval(
@@ -23,9 +43,24 @@ def run_eval(
     device: str = "auto",
     dtype: Dtype = "auto",
     batch_size: int = 1,
-    on_stage: OnStage = lambda stage, done, total: None,
+    progress: Progress = silent,
+) -> EvalResult:
+    """Load a model and measure its perplexity; see :func:`measure`."""
+    measured = measure(model, evaluation, device=device, dtype=dtype, batch_size=batch_size, progress=progress)
+    return EvalResult(**vars(measured), model=model, dataset=evaluation.dataset)
+
+
+def measure(
+    model: str,
+    evaluation: Evaluation,
+    *,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    batch_size: int = 1,
+    progress: Progress = silent,
+    stage: str = "perplexity",
 ) -> Perplexity:
-    """Load a model and measure its perplexity; processes that torchrun started share the windows.
+    """Load a model and measure its perplexity. Processes started by torchrun share the windows.
 
     Raises
     ------
@@ -34,13 +69,13 @@ def run_eval(
     """
     with launched() as ranks:
         text = ranks.from_first(lambda: load_text(evaluation.dataset, "evaluation"))
-        on_stage(f"loading {model}", 0, 1)
+        progress(f"loading {model}", 0, 1, "models")
         chosen: dict[str, Any] = {"dtype": dtype, "device": choose_device(device)}
         resident: Resident | None = None
         try:
             streamed, tokenizer, _ = open_model(model, **chosen)
             loaded, resident = streamed.model, streamed.resident
-        except (MissingStatisticsError, UnsupportedModelError):  # What cannot be pruned can still be measured.
+        except (MissingStatisticsError, UnsupportedModelError):  # Perplexity does not need gated MLPs.
             loaded, tokenizer, _ = load_model(model, **chosen)
         return evaluate(
             loaded,
@@ -50,7 +85,8 @@ def run_eval(
             windows=evaluation.windows,
             bos_mode=evaluation.bos,
             batch_size=batch_size,
-            on_progress=partial(on_stage, "perplexity"),
+            progress=progress,
+            stage=stage,
             resident=resident,
             ranks=ranks,
         )

@@ -1,8 +1,7 @@
-"""What every run is told: model, text, device, output."""
+"""Inputs and outputs of a run: model, text, device, folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +11,6 @@ from neuronrank_torch.calibration.hidden_states import HiddenStates
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.model.open import Dtype
 from neuronrank_torch.text.sources import load_text
-
-#: Called with (what is going on, steps done, steps in all).
-OnStage = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -26,11 +22,11 @@ class Evaluation:
     dataset : str
         As :func:`neuronrank_torch.text.sources.load_text` takes it.
     seqlen : int
-        Tokens in a window.
+        Tokens per window.
     windows : int, optional
-        How many; all by default.
+        Number of windows; all by default.
     bos : {"window", "text"}
-        Where a beginning-of-sequence token stands.
+        Where a beginning-of-sequence token is added.
     """
 
     dataset: str = "builtin"
@@ -41,7 +37,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Job:
-    """Where a run gets what it needs and where it puts the result; the recipe says what happens between.
+    """Inputs and output of a run. The recipe says what happens in between.
 
     Parameters
     ----------
@@ -50,19 +46,19 @@ class Job:
     save : str, optional
         Output folder; nothing is saved by default.
     force : bool
-        Replace an existing output, and discard an unfinished run for it that is another one.
+        Replace an existing output, and discard an unfinished run of a different command for it.
     device : str
-        ``auto`` is CUDA where there is one, else the CPU.
+        ``auto`` is CUDA if available, otherwise the CPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}
-        Of the weights.
+        Precision of the weights.
     batch_size : int, optional
-        Sequences in a micro-batch.
+        Sequences per micro-batch.
     evaluation : Evaluation, optional
-        Perplexity before and after; not measured by default.
+        How to measure perplexity before and after; not measured by default.
     hidden_states : {"memory", "disk"}
-        Where the calibration text's hidden states are kept while a run that saves goes from layer to layer.
+        Where a run that saves stores the hidden states of the calibration text between layers.
     stats : str, optional
-        Folder of statistics to prune by, instead of calibration text.
+        Folder of statistics to prune with, instead of calibration text.
     """
 
     model: str
@@ -77,9 +73,9 @@ class Job:
     stats: str | None = None
 
     def statistics(self) -> StatisticsFolder | None:
-        """The statistics to prune by, if any; raises InputError if they cannot be read."""
+        """The statistics to prune with, if any; raises InputError if they cannot be read."""
         return None if self.stats is None else StatisticsFolder(self.stats)
 
     def calibration_text(self, recipe: Recipe) -> str:
-        """The text to calibrate on, empty where none is needed; raises InputError if it cannot be read."""
+        """The calibration text, empty if none is needed; raises InputError if it cannot be read."""
         return load_text(self.dataset, "calibration") if needs_text(recipe) and self.stats is None else ""

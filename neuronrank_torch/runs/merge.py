@@ -1,19 +1,20 @@
-"""Unites statistics folders of disjoint documents: what ``neuronrank merge`` does."""
+"""Merges statistics folders of disjoint documents: what ``neuronrank merge`` does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 from neuronrank_core import InputError, merge
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.files.durable import STATISTICS, check_output
 from neuronrank_torch.files.journal import differences
-from neuronrank_torch.runs.job import OnStage
+from neuronrank_torch.progress import Progress, silent
+from neuronrank_torch.runs.collect import CollectResult
 from neuronrank_torch.saving.statistics_writer import StatisticsWriter
+from neuronrank_torch.schema import from_json
 
-#: What may differ: names, behind which fingerprints tell what is the same, and the documents.
+#: What may differ: the documents, and names, because fingerprints identify the model and the text.
 _FREE = {"model", "dataset", "documents"}
 
 
@@ -22,9 +23,9 @@ def run_merge(
     save: str,
     *,
     force: bool = False,
-    on_stage: OnStage = lambda stage, done, total: None,
-) -> dict[str, Any]:
-    """Unite tables; the result is what one collection of all their documents gives, bit for bit.
+    progress: Progress = silent,
+) -> CollectResult:
+    """Merge tables. The result is bit for bit that of one collection of all their documents.
 
     Parameters
     ----------
@@ -33,14 +34,13 @@ def run_merge(
     save : str
         Output folder.
     force : bool
-        Replace existing statistics there.
-    on_stage : callable
-        See :data:`neuronrank_torch.runs.job.OnStage`.
+        Replace existing statistics.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
-    dict
-        The header of the result.
+    CollectResult
 
     Raises
     ------
@@ -65,18 +65,19 @@ def run_merge(
     header = {**first.header, "documents": documents}
     sources = [str(part.path.resolve()) for part in parts]
     with StatisticsWriter(target, {**header, "folders": sources}, first.layers, force=force) as writer:
-        for done, unit in enumerate(first.units, start=1):
-            if not writer.done(unit):
-                writer.keep(unit, merge(part.table(unit) for part in parts))
-            on_stage("merging", done, len(first.units))
+        left = [unit for unit in first.units if not writer.done(unit)]
+        for done, unit in enumerate(left, start=len(first.units) - len(left)):
+            progress("merging statistics", done, len(first.units), "tables")
+            writer.keep(unit, merge(part.table(unit) for part in parts))
+        progress(f"saving {save}", 0, 1, "folders")
         writer.finish(header)
-    return header
+    return from_json(CollectResult, {**header, "save": save}, save, "collect again")
 
 
 def _check_mergeable(one: StatisticsFolder, other: StatisticsFolder) -> None:
     changes = differences(*({k: v for k, v in f.header.items() if k not in _FREE} for f in (one, other)))
     if changes:
         raise InputError(
-            f"{one.path} and {other.path} do not belong together: {'; '.join(changes[:3])}",
+            f"{one.path} and {other.path} cannot be merged: {'; '.join(changes[:3])}",
             hint="merge statistics of one model, text and sampling",
         )

@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 from neuronrank_core import Recipe
-from neuronrank_core.methods import check_recipe
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.distributed.process_group import launched
 from neuronrank_torch.distributed.ranks import Ranks
-from neuronrank_torch.evaluation.perplexity import evaluate
+from neuronrank_torch.evaluation.perplexity import Perplexity, evaluate
 from neuronrank_torch.evaluation.seen_text import evaluation_notes
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.files.journal import JOURNAL_FORMAT
@@ -19,71 +18,73 @@ from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import Resident, StreamedModel
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
-from neuronrank_torch.pruning.result import recipe_values, versions
+from neuronrank_torch.pruning.result import Report, recipe_values, versions
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.pruning.store import LayerStore
-from neuronrank_torch.runs.job import Job, OnStage
+from neuronrank_torch.runs.job import Job
+from neuronrank_torch.runs.prune_result import JobRecord, PerplexityChange, PruneResult
 from neuronrank_torch.saving.model_writer import ModelWriter
 from neuronrank_torch.saving.receiver import Receiver
+from neuronrank_torch.schema import to_json
 from neuronrank_torch.text.sequences import calibration_sequences
 from neuronrank_torch.text.sources import load_text, text_fingerprint
 
 
-def run_prune(job: Job, recipe: Recipe, on_stage: OnStage = lambda stage, done, total: None) -> dict[str, Any]:
-    """Load, measure, prune, measure and save.
+def run_prune(job: Job, recipe: Recipe, progress: Progress = silent) -> PruneResult:
+    """Load a model, measure its perplexity, prune it, measure again and save it.
 
-    A run that saves reads, prunes and writes layer by layer, and goes on where the same run was cut off; one that
-    does not has the model in memory as a whole. Started by torchrun, the processes share the texts, and the first alone
-    reads them and writes.
+    A run that saves reads, prunes and writes one layer at a time, and resumes an interrupted run of the same command.
+    A run that does not save loads the whole model. Processes started by torchrun share the texts; only the first
+    reads and writes files.
 
     Parameters
     ----------
     job : Job
     recipe : Recipe
-    on_stage : callable
-        See :data:`OnStage`.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
-    dict
-        What ``neuronrank.json`` holds: the recipe, the job, sparsity per module, perplexities, versions.
+    PruneResult
+        The content of ``neuronrank.json``.
 
     Raises
     ------
     NeuronRankError
-        Of every kind; nothing is left under the output's name then.
+        If the run fails. The output folder is then not created or changed.
     """
-    check_recipe(recipe)
     with launched() as ranks:
         if job.save is not None:
             ranks.from_first(partial(check_output, job.save, job.force))
-        # Statistics and texts first: a missing file should not cost the time to load a model.
+        # Statistics and texts first, so that a missing file is reported before the model is loaded.
         statistics = job.statistics()
         if statistics is not None:
             recipe = statistics.fitted(recipe)
         text, eval_text = ranks.from_first(lambda: _texts(job, recipe))
         job = replace(job, device=choose_device(job.device))
-        on_stage(f"loading {job.model}", 0, 1)
+        progress(f"loading {job.model}", 0, 1, "models")
         if job.save is None:
             model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=job.device)
-            return _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage, ranks).in_memory(model)
+            return _Run(job, recipe, text, eval_text, statistics, tokenizer, source, progress, ranks).in_memory(model)
         streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
-        run = _Run(job, recipe, text, eval_text, statistics, tokenizer, source, on_stage, ranks)
+        run = _Run(job, recipe, text, eval_text, statistics, tokenizer, source, progress, ranks)
         run.check(streamed.model)
         with run.staging(streamed, job.save) as staging:
             return run.streamed(streamed, staging)
 
 
 def _texts(job: Job, recipe: Recipe) -> tuple[str, str]:
-    """Calibration and evaluation text, each empty where it is not needed."""
+    """Calibration and evaluation text; empty if not needed."""
     text = job.calibration_text(recipe)
     return text, load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A job with everything at hand."""
+    """A job with its inputs loaded."""
 
     job: Job
     recipe: Recipe
@@ -92,7 +93,7 @@ class _Run:
     statistics: StatisticsFolder | None
     tokenizer: Any
     source: ModelSource
-    on_stage: OnStage
+    progress: Progress
     ranks: Ranks
 
     def __post_init__(self) -> None:
@@ -100,7 +101,7 @@ class _Run:
             self.statistics.check_model(self.source)
 
     def identity(self) -> dict[str, Any]:
-        """What the result depends on: an unfinished run goes on only if all of it is as it was."""
+        """Everything the result depends on. An unfinished run is resumed only if all of it is unchanged."""
         return {
             **recipe_values(self.recipe),
             **{name: getattr(self.job, name) for name in ("device", "dtype", "batch_size")},
@@ -114,7 +115,7 @@ class _Run:
         }
 
     def staging(self, model: StreamedModel, save: str) -> ModelWriter | Receiver:
-        """The folder in which the result grows, as this rank sees it."""
+        """The folder that collects the result, as this rank sees it."""
         target = self.ranks.from_first(
             partial(check_output, save, self.job.force, source=self.source.path, label=self.source.spec)
         )
@@ -128,42 +129,43 @@ class _Run:
         return Receiver(target, model, **options)
 
     def check(self, model: Any) -> None:
-        """Refuse what cannot be pruned, or a text too short, before perplexity is measured or a layer is calibrated."""
+        """Refuse a model that cannot be pruned, or a text that is too short, before anything expensive."""
         planned_layers(model, self.recipe)
-        if self.text and self.job.evaluation:  # Else drawing them is the first step anyway.
+        if self.text and self.job.evaluation:  # Otherwise drawing sequences is the first step anyway.
             calibration_sequences(self.tokenizer, self.recipe, self.text)
 
-    def in_memory(self, model: Any) -> dict[str, Any]:
+    def in_memory(self, model: Any) -> PruneResult:
         """Prune a loaded model."""
         self.check(model)
         before = self._measure("before", model)
         report = self._prune(model)
-        return self._report(report, before, self._measure("after", model))
+        return self._result(report, before, self._measure("after", model))
 
-    def streamed(self, model: StreamedModel, staging: ModelWriter | Receiver) -> dict[str, Any]:
+    def streamed(self, model: StreamedModel, staging: ModelWriter | Receiver) -> PruneResult:
         """Prune a streamed model and save it."""
-        layers, done = len(model.decoder.layers), len(staging.units_done())
+        layers = len(model.decoder.layers)
+        done = min(len(staging.units_done()), layers)
         if done:
-            self.on_stage(f"going on after {min(done, layers)} of {layers} layers", 0, 1)
+            self.progress(f"resuming: {done} of {layers} layers are finished", done, layers, "layers")
         before = staging.measured("before", lambda: self._measure("before", model.model, model.resident))
         report = self._prune(model.model, staging)
-        report = self._report(report, before, self._measure("after", model.model, staging.pruned))
-        self.on_stage(f"saving {self.job.save}", 0, 1)
-        staging.finish(self.tokenizer, report)
-        return report
+        result = self._result(report, before, self._measure("after", model.model, staging.pruned))
+        self.progress(f"saving {self.job.save}", 0, 1, "folders")
+        staging.finish(self.tokenizer, to_json(result))
+        return result
 
-    def _prune(self, model: Any, store: LayerStore | None = None) -> dict[str, Any]:
+    def _prune(self, model: Any, store: LayerStore | None = None) -> Report:
         return prune(
             model,
             self.tokenizer,
             self.recipe,
             self.text,
             batch_size=self.job.batch_size,
-            progress=lambda stage, done, total, unit: self.on_stage(stage, done, total),
+            progress=self.progress,
             store=store,
             statistics=self.statistics,
             ranks=self.ranks,
-        ).to_dict()
+        )
 
     def _measure(self, when: str, model: Any, resident: Resident | None = None) -> dict[str, Any] | None:
         if self.job.evaluation is None:
@@ -177,16 +179,15 @@ class _Run:
             windows=e.windows,
             bos_mode=e.bos,
             batch_size=self.job.batch_size or 1,
-            on_progress=partial(self.on_stage, f"perplexity {when}"),
+            progress=self.progress,
+            stage=f"perplexity {when} pruning",
             resident=resident,
             ranks=self.ranks,
         ).to_dict()
 
-    def _report(
-        self, report: dict[str, Any], before: dict[str, Any] | None, after: dict[str, Any] | None
-    ) -> dict[str, Any]:
-        report["job"] = {**asdict(self.job), "model_type": self.source.model_type, "processes": self.ranks.size}
-        report["notes"] += evaluation_notes(self.text, self.eval_text, self.statistics)
-        if before and after:
-            report["perplexity"] = {"before": before, "after": after}
-        return report
+    def _result(self, report: Report, before: dict[str, Any] | None, after: dict[str, Any] | None) -> PruneResult:
+        figures = report.figures()
+        notes = (*figures.notes, *evaluation_notes(self.text, self.eval_text, self.statistics))
+        change = PerplexityChange(Perplexity(**before), Perplexity(**after)) if before and after else None
+        job = JobRecord(**vars(self.job), model_type=self.source.model_type, processes=self.ranks.size)
+        return PruneResult(**{**vars(figures), "notes": notes}, job=job, perplexity=change)

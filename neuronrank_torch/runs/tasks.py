@@ -1,16 +1,49 @@
-"""Standard tasks, by lm-eval: EleutherAI's evaluation harness, handed a model of ours."""
+"""Standard tasks, evaluated with lm-eval, EleutherAI's evaluation harness."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 from neuronrank_core.errors import InputError, NeuronRankError, first_line
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model
-from neuronrank_torch.runs.job import OnStage
+from neuronrank_torch.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class TasksResult:
+    """Result of ``neuronrank eval --tasks``.
+
+    Parameters
+    ----------
+    model : str
+        The model, as it was named.
+    tasks : dict of dict
+        Results of lm-eval by task. Metrics are named ``metric,filter``; null stands for NaN and infinity.
+    task_versions : dict
+        Version of each task.
+    fewshot : dict of int
+        Number of solved examples in each prompt, by task.
+    limit : int or None
+        Number of questions of each task; null for all.
+    lm_eval : str
+        Version of lm-eval.
+    schema : int
+        Version of this format.
+    """
+
+    model: str
+    tasks: dict[str, dict[str, float | str | None]]
+    task_versions: dict[str, Any]
+    fewshot: dict[str, int]
+    limit: int | None
+    lm_eval: str
+    schema: int = 1
 
 
 def run_tasks(
@@ -23,38 +56,69 @@ def run_tasks(
     device: str = "auto",
     dtype: Dtype = "auto",
     batch_size: int = 1,
-    on_stage: OnStage = lambda stage, done, total: None,
-) -> dict[str, Any]:
-    """Load a model and have lm-eval measure it on tasks.
+    progress: Progress = silent,
+) -> TasksResult:
+    """Load a model and evaluate it on tasks with lm-eval.
 
     Parameters
     ----------
     model : str
         As :func:`neuronrank_torch.model.open.load_model` takes it.
     tasks : sequence of str
-        Names that lm-eval knows, or that ``include_path`` adds.
+        Names of tasks of lm-eval or in ``include_path``.
     include_path : str, optional
-        Folder of further tasks as lm-eval's YAML files.
+        Folder with more tasks, as YAML files for lm-eval.
     fewshot : int, optional
-        Solved examples before each question; by default what the task says.
+        Solved examples in each prompt; by default what the task says.
     limit : int, optional
         Questions of each task; all by default.
-    device, dtype, batch_size, on_stage
+    device, dtype, batch_size, progress
         As in :class:`neuronrank_torch.runs.job.Job`; ``batch_size`` counts questions.
 
     Returns
     -------
-    dict
-        ``model``; ``tasks``: lm-eval's results by task, its metrics by ``metric,filter`` (not finite ones as None);
-        ``task_versions``; ``fewshot``: examples used, by task; ``limit``; ``lm_eval``: its version.
+    TasksResult
 
     Raises
     ------
     InputError
         If lm-eval is not installed, or the model cannot be used.
     NeuronRankError
-        If lm-eval fails, as on a task it does not know.
+        If lm-eval fails, for example because it does not know a task.
     """
+    harness = _harness()
+    progress(f"loading {model}", 0, 1, "models")
+    loaded, tokenizer, _ = load_model(model, dtype=dtype, device=choose_device(device))
+    progress(f"running lm-eval on {', '.join(tasks)}", 0, 1, "runs")
+    try:
+        found = harness.simple_evaluate(
+            model=harness.HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=list(tasks),
+            task_manager=harness.TaskManager(include_path=include_path),
+            num_fewshot=fewshot,
+            limit=limit,
+            batch_size=batch_size,
+            log_samples=False,
+        )
+    except Exception as error:  # lm-eval has no base class for its errors, and data sets come from the network.
+        raise NeuronRankError(
+            f"lm-eval failed on {', '.join(tasks)}: {type(error).__name__}: {first_line(error)}",
+            hint="`lm-eval ls tasks` lists the names; most tasks download their data",
+        ) from error
+    if found is None:  # In all but the first of several processes.
+        raise NeuronRankError("lm-eval gave no results", hint="run it in one process")
+    return TasksResult(
+        model=model,
+        tasks={name: _finite(metrics) for name, metrics in found["results"].items()},
+        task_versions=dict(found["versions"]),
+        fewshot=dict(found["n-shot"]),
+        limit=limit,
+        lm_eval=version("lm-eval"),
+    )
+
+
+def _harness() -> SimpleNamespace:
+    """What is used of lm-eval; raises InputError if it is not installed."""
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -63,37 +127,10 @@ def run_tasks(
         raise InputError(
             f"--tasks needs lm-eval, which cannot be imported ({error})", hint="pip install 'neuronrank[eval]'"
         ) from error
-    on_stage(f"loading {model}", 0, 1)
-    loaded, tokenizer, _ = load_model(model, dtype=dtype, device=choose_device(device))
-    on_stage(f"lm-eval: {', '.join(tasks)}", 0, 1)
-    try:
-        found = simple_evaluate(
-            model=HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch_size),
-            tasks=list(tasks),
-            task_manager=TaskManager(include_path=include_path),
-            num_fewshot=fewshot,
-            limit=limit,
-            batch_size=batch_size,
-            log_samples=False,
-        )
-    except Exception as error:  # It has no common class for its errors, and data sets come from the network.
-        raise NeuronRankError(
-            f"lm-eval failed on {', '.join(tasks)}: {type(error).__name__}: {first_line(error)}",
-            hint="`lm-eval ls tasks` lists the names; most tasks download their data",
-        ) from error
-    if found is None:  # What it returns on all but the first of several processes.
-        raise NeuronRankError("lm-eval gave no results", hint="run it in one process")
-    return {
-        "model": model,
-        "tasks": {name: _finite(metrics) for name, metrics in found["results"].items()},
-        "task_versions": dict(found["versions"]),
-        "fewshot": dict(found["n-shot"]),
-        "limit": limit,
-        "lm_eval": version("lm-eval"),
-    }
+    return SimpleNamespace(simple_evaluate=simple_evaluate, HFLM=HFLM, TaskManager=TaskManager)
 
 
 def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Metrics as JSON can hold them: the standard error of a single question is no number."""
+    """Metrics as JSON can represent them: the standard error of a single question is NaN."""
     plain = {name: getattr(value, "item", lambda value=value: value)() for name, value in metrics.items()}
     return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}

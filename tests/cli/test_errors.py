@@ -144,7 +144,7 @@ def test_control_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     fail(monkeypatch, KeyboardInterrupt())
     result = run("prune", "--model", "m", "--save", "s", code=130)
     assert result.stdout == ""
-    assert result.stderr == "Interrupted; nothing half-done is left behind\n"
+    assert result.stderr == "Interrupted; nothing was saved\n"
 
 
 def test_control_c_while_saving(run: Run, small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from command import Run
-from flags import BASE, JOB, JOBS, PARAMETERS, RECIPE, REPORT
+from flags import BASE, JOB, JOBS, PARAMETERS, RECIPE, RESULT
 
 import neuronrank_torch.runs.dry_run
 import neuronrank_torch.runs.evaluate
@@ -16,8 +16,10 @@ import neuronrank_torch.runs.prune
 from neuronrank_cli.commands.evaluate import evaluate
 from neuronrank_cli.options import SPELLING
 from neuronrank_core import METHODS, Recipe
-from neuronrank_torch.evaluation.perplexity import Perplexity
+from neuronrank_torch.runs.evaluate import EvalResult
 from neuronrank_torch.runs.job import Evaluation, Job
+from neuronrank_torch.runs.prune_result import Plan, PruneResult
+from neuronrank_torch.schema import to_json
 
 #: Those that this file tests by what they print or call.
 ACTIONS = {"evaluate", "dry_run", "as_json", "preset"}
@@ -28,20 +30,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the commands asked for, instead of doing it."""
     seen: dict[str, Any] = {}
 
-    def run_prune(job: Job, recipe: Recipe, on_stage: Any) -> dict[str, Any]:
-        assert callable(on_stage)
+    def run_prune(job: Job, recipe: Recipe, progress: Any) -> PruneResult:
+        assert callable(progress)
         seen.update(job=job, recipe=recipe, planned=False)
-        return REPORT
+        return RESULT
 
-    def plan_prune(job: Job, recipe: Recipe) -> dict[str, Any]:
+    def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
         seen.update(job=job, recipe=recipe, planned=True)
-        plan = {"layer_bytes": 1 << 20, "memory": {"layers": 1 << 31, "update": 0}, "seconds": 90.0}
-        return {**REPORT, "job": {**REPORT["job"], "dry_run": True}, "plan": plan}
+        return replace(RESULT, plan=Plan(1 << 20, {"layers": 1 << 31, "update": 0}, 90.0))
 
-    def run_eval(model: str, evaluation: Evaluation, **others: Any) -> Perplexity:
-        others.pop("on_stage")
+    def run_eval(model: str, evaluation: Evaluation, **others: Any) -> EvalResult:
+        others.pop("progress")
         seen.update(model=model, evaluation=evaluation, **others)
-        return Perplexity(2.0, 0.6, 31, 1, 32, None)
+        return EvalResult(2.0, 0.6, 31, 1, 32, None, model, evaluation.dataset)
 
     monkeypatch.setattr(neuronrank_torch.runs.prune, "run_prune", run_prune)
     monkeypatch.setattr(neuronrank_torch.runs.evaluate, "run_eval", run_eval)
@@ -83,15 +84,15 @@ def test_a_flag_of_the_job_sets_its_field(run: Run, asked: dict[str, Any], name:
 
 
 def test_actions(run: Run, asked: dict[str, Any]) -> None:
-    assert json.loads(run("prune", *BASE, "--json").stdout) == REPORT
+    assert json.loads(run("prune", *BASE, "--json").stdout) == to_json(RESULT)
     run("prune", "--model", "m", "--save", "s")
     assert asked["job"].evaluation is None
     shown = run("prune", "--model", "m", "--dry-run").stdout.splitlines()
     assert asked["planned"]
     assert shown[-4:-1] == [
-        "a layer: 1 MiB",
+        "size of a layer: 1 MiB",
         "peak memory: about 2.0 GiB: layers 2.0 GiB",
-        "time: about 90 s, by what the first layer took here",
+        "time: about 90 s, extrapolated from the first layer",
     ]
     run("prune", *BASE, "--nr-include-attention", "--nr-skip-attention")
     assert asked["recipe"] == Recipe()
@@ -184,7 +185,7 @@ def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:
             "--prune_method neuronrank_tfidf --nr-tfidf-k 5",
             ["--nr-tfidf-k has no effect on neuronrank_tfidf in doc mode"],
         ),
-        ("--nr-tfidf-mode topic", ["on neuronrank_wanda in topic mode, nor with --idf-exp 0"]),
+        ("--nr-tfidf-mode topic", ["on neuronrank_wanda in topic mode with --idf-exp 0"]),
         ("--sparsity_type 2:4 --compare row", ["--compare has no effect on 2:4"]),
         (
             "--prune_method magnitude --dataset x --bos text",

@@ -26,11 +26,11 @@ SECTIONS = {
         "Methods (a, b, c, r: the exponents of weight, TF, IDF, spikiness)",
         "Presets",
     ],
-    "eval": ["Model", "What to measure on", "Standard tasks", "Output"],
-    "verify": ["Model", "What to compare on", "Output"],
-    "collect": ["Model", "Text", "What to measure", "Output"],
+    "eval": ["Model", "Text", "Standard tasks", "Output"],
+    "verify": ["Model", "Text", "Output"],
+    "collect": ["Model", "Text", "Statistics", "Output"],
     "merge": ["Output"],
-    "tune": ["Model", "Search", "What to prune", "What recipes are compared on", "Test", "Output"],
+    "tune": ["Model", "Search", "What to prune", "Evaluation", "Test", "Output"],
     "config": ["Output"],
     "report": ["Model", "Statistics", "Generated text", "Output"],
     "compare": ["Model", "Perplexity and speed", "Output"],
@@ -41,12 +41,22 @@ SECTIONS = {
 def test_every_flag_stands_once_under_a_heading(run: Run, command: str) -> None:
     shown = run(command, "--help").stdout
     assert re.findall(r"^(\S.*):$", shown, flags=re.MULTILINE) == SECTIONS[command]
-    listed = re.findall(r"^  (?:-h, )?(--[\w-]+)(?: / (--[\w-]+))?", shown, flags=re.MULTILINE)
+    sections = shown[shown.index(f"\n{SECTIONS[command][0]}:") :]
+    listed = re.findall(r"^  (?:-h, )?(--[\w-]+)(?: / (--[\w-]+))?", sections, flags=re.MULTILINE)
     declared = [flag for p in cli.commands[command].params if isinstance(p, click.Option) for flag in p.opts]
     assert sorted(flag for flag, _ in listed) == sorted([*declared, "--help"])
-    assert max(map(len, shown.splitlines())) <= 100
+    assert max(map(len, shown.splitlines())) <= 80
     assert "\\b" not in shown
+    assert not re.search(r"[\w-]-$", shown, flags=re.MULTILINE), "a line breaks within a word or a flag"
     assert run(command, "-h").stdout == shown
+
+
+def test_the_list_of_commands_is_not_cut(run: Run) -> None:
+    shown = run("--help").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    commands = re.findall(r"^  (\w+)  +(.*)$", shown.partition("Commands:")[2], flags=re.MULTILINE)
+    assert [name for name, _ in commands] == sorted(cli.commands)
+    assert all(text.endswith(".") and not text.endswith("...") for _, text in commands)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from command import LAYERS, Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.prune
+from neuronrank_cli import console
 from neuronrank_cli.console import Stages
 from neuronrank_torch.evaluation.perplexity import evaluate
-from neuronrank_torch.files.json import read_sealed
 from neuronrank_torch.text.sources import load_text
 
 
@@ -43,16 +43,37 @@ def test_eval_without_save_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_is_one_plain_line_a_stage(run: Run, small: list[object], measured: list[object]) -> None:
+def test_progress_in_a_log_file(
+    run: Run, small: list[object], measured: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    layers = [f"layer {layer} of {LAYERS}" for layer in range(1, LAYERS + 1)]
     stderr = run("prune", *small, "--batch-size", 1, *measured, "--save", "out").stderr
-    assert [re.sub(r" \(\d+/\d+\)$", "", line) for line in stderr.splitlines()] == [
+    assert stderr.splitlines() == [
         f"loading {small[1]}",
-        "perplexity before",
-        *(f"calibrating layer {layer} of {LAYERS}" for layer in range(1, LAYERS + 1)),
-        "perplexity after",
+        *(f"perplexity before pruning: {layer}" for layer in layers),
+        "perplexity before pruning: output head",
+        *(f"calibrating {layer}" for layer in layers),
+        *(f"perplexity after pruning: {layer}" for layer in layers),
+        "perplexity after pruning: output head",
         "saving out",
         "Warning: the evaluation text is the calibration text: perplexity after pruning looks better than it is",
     ]
+
+
+def test_a_log_file_gets_a_line_for_each_activity_and_one_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with Stages() as stages:
+        for layer in range(1, 26):
+            stages(f"collecting layer {layer} of 25", 2 * layer, 50, "micro-batches")
+            stages(f"collecting layer {layer} of 25", 2 * layer + 1, 50, "micro-batches")
+            clock[0] += 1.0
+        stages("saving out", 0, 1, "folders")
+    shown = capsys.readouterr().err
+    assert shown.splitlines() == [*(f"collecting layer {layer} of 25" for layer in (1, 11, 21)), "saving out"]
 
 
 def test_json_stands_alone_on_stdout(
@@ -66,7 +87,7 @@ def test_json_stands_alone_on_stdout(
 
     monkeypatch.setattr(neuronrank_torch.runs.prune, "open_model", chatty)
     result = run("prune", *small, "--pruning_last", 9, "--tf-exp", 0, "--save", "out", "--json")
-    assert json.loads(result.stdout) == read_sealed(tmp_path / "out" / "neuronrank.json", "")
+    assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "neuronrank.json").read_text("utf-8"))
     assert "a library has something to say" in result.stderr
     assert "Warning: --pruning_last is 9 but the model has 4 layers: all are pruned" in result.stderr
     measured = run("eval", "--model", "out", "--dataset", small[3], "--seqlen", 32, "--windows", 2, "--json")
@@ -83,7 +104,7 @@ def test_more_layers_than_there_are_means_all(run: Run, small: list[object]) -> 
 
 def test_a_dry_run_does_not_promise_what_the_allocation_decides(run: Run, small: list[object]) -> None:
     shown = run("prune", *small, "--dry-run", "--allocate", "neuronrank")
-    assert "--allocate decides each layer's ratio in the run: only the total below holds" in shown.stderr
+    assert "--allocate sets the ratio of each layer during the run: only the total below is exact" in shown.stderr
     assert "--allocate" not in run("prune", *small, "--dry-run").stderr
 
 
@@ -118,33 +139,36 @@ def test_eval_prints_perplexity_with_its_protocol(run: Run, model: Path, text: P
         f"measured on: {text}, 3 windows of 48 tokens, {where}",
     ]
     measured = json.loads(run("eval", *arguments, "--json").stdout)
-    assert measured == {"model": str(model), "dataset": str(text), **expected.to_dict()}
+    assert measured == {"schema": 1, "model": str(model), "dataset": str(text), **expected.to_dict()}
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("TERM", "xterm")
     with Stages() as stages:
-        stages("loading [red]models[/red]", 0, 1)
+        stages("loading [red]models[/red]", 0, 1, "models")
         stages.bar.refresh()
-        stages("pruning layer 3", 5, 9)
+        stages("perplexity", 5, 9, "windows")
         stages.bar.refresh()
         print("chatter")
+        stages("perplexity before pruning: layer 12 of 30", 5, 30, "layers")
+        stages.bar.refresh()
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "chatter" in shown.err
     assert "loading [red]models[/red]" in shown.err
-    assert "pruning layer 3" in shown.err
-    assert "5/9" in shown.err
+    assert "5/9 windows" in shown.err
     assert "\x1b[" in shown.err
-    assert "pruning layer 3 (5/9)" not in shown.err
+    plain = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]", shown.err)]
+    assert any(line.startswith("perplexity before pruning: layer 12 of 30 ") for line in plain)
+    assert max(map(len, plain)) <= 80
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("TERM", "dumb")
     with Stages() as stages:
-        stages("loading [red]", 0, 1)
-        stages("pruning layer 3", 5, 9)
-        stages("pruning layer 3", 6, 9)
-    assert capsys.readouterr().err == "loading [red]\npruning layer 3 (5/9)\n"
+        stages("loading [red]", 0, 1, "models")
+        stages("perplexity", 5, 9, "windows")
+        stages("perplexity", 6, 9, "windows")
+    assert capsys.readouterr().err == "loading [red]\nperplexity\n"

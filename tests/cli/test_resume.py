@@ -19,7 +19,6 @@ from tiny import tiny_model, tiny_tokenizer
 
 import neuronrank_torch.runs.prune
 from neuronrank_core import NonFiniteError
-from neuronrank_torch.files.json import read_sealed
 
 #: Counts the program's own function calls, and kills it at one of them.
 KILLED = """
@@ -67,7 +66,7 @@ def test_killed_at_three_moments(model: Path, text: Path, tmp_path: Path) -> Non
         assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "whole"]
     finished = run("out", 0)
     assert finished.returncode == 0, finished.stderr
-    assert re.search(rf"^going on after [1-{LAYERS}] of {LAYERS} layers$", finished.stderr, re.MULTILINE)
+    assert re.search(rf"^resuming: [1-{LAYERS}] of {LAYERS} layers are finished$", finished.stderr, re.MULTILINE)
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
@@ -101,10 +100,10 @@ def test_stopped_after_any_unit(
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "whole"]
     lift()
     finished = run(*command, "--save", "out")
-    assert f"going on after {min(units, LAYERS)} of {LAYERS} layers" in finished.stderr
+    assert f"resuming: {min(units, LAYERS)} of {LAYERS} layers are finished" in finished.stderr
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
-    one, other = (read_sealed(tmp_path / out / "neuronrank.json", "") for out in ("whole", "out"))
+    one, other = (json.loads((tmp_path / out / "neuronrank.json").read_text("utf-8")) for out in ("whole", "out"))
     for report in (one, other):
         del report["seconds"], report["job"]
         for layer in report["layers"]:
@@ -119,7 +118,7 @@ def test_stopped_after_any_unit(
         (NonFiniteError("NaN in layer 2"), 1, "Note: "),
         (OSError(28, "No space left on device"), 1, "Note: "),
         (MemoryError(), 1, "Note: "),
-        (SystemExit(143), 143, "Ended; "),
+        (SystemExit(143), 143, "Terminated; "),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
@@ -137,7 +136,7 @@ def test_failures_keep_what_is_done(
     kept = f"2 of {LAYERS} layers are finished and saved: rerun the same command to resume"
     assert failed.stderr.splitlines()[-1] == last + kept
     lift()
-    assert "going on after 2" in run("prune", *small, "--save", "out").stderr
+    assert "resuming: 2 of" in run("prune", *small, "--save", "out").stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -189,7 +188,7 @@ def test_a_changed_run_is_refused(
     assert "--force" in second
     assert {path: path.read_bytes() for path in (tmp_path / ".out.partial").iterdir() if path.is_file()} == before
     forced = run(*command, *changed, "--force")
-    assert "going on" not in forced.stderr
+    assert "resuming" not in forced.stderr
     assert not (tmp_path / ".out.partial").exists()
 
 

@@ -82,7 +82,7 @@ def test_a_failed_rank_ends_all_and_other_ranks_go_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "whole"]
     finished = several(2, *flags, tmp_path / "out")
     assert [process.code for process in finished] == [0, 0]
-    assert f"going on after 2 of {LAYERS} layers" in finished[0].stderr
+    assert f"resuming: 2 of {LAYERS} layers are finished" in finished[0].stderr
     assert "perplexity before" not in finished[0].stderr
     assert (finished[1].stdout, finished[1].stderr) == ("", "")
     report = json.loads(finished[0].stdout)
@@ -97,7 +97,7 @@ def test_a_failed_rank_ends_all_and_other_ranks_go_on(
     [
         ("full", 0, [1, 1], ["Error: [Errno 28] No space left on device", "Hint: free some space", f"Note: {KEPT}"]),
         ("kill", 1, [1, -9], [f"Note: {KEPT}"]),
-        ("terminate", 1, [143, 143], [f"Ended; this happened on rank 1 of 2; {KEPT}"]),
+        ("terminate", 1, [143, 143], [f"Terminated; this happened on rank 1 of 2; {KEPT}"]),
         ("interrupt", 0, [130, 130], [f"Interrupted; {KEPT}"]),
     ],
 )
@@ -143,7 +143,7 @@ def test_statistics_are_collected_together(run: Run, several: Any, small: list[o
     assert failed[0].stderr.splitlines()[-2:] == ["Note: this happened on rank 2 of 3", f"Note: {KEPT}"]
     finished = several(2, *flags, tmp_path / "out")
     assert [process.code for process in finished] == [0, 0]
-    assert f"going on after 2 of {LAYERS} layers" in finished[0].stderr
+    assert f"resuming: 2 of {LAYERS} layers are finished" in finished[0].stderr
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     for name in names:

@@ -8,17 +8,21 @@ from typing import Any
 import click
 
 from neuronrank_cli.commands.prune import prune
+from neuronrank_core import Recipe
+from neuronrank_torch.pruning.result import Calibration, Total
 from neuronrank_torch.runs.job import Evaluation, Job
+from neuronrank_torch.runs.prune_result import JobRecord, PruneResult
 
-REPORT = {
-    "job": {"model": "m", "save": None, "dataset": "d"},
-    "recipe": {"method": "wanda", "sparsity_ratio": 0.5, "sparsity_type": "unstructured"},
-    "layers": [],
-    "total": {"parameters": 1, "prunable": 1, "zeros": 1, "removed": 0},
-    "calibration": {},
-    "seconds": 0.0,
-    "notes": [],
-}
+RESULT = PruneResult(
+    recipe=Recipe("wanda", sparsity_ratio=0.5),
+    layers=(),
+    total=Total(parameters=1, prunable=1, zeros=1, removed=0),
+    calibration=Calibration(),
+    seconds=0.0,
+    notes=(),
+    versions={},
+    job=JobRecord("m", dataset="d"),
+)
 BASE = ("--model", "m", "--save", "s", "--eval")
 JOB = Job("m", save="s", evaluation=Evaluation())
 #: A value other than the default for every flag that sets a field of the recipe.

@@ -96,8 +96,8 @@ def ended(arguments: list[str], limit: float) -> tuple[str, str]:
         return end, f"exit code {result.exit_code}: {result.output[-300:]}"
     if "Traceback" in result.output or not isinstance(result.exception, (SystemExit, type(None))):
         return end, f"traceback: {result.exception!r} {result.output[-300:]}"
-    if "not foreseen" in result.stderr:
-        return end, f"not foreseen: {errors} {_where(seen[0])}"
+    if "unexpected error" in result.stderr:
+        return end, f"unexpected error: {errors} {_where(seen[0])}"
     for error in seen:
         if swallowed := _own_bug(error):
             return end, f"a bug was taken for wrong input: {swallowed!r} {_where(swallowed)}"

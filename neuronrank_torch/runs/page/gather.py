@@ -1,4 +1,4 @@
-"""Everything a page shows, as plain data; a section whose inputs are not there says what to give."""
+"""Everything a page shows, as plain data. Sections without input say which flag is missing."""
 
 from __future__ import annotations
 
@@ -13,42 +13,51 @@ from neuronrank_core.methods import mode
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.blocks import MLP_PROJECTIONS
 from neuronrank_torch.model.open import load_model
-from neuronrank_torch.runs.job import OnStage
+from neuronrank_torch.progress import Progress, silent
+from neuronrank_torch.pruning.scope import first_pruned
 from neuronrank_torch.runs.page.generation import continuations
 from neuronrank_torch.runs.page.neurons import LayerNeurons, distributions, layer_neurons, tf_idf_map
 from neuronrank_torch.runs.page.passages import Passages
 from neuronrank_torch.runs.page.sources import InsightJob, Sources, UnavailableError
 from neuronrank_torch.runs.page.specialists import add_passages, pick
 from neuronrank_torch.runs.page.topics import describe_topics
-from neuronrank_torch.runs.page.weights import SAVED, agreement, method_masks, rival_recipes, saved_zeros, zero_masks
+from neuronrank_torch.runs.page.weights import (
+    SAVED,
+    agreement,
+    head_zeros,
+    method_masks,
+    rival_recipes,
+    saved_zeros,
+    zero_masks,
+)
 
 Section = dict[str, Any]
 
 
-def gather(job: InsightJob, on_stage: OnStage = lambda stage, done, total: None) -> dict[str, Any]:
+def gather(job: InsightJob, progress: Progress = silent) -> dict[str, Any]:
     """Collect what a page shows of a pruned model.
 
     Parameters
     ----------
     job : InsightJob
-    on_stage : callable
-        See :data:`neuronrank_torch.runs.job.OnStage`.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
     dict
-        ``run``: what ``neuronrank.json`` says; ``folder``; ``model``: name of the dense model; and the sections
+        ``run``: content of ``neuronrank.json``; ``folder``; ``model``: name of the original model; and the sections
         ``sparsity``, ``statistics``, ``neurons``, ``topics``, ``specialists``, ``agreement``, ``generation``. A section
-        that cannot be made holds ``missing`` alone: what to give.
+        without input contains only ``missing``, which says what to provide.
 
     Raises
     ------
     NeuronRankError
-        If something that was given cannot be used.
+        If a given input cannot be used.
     """
-    page = _Page(Sources(job), on_stage)
+    page = _Page(Sources(job), progress)
     return {
-        "run": page.sources.report,
+        "run": page.sources.result,
         "folder": job.folder,
         "model": page.sources.dense_name,
         "sparsity": page.sparsity(),
@@ -69,8 +78,8 @@ def _available(section: Callable[[], Section]) -> Section:
 class _Page:
     """The sections of one page."""
 
-    def __init__(self, sources: Sources, on_stage: OnStage) -> None:
-        self.sources, self.on_stage = sources, on_stage
+    def __init__(self, sources: Sources, progress: Progress) -> None:
+        self.sources, self.progress = sources, progress
         self.kernels = TorchKernels(sources.device)
 
     @property
@@ -78,7 +87,7 @@ class _Page:
         return len(self.sources.saved[0].decoder.layers)
 
     def in_detail(self, among: list[int]) -> list[int]:
-        """The layers that are shown one by one: evenly spread, first and last among them."""
+        """The layers that are shown in detail: evenly spaced, with the first and the last."""
         count = min(self.sources.job.layers, len(among))
         return [among[int(i)] for i in np.unique(np.linspace(0, len(among) - 1, count).round())]
 
@@ -86,17 +95,20 @@ class _Page:
         return self.sources.statistics.table(layer)
 
     def sparsity(self) -> Section:
-        """Zeros by layer and module, as the saved weights have them."""
+        """Zeros by layer and module, and sizes, counted in the saved tensors."""
         model, _, source = self.sources.saved
-        counted = saved_zeros(
-            model,
-            include_attention=self.sources.recipe.include_attention,
-            on_layer=lambda i: self.on_stage(f"reading {self.sources.job.folder}", i + 1, self.layers),
-        )
-        return {"layers": counted, "bytes": source.weight_bytes()}
+        parameters = sum(p.numel() for p in model.model.parameters())
+        head = head_zeros(model) if self.sources.result.recipe.prune_lm_head else None
+        return {"layers": self.zeros, "head": head, "parameters": parameters, "bytes": source.weight_bytes()}
+
+    @cached_property
+    def zeros(self) -> list[dict[str, Any]]:
+        """The zeros of each layer."""
+        attention = self.sources.result.recipe.include_attention
+        return saved_zeros(self.sources.saved[0], include_attention=attention, progress=self.progress)
 
     def statistics(self) -> Section:
-        """What the statistics are of, and how they are read."""
+        """What the statistics were computed from, and how they are read."""
         header, reading = self.sources.statistics.header, self.sources.reading
         return {
             "header": header,
@@ -104,7 +116,7 @@ class _Page:
             "mode": mode(reading),
             "k": reading.tfidf_k,
             "q": reading.q_active,
-            "same_text": header["text_sha256"] == self.sources.report["calibration"].get("text_sha256"),
+            "same_text": header["text_sha256"] == self.sources.result.calibration.text_sha256,
         }
 
     @cached_property
@@ -114,8 +126,8 @@ class _Page:
 
     def _known(self) -> Iterator[LayerNeurons]:
         for layer in range(self.layers):
+            self.progress("reading statistics", layer, self.layers, "layers")
             yield layer_neurons(layer, self.table(layer), self.sources.reading, self.kernels)
-            self.on_stage("reading statistics", layer + 1, self.layers)
 
     def neurons(self) -> Section:
         """Distributions over all layers, and TF against IDF in some."""
@@ -126,7 +138,7 @@ class _Page:
         """Topics of some layers."""
         reading = self.sources.reading
         if mode(reading) != "topic":
-            raise UnavailableError(f"The run is in {mode(reading)} mode: give --nr-tfidf-mode topic to see topics.")
+            raise UnavailableError(f"The run used {mode(reading)} mode: add --nr-tfidf-mode topic to see topics.")
         passages, missing = self._passages()
         described = []
         for layer in self.in_detail(list(range(self.layers))):
@@ -144,30 +156,29 @@ class _Page:
         return {**picked, "passages_missing": missing}
 
     def _passages(self) -> tuple[Passages | None, str]:
-        """The text behind the statistics, or what to give for it."""
+        """The text of the statistics, or what to provide for it."""
         try:
             return self.sources.passages, ""
         except UnavailableError as missing:
             return None, str(missing)
 
     def agreement(self) -> Section:
-        """Which weights the methods, and the saved model, agree to keep."""
-        recipe = self.sources.recipe
-        self.sources.statistics  # noqa: B018 (asked for before the dense model)
+        """How many of the weights that one method keeps another one keeps too."""
+        recipe = self.sources.result.recipe
+        self.sources.statistics  # noqa: B018 (reported as missing before the original model)
         if recipe.whole_neurons:
-            raise UnavailableError("Whole neurons were removed, so there are no zeros to compare with other methods'.")
+            raise UnavailableError("Whole neurons were removed, so there are no zeros to compare.")
         dense, saved, recipes = self.sources.dense[0], self.sources.saved[0], rival_recipes(recipe)
-        pruned = {layer["layer"]: layer["modules"] for layer in self.sources.report["layers"]}
-        shown = self.in_detail([layer for layer in range(self.layers) if layer in pruned])
+        shown = self.in_detail(list(range(first_pruned(recipe, self.layers)[0], self.layers)))
 
         def masks() -> Iterator[dict[str, Any]]:
-            for done, layer in enumerate(shown, 1):
-                ratio = None if recipe.allocate == "uniform" else _share(pruned[layer])
+            for done, layer in enumerate(shown):
+                self.progress("comparing methods", done, len(shown), "layers")
+                ratio = None if recipe.allocate == "uniform" else _share(self.zeros[layer]["modules"])
                 with dense.resident(layer):
                     weights = dense.decoder.layers[layer].mlp.weights
                     found = method_masks(layer, weights, self.table(layer), recipes, self.kernels, ratio)
                 yield {SAVED: zero_masks(saved, layer), **found}
-                self.on_stage("comparing methods", done, len(shown))
 
         return {**agreement(masks()), "layers": shown}
 
@@ -175,12 +186,12 @@ class _Page:
         """Text before and after."""
         job = self.sources.job
         if not job.new_tokens:
-            raise UnavailableError("Give --new-tokens above 0 to see text.")
-        self.on_stage("generating after pruning", 0, 1)
+            raise UnavailableError("Set --new-tokens above 0 to see text.")
+        self.progress("generating text with the pruned model", 0, 1, "models")
         after = self._continuations(job.folder)
         try:
-            self.sources.dense  # noqa: B018 (opened to know that it is there)
-            self.on_stage("generating before pruning", 0, 1)
+            self.sources.dense  # noqa: B018 (opened to check that it exists)
+            self.progress("generating text with the original model", 0, 1, "models")
             before, missing = self._continuations(self.sources.dense_name), ""
         except UnavailableError as unavailable:
             before, missing = [""] * len(after), str(unavailable)
@@ -197,7 +208,7 @@ class _Page:
 
 
 def _share(modules: dict[str, Any]) -> float:
-    """Share of a layer's MLP weights that the run made zero."""
+    """Fraction of the MLP weights of a layer that is zero."""
     mlp = [module for name, module in modules.items() if name in MLP_PROJECTIONS]
     zeros, size = (sum(int(module[key]) for module in mlp) for key in ("zeros", "size"))
     return zeros / size

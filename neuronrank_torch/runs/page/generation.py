@@ -1,4 +1,4 @@
-"""How a model goes on from a few words, greedily."""
+"""Greedy continuations of prompts."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from neuronrank_core import InvalidValueError
 from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.quiet import quiet_transformers
 
-#: What to go on from, unless told otherwise.
+#: Default prompts.
 PROMPTS = ("The capital of France is", "Water boils when", "Once upon a time, there was a")
 
 
 def continuations(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int) -> list[str]:
-    """What the model writes after each prompt, without it.
+    """The continuation of each prompt, without the prompt.
 
     Parameters
     ----------
     model, tokenizer : transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase
     prompts : sequence of str
     new_tokens : int
-        At most so many tokens each; fewer where the model ends its text.
+        Largest number of tokens; fewer if the model ends its text.
 
     Raises
     ------
     InvalidValueError
-        If a prompt has no tokens, or the model has no positions for so many.
+        If a prompt has no tokens, or the text would exceed the positions of the model.
     """
     written = []
     for prompt in prompts:

@@ -11,15 +11,15 @@ import numpy as np
 from neuronrank_core import LayerStatistics, NeuronStatistics, Recipe
 from neuronrank_core.kernels import Counts, Kernels, Vector
 
-#: Quantiles that stand for a distribution.
+#: Quantiles that summarise a distribution.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-#: Cells of the map along TF and along IDF: what is drawn does not grow with the number of neurons.
+#: Cells of the map along TF and IDF. The size of the drawing does not depend on the number of neurons.
 CELLS = (36, 36)
 
 
 @dataclass(frozen=True)
 class LayerNeurons:
-    """What the statistics say of one layer's neurons; every vector has shape (neurons,)."""
+    """Statistics of the neurons of one layer; every vector has shape (neurons,)."""
 
     layer: int
     groups: int
@@ -30,7 +30,7 @@ class LayerNeurons:
 
 
 def layer_neurons(layer: int, table: LayerStatistics, recipe: Recipe, kernels: Kernels) -> LayerNeurons:
-    """Work out what the page says of a layer's neurons, and let go of the table."""
+    """Compute the statistics of the neurons of a layer that the page shows."""
     known = NeuronStatistics(table, recipe, kernels, layer)
     return LayerNeurons(layer, known.groups, known.tf, known.idf, known.spikiness, known.df)
 
@@ -46,7 +46,7 @@ def distributions(layers: Iterable[LayerNeurons]) -> dict[str, list[dict[str, An
     layers = list(layers)
     return {
         name: [
-            {"layer": n.layer, "quantiles": np.quantile(getattr(n, name), QUANTILES).tolist()}  # Of exact values.
+            {"layer": n.layer, "quantiles": np.quantile(getattr(n, name), QUANTILES).tolist()}  # From exact values.
             for n in layers
         ]
         for name in ("tf", "idf", "spikiness", "df")
@@ -60,7 +60,7 @@ def tf_idf_map(layers: Iterable[LayerNeurons]) -> dict[str, Any]:
     -------
     dict
         ``tf`` and ``idf``: edges of the cells, the same for all layers; ``layers``: for each its number, its neurons
-        that never fire (which have no place on a logarithmic axis), and its cells that are not empty as
+        that never fire (which a logarithmic axis cannot show), and its cells that are not empty as
         [cell along TF, cell along IDF, neurons].
     """
     layers = list(layers)
@@ -76,15 +76,15 @@ def tf_idf_map(layers: Iterable[LayerNeurons]) -> dict[str, Any]:
 
 
 def _edges(values: Vector, cells: int) -> Vector:
-    """Edges of equal cells that hold all values; there may be one value, or none."""
+    """Edges of equal cells that cover all values, also if there is only one value or none."""
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     return np.linspace(low - 1e-9, max(high, low + 1e-6) + 1e-9, cells + 1)
 
 
 def _level_edges(values: Vector, cells: int) -> Vector:
-    """Edges between the levels that values take, as many levels in each cell: equal cells would leave stripes.
+    """Edges between the levels of the values, with the same number of levels per cell; equal cells would show stripes.
 
-    Equal cells where there are too many levels to tell apart.
+    If there are too many levels, the cells are equal.
     """
     levels = np.unique(values)
     if not 2 <= len(levels) <= 8 * cells:

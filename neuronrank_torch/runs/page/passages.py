@@ -1,4 +1,4 @@
-"""Calibration text behind the sampled tokens, found again and shown as words."""
+"""The calibration text of the sampled tokens, as words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Passages:
     Parameters
     ----------
     sequences : int64 array, shape (documents, seqlen)
-        As drawn for the statistics: row i is document i.
+        As drawn for the statistics; row i is document i.
     tokenizer : transformers.PreTrainedTokenizerBase
     """
 
@@ -31,14 +31,14 @@ class Passages:
     tokenizer: Any
 
     def sampled_tokens(self, table: LayerStatistics) -> list[str]:
-        """The word of each sampled token, without the space around it, shape (sampled tokens,)."""
+        """The word of each sampled token, without surrounding white space, shape (sampled tokens,)."""
         document, position = self._where(table)
         ids = self.sequences[document, position]
         words = {int(i): self.tokenizer.decode([int(i)]) for i in np.unique(ids)}
         return [visible(words[int(i)]) for i in ids]
 
     def strongest(self, table: LayerStatistics, neuron: int, most: int) -> list[dict[str, Any]]:
-        """Passages around the sampled tokens at which a neuron fires most, one of each document.
+        """Passages around the sampled tokens at which a neuron fires most, one per document.
 
         Returns
         -------
@@ -58,14 +58,14 @@ class Passages:
         """Sequence of each sampled token and position in it."""
         document, position = table.document[table.sample_documents()], table.sampled_positions()
         if document.size and (document.max() >= len(self.sequences) or position.max() >= self.sequences.shape[1]):
-            raise InputError("the statistics hold documents that the text does not give")
+            raise InputError("the statistics contain documents that the text does not have")
         return document, position
 
     def _around(self, sequence: Tokens, position: int) -> dict[str, str]:
         start = max(0, position - BEFORE)
         before, token = sequence[start:position].tolist(), sequence[start : position + 1].tolist()
         after = sequence[start : position + 1 + AFTER].tolist()
-        # Prefixes of one decoded text, since many tokenizers decode a word without the space that stands before it.
+        # Prefixes of one decoded text, because many tokenizers decode a word without the space before it.
         texts = [str(self.tokenizer.decode(ids)) if ids else "" for ids in (before, token, after)]
         first, second = (_common(texts[i], texts[i + 1]) for i in (0, 1))
         second = max(first, second)
@@ -75,10 +75,10 @@ class Passages:
 
 
 def _common(short: str, long: str) -> int:
-    """Length of the text that both begin with: all of the shorter, unless it ends within a character."""
+    """Length of the common prefix: all of the shorter text, unless it ends within a character."""
     return next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), min(len(short), len(long)))
 
 
 def visible(word: str) -> str:
-    """A word without the white space around it; white space alone as a sign."""
+    """A word without surrounding white space; a symbol for white space alone."""
     return word.strip() or ("⏎" if "\n" in word else "␣")

@@ -1,4 +1,4 @@
-"""What a page is made from: the saved and the dense model, statistics and text, opened when they are first needed."""
+"""The inputs of a page: the saved and the original model, statistics and text, opened when they are first used."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ from neuronrank_core import METHODS, InputError, Recipe
 from neuronrank_core.methods import mode, requires
 from neuronrank_core.statistics.table import SAMPLE
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
-from neuronrank_torch.files.json import read_sealed
+from neuronrank_torch.files.json import read_json
 from neuronrank_torch.model.device import check_device, choose_device
 from neuronrank_torch.model.open import Dtype, open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.runs.page.generation import PROMPTS
 from neuronrank_torch.runs.page.passages import Passages
+from neuronrank_torch.runs.prune_result import PruneResult
 from neuronrank_torch.saving.model_writer import REPORT_NAME
+from neuronrank_torch.schema import from_json
 from neuronrank_torch.text.sequences import calibration_sequences
 from neuronrank_torch.text.sources import load_text, text_fingerprint
 
 
 class UnavailableError(Exception):
-    """An input that a section needs is not there; says what to give."""
+    """An input of a section is missing. The message says which flag provides it."""
 
 
 @dataclass(frozen=True)
 class InsightJob:
-    """What to make a page of.
+    """The inputs and the size of a page.
 
     Parameters
     ----------
     folder : str
-        What ``neuronrank prune --save`` wrote.
+        Output of ``neuronrank prune --save``.
     stats : str, optional
-        Folder of statistics of the dense model.
+        Folder of statistics of the original model.
     model : str, optional
-        The dense model; by default the one that was pruned.
+        The original model; by default the one that was pruned.
     dataset : str, optional
-        The text behind the statistics; by default the one that they name.
+        The text of the statistics; by default the one that they name.
     tfidf : dict
-        Fields of the recipe that say how to read the statistics, where they are not the run's.
+        Fields of the recipe that apply when statistics are read, if they are not those of the run.
     layers : int
-        How many layers are shown in detail.
+        Number of layers to show in detail.
     prompts : tuple of str
-        What to generate text from.
+        Prompts to continue.
     new_tokens : int
-        How much of it; 0 for none.
+        Tokens to generate for each prompt; 0 for none.
     device, dtype
         As in :class:`neuronrank_torch.runs.job.Job`.
     """
@@ -76,9 +78,9 @@ class Sources:
     Raises
     ------
     InputError
-        On access, if something that was given cannot be used.
+        On access, if a given input cannot be used.
     UnavailableError
-        On access, if something was not given, or cannot be found where the run says.
+        On access, if an input was not given or cannot be found.
     """
 
     def __init__(self, job: InsightJob) -> None:
@@ -87,29 +89,19 @@ class Sources:
         check_device(self.device)
 
     @cached_property
-    def report(self) -> dict[str, Any]:
+    def result(self) -> PruneResult:
         """``neuronrank.json`` of the saved model."""
         file = Path(self.job.folder).expanduser() / REPORT_NAME
         if not file.is_file():
             raise InputError(
                 f"{self.job.folder} has no {REPORT_NAME}", hint="name a folder that `neuronrank prune --save` wrote"
             )
-        return read_sealed(file, "prune again")
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """The recipe of the run."""
-        try:
-            return Recipe(**self.report["recipe"])
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"{self.job.folder} was written by another version of neuronrank: {error}", hint="prune again"
-            ) from error
+        return from_json(PruneResult, read_json(file, "prune again"), file, "prune again")
 
     @cached_property
     def reading(self) -> Recipe:
-        """The recipe by which statistics are read: in the run's mode where it groups text at all, else by topics."""
-        header, run = self.statistics.header, self.recipe
+        """The recipe for reading the statistics: in the mode of the run if it groups text, otherwise by topics."""
+        header, run = self.statistics.header, self.result.recipe
         tokens = len(header["documents"]) * min(header["seqlen"], header["tokens_per_document"])
         groups_text = SAMPLE in requires(run) or METHODS[run.method].mode is not None
         values = {
@@ -123,29 +115,29 @@ class Sources:
 
     @cached_property
     def saved(self) -> tuple[StreamedModel, Any, ModelSource]:
-        """The saved model, its tokenizer, and its place."""
+        """The saved model, its tokenizer and its source."""
         return open_model(self.job.folder, dtype=self.job.dtype, device=self.device)
 
     @property
     def dense_name(self) -> str:
-        """The dense model by name."""
-        return self.job.model or str(self.report["job"]["model"])
+        """The name of the original model."""
+        return self.job.model or self.result.job.model
 
     @cached_property
     def dense(self) -> tuple[StreamedModel, Any, ModelSource]:
-        """The dense model, its tokenizer, and its place."""
+        """The original model, its tokenizer and its source."""
         try:
             return open_model(self.dense_name, dtype=self.job.dtype, device=self.device)
         except InputError as error:
             if self.job.model is not None:
                 raise
-            raise UnavailableError(f"Give the dense model with --model: {error}.") from error
+            raise UnavailableError(f"Provide the original model with --model: {error}.") from error
 
     @cached_property
     def statistics(self) -> StatisticsFolder:
-        """The statistics, of this very model as far as can be told."""
+        """The statistics, which have to be of this model."""
         if self.job.stats is None:
-            raise UnavailableError("Give --stats, a folder that `neuronrank collect --save` wrote of the dense model.")
+            raise UnavailableError("Provide --stats, a folder written by `neuronrank collect` for the original model.")
         folder = StatisticsFolder(self.job.stats)
         folder.check_layers(len(self.saved[0].decoder.layers))
         with suppress(UnavailableError):
@@ -154,7 +146,7 @@ class Sources:
 
     @cached_property
     def passages(self) -> Passages:
-        """The calibration sequences behind the statistics."""
+        """The calibration sequences of the statistics."""
         header = self.statistics.header
         name = self.job.dataset or header["dataset"]
         try:
@@ -162,11 +154,11 @@ class Sources:
         except InputError as error:
             if self.job.dataset is not None:
                 raise
-            raise UnavailableError(f"Give the calibration text with --dataset: {error}.") from error
+            raise UnavailableError(f"Provide the calibration text with --dataset: {error}.") from error
         if text_fingerprint(text) != header["text_sha256"]:
             raise UnavailableError(
                 f"{name} is not the text that the statistics were collected on (its SHA-256 differs): "
-                "give that text with --dataset."
+                "provide that text with --dataset."
             )
         tokenizer = self.saved[1]
         drawn = Recipe(**{name: header[name] for name in ("nsamples", "seqlen", "seed", "bos")})

@@ -1,4 +1,4 @@
-"""The neurons that are most specialised and most general, by name, with the passages on which they fire most."""
+"""The most specialised and the most general neurons, with the passages on which they fire most."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from neuronrank_core.statistics.selectivity import by_selectivity
 from neuronrank_torch.runs.page.neurons import LayerNeurons
 from neuronrank_torch.runs.page.passages import Passages
 
-#: Neurons shown of each kind, how many of one layer at most, and passages of each.
+#: Neurons shown of each kind, at most how many of one layer, and passages for each.
 NEURONS, OF_A_LAYER, PASSAGES = 8, 2, 3
 
 
 def pick(layers: Sequence[LayerNeurons]) -> dict[str, list[dict[str, Any]]]:
     """Choose specialists (highest IDF, then spikiness) and generalists (lowest) among all layers.
 
-    Neurons weaker than the median TF of their layer are passed over: what hardly fires is neither.
+    Neurons below the median TF of their layer are skipped, because they rarely fire.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def _describe(layer: LayerNeurons, neuron: int) -> dict[str, Any]:
 def add_passages(
     picked: dict[str, list[dict[str, Any]]], table: Callable[[int], LayerStatistics], passages: Passages
 ) -> None:
-    """Give each neuron that was picked its passages; each layer's table is read once."""
+    """Add passages to each neuron that was picked. The table of each layer is read once."""
     neurons = [neuron for kind in picked.values() for neuron in kind]
     for layer in sorted({neuron["layer"] for neuron in neurons}):
         read = table(layer)

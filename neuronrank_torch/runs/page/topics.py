@@ -10,7 +10,7 @@ from neuronrank_core import LayerStatistics, NeuronStatistics, Recipe
 from neuronrank_core.kernels import Kernels
 from neuronrank_core.statistics.selectivity import lift, typical_terms
 
-#: Topics shown of a layer, tokens and neurons shown of a topic.
+#: Topics shown for a layer, tokens and neurons shown for a topic.
 TOPICS, TOKENS, NEURONS = 12, 8, 4
 
 
@@ -27,7 +27,7 @@ def describe_topics(
         In topic mode.
     kernels : Kernels
     words : list of str, optional
-        Of each sampled token; without them the topics stay without words.
+        Of each sampled token; without them the topics have no words.
 
     Returns
     -------

@@ -1,8 +1,8 @@
-"""What is zero in a saved model, and which weights the methods agree to keep."""
+"""Zeros of a saved model, and the agreement of the methods on the weights to keep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,34 +12,46 @@ from neuronrank_core import METHODS, LayerStatistics, Recipe, ScoringContext, pr
 from neuronrank_core.kernels import Kernels
 from neuronrank_core.methods.scoring import NEURON_AXIS
 from neuronrank_core.overlap import Overlap, overlap
-from neuronrank_torch.model.streaming import StreamedModel
+from neuronrank_torch.model.blocks import Block
+from neuronrank_torch.model.streaming import HEAD, StreamedModel
+from neuronrank_torch.model.structure import untied_head
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.layer import module_reports
 
-#: How the saved model stands among the methods.
+#: Name of the saved model in the list of methods.
 SAVED = "this model"
 
 
-def saved_zeros(
-    model: StreamedModel, *, include_attention: bool, on_layer: Callable[[int], None]
-) -> list[dict[str, Any]]:
-    """Count the weights and zeros of every prunable module of a saved model, layer by layer.
+def saved_zeros(model: StreamedModel, *, include_attention: bool, progress: Progress = silent) -> list[dict[str, Any]]:
+    """Count the weights and zeros of every module of a saved model that can be pruned, layer by layer.
 
     Returns
     -------
     list of dicts
-        Of each layer its number, and ``size`` and ``zeros`` by module.
+        Number of each layer, and ``size`` and ``zeros`` by module.
     """
     counted = []
-    for layer in model.decoder.layers:
+    layers = model.decoder.layers
+    for layer in layers:
+        progress("counting zeros", layer.index, len(layers), "layers")
         with model.resident(layer.index):
-            modules = module_reports(layer.blocks(include_attention=include_attention))
-        counted.append({"layer": layer.index, "modules": {m.name: {"size": m.size, "zeros": m.zeros} for m in modules}})
-        on_layer(layer.index)
+            modules = _counted(layer.blocks(include_attention=include_attention))
+        counted.append({"layer": layer.index, "modules": modules})
     return counted
 
 
+def head_zeros(model: StreamedModel) -> dict[str, int]:
+    """Count the weights and zeros of the output head of a saved model."""
+    with model.resident(HEAD):
+        return _counted([untied_head(model.model)])[HEAD]
+
+
+def _counted(blocks: Sequence[Block]) -> dict[str, dict[str, int]]:
+    return {m.name: {"size": m.size, "zeros": m.zeros} for m in module_reports(blocks)}
+
+
 def rival_recipes(recipe: Recipe) -> dict[str, Recipe]:
-    """A recipe for every method at the same sparsity and with the same TF and IDF; the recipe's own method as it is."""
+    """A recipe for every method with the same sparsity and the same TF and IDF. The own method keeps its recipe."""
     same = {name: getattr(recipe, name) for name in ("sparsity_type", "tfidf_mode", "tfidf_k", "q_active", "seed")}
     plain = Recipe(**same, sparsity_ratio=recipe.ratio)
     own = replace(recipe, include_attention=False, prune_lm_head=False)
@@ -54,19 +66,19 @@ def method_masks(
     kernels: Kernels,
     ratio: float | None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Masks of a dense layer's MLP by each method, by module; True = becomes zero.
+    """Masks of the MLP of an unpruned layer, by method and module. True means that the weight is set to zero.
 
     Parameters
     ----------
     layer : int
     dense : dict of Tensor
-        The dense weights of gate, up and down.
+        The unpruned weights of gate, up and down.
     table : LayerStatistics
     recipes : dict of Recipe
-        By the name that the method has on the page.
+        By the name of the method on the page.
     kernels : Kernels
     ratio : float, optional
-        Of this layer, where it is not the recipes'.
+        Sparsity ratio of this layer, if it is not that of the recipes.
     """
     weights = {name: weight.float() for name, weight in dense.items()}
     masks = {}
@@ -77,7 +89,7 @@ def method_masks(
 
 
 def agreement(masks: Iterable[dict[str, dict[str, Tensor]]]) -> dict[str, Any]:
-    """How far the methods keep the same weights, over all layers and modules together.
+    """How many of the kept weights each pair of methods has in common, over all layers and modules.
 
     Parameters
     ----------
@@ -87,8 +99,8 @@ def agreement(masks: Iterable[dict[str, dict[str, Tensor]]]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``methods``: their names; ``kept``: Jaccard index of the kept weights of each pair, in rows; ``chance``: what
-        two masks that know nothing of each other have on average over the pairs.
+        ``methods``: their names; ``kept``: Jaccard index of the kept weights of each pair, as a matrix; ``chance``: the
+        index of two independent masks, averaged over the pairs.
     """
     pooled: dict[tuple[str, str], Overlap] = {}
     for layer in masks:

@@ -1,10 +1,10 @@
-"""Search for a better recipe by statistics that were collected once: what ``neuronrank tune`` does."""
+"""Search for a better recipe with statistics that were collected before: what ``neuronrank tune`` does."""
 
 from neuronrank_core import InputError
 
 
 def require_optuna() -> None:
-    """Refuse to go on without the package that searches; raises InputError."""
+    """Raise InputError if the package for the search is not installed."""
     try:
         import optuna  # noqa: F401
     except ImportError as error:

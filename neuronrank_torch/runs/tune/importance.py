@@ -1,4 +1,4 @@
-"""How much each setting mattered in a search."""
+"""Importance of each setting in a search."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from neuronrank_core import Recipe
 from neuronrank_core.methods import exponents, without_effect
 
-#: What a setting is where the recipe does not read it: the factor is left out, or counts as Wanda has it.
+#: Value of a setting that the recipe does not use: the factor is left out, or as in Wanda.
 _UNREAD = {"tf_exp": 0.0, "idf_exp": 0.0, "spikiness_exp": 0.0, "weight_exp": 1.0, "input_exp": 1.0}
 _CHOICES, _NUMBERS = ("method", "allocate", "tfidf_mode"), (*_UNREAD, "q_active", "tfidf_k")
-#: Share of the trials that count as good.
+#: Fraction of the trials that count as good.
 _GOOD = 0.25
 
 
 def importances(trials: Sequence[tuple[Recipe, float]]) -> dict[str, float]:
-    """Share of each setting in what tells the best quarter of the trials from the others, by PED-ANOVA; largest first.
+    """Contribution of each setting to the difference between the best quarter of the trials and the others.
 
-    Recipes read different settings. Here each has a value for all of them, so that all trials can be compared.
+    Computed by PED-ANOVA; largest first. Recipes use different settings; unused ones get a neutral value, so that all
+    trials can be compared.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ def importances(trials: Sequence[tuple[Recipe, float]]) -> dict[str, float]:
     Returns
     -------
     dict
-        Of the settings that had more than one value; empty where fewer than four trials were measured.
+        For settings with more than one value; empty if fewer than four trials were measured.
     """
     rows = [_row(recipe) for recipe, _ in trials]
     varied = [name for name in (*_CHOICES, *_NUMBERS) if len({row[name] for row in rows}) > 1]

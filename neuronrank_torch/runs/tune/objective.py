@@ -1,4 +1,4 @@
-"""Perplexity of a model masked by a recipe, in memory, over and over."""
+"""Perplexity of a model in memory that is masked by one recipe after another."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
 from neuronrank_torch.model.blocks import Block
 from neuronrank_torch.model.structure import find_decoder, untied_head
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.text.sequences import Tokens
 
-#: Share of the layers that the proxy looks at, from the first.
+#: Fraction of the layers that the proxy uses, from the first.
 _DEPTH = 0.25
 
 
 class MaskedModel:
-    """A model in memory that can be masked and made dense again; it takes the memory of its prunable weights twice.
+    """A model in memory that can be masked and restored; its prunable weights are in memory twice.
 
     Parameters
     ----------
     model, tokenizer
         As :func:`neuronrank_torch.model.open.load_model` gives them.
     statistics : StatisticsFolder
-        What to mask by.
+        Statistics to prune with.
     scope : Recipe
-        Of which modules may be pruned.
+        Says which modules may be pruned.
     """
 
     def __init__(self, model: Any, tokenizer: Any, statistics: StatisticsFolder, scope: Recipe) -> None:
@@ -53,9 +54,11 @@ class MaskedModel:
                 for weight, dense in self.dense:
                     weight.copy_(dense)
 
-    def perplexity(self, windows: Tokens, batch_size: int) -> Perplexity:
-        """Perplexity of the model as it is now, dense or masked."""
-        return perplexity(self.model, windows, batch_size=batch_size)
+    def perplexity(
+        self, windows: Tokens, batch_size: int, progress: Progress = silent, stage: str = "perplexity"
+    ) -> Perplexity:
+        """Perplexity of the model in its current state, dense or masked."""
+        return perplexity(self.model, windows, batch_size=batch_size, progress=progress, stage=stage)
 
     def early_output(self, windows: Tokens) -> Tensor:
         """Output of the first quarter of the layers on the first window, shape (tokens, hidden)."""
@@ -80,13 +83,13 @@ class MaskedModel:
 
 
 class _EnoughSeenError(Exception):
-    """Ends a forward pass early."""
+    """Stops a forward pass early."""
 
 
 def output_error(output: Tensor, dense: Tensor) -> float:
     """Median over tokens of the squared error relative to the dense output.
 
-    The mean would see nothing but the few tokens whose norm is larger than the others' by orders of magnitude.
+    The mean would be dominated by the few tokens whose norm is larger by orders of magnitude.
     """
     squared = (output - dense).square().sum(-1) / dense.square().sum(-1)
     return float(squared.median())

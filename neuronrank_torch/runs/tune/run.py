@@ -1,4 +1,4 @@
-"""A whole search, from a model's name and a folder of statistics to the best recipe: what the command line calls."""
+"""A search, from the name of a model and a folder of statistics to the best recipe: what the command line calls."""
 
 from __future__ import annotations
 
@@ -17,47 +17,48 @@ from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.evaluation.seen_text import NOTABLE, overlap, overlap_notes
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model
-from neuronrank_torch.pruning.result import recipe_values, versions
-from neuronrank_torch.runs.job import OnStage
+from neuronrank_torch.progress import Progress, silent
+from neuronrank_torch.pruning.result import decided, recipe_values, versions
 from neuronrank_torch.runs.tune.importance import importances
 from neuronrank_torch.runs.tune.objective import MaskedModel, output_error
 from neuronrank_torch.runs.tune.study import FAILED, START, TuningStudy
+from neuronrank_torch.runs.tune.tune_result import HeldOut, Protocol, Trial, TuneResult
 from neuronrank_torch.text.sequences import Tokens, bos_token, cut_windows, tokenize
 from neuronrank_torch.text.sources import load_text, text_fingerprint
 
-#: The order of importance that the methods' documentation gives, of the settings of the seed formula.
+#: Settings of the seed formula by importance, according to the documentation of the methods.
 DOCUMENTED = ("idf_exp", "tfidf_mode", "tf_exp", "tfidf_k", "weight_exp", "q_active")
-#: A recipe whose early layers err more than the best one's by this factor is not measured.
+#: With the proxy, a recipe is given up if its output error exceeds that of the best recipe by this factor.
 _HOPELESS = 2.0
-#: Attribute of a trial: error of the first layers' output.
+#: Attribute of a trial: error of the output of the first layers.
 ERROR = "output_error"
 
 
 @dataclass(frozen=True)
 class TuneJob:
-    """What to search with, and how long.
+    """What to search, with what, and for how long.
 
     Parameters
     ----------
     model, stats, storage : str
-        Model, folder of its statistics, and where the trials are kept (a file for SQLite, or the URL of a database).
+        Model, folder of its statistics, and where trials are stored (an SQLite file, or the URL of a database).
     eval_dataset : str
         Text that recipes are compared on.
     eval_windows, test_windows : int, optional
-        How many windows of a text; all by default.
+        Number of windows of each text; all by default.
     seqlen : int, optional
-        Tokens in a window; by default as many as in a sequence of the statistics.
+        Tokens per window; by default as in the statistics.
     test_dataset : str, optional
-        Text that the best recipe, Wanda and the default are measured on in the end.
+        Text on which the best recipe, Wanda and the default are measured at the end.
     trials : int
-        In all, with those of earlier runs and other processes.
+        Total number of trials, including those of earlier runs and of other processes.
     methods : tuple of str
     proxy : bool
-        Give up recipes by the error of the first layers' output.
+        Give up recipes early, based on the output error of the first layers.
     batch_size : int
-        Windows in a forward pass.
+        Windows per forward pass.
     force : bool
-        Discard another search that is kept in ``storage``.
+        Discard a different search in ``storage``.
     device, dtype : str
         As in :class:`neuronrank_torch.runs.job.Job`.
     """
@@ -79,29 +80,27 @@ class TuneJob:
     dtype: Dtype = "auto"
 
 
-def run_tune(
-    job: TuneJob, recipe: Recipe, on_stage: OnStage = lambda stage, done, total: None
-) -> tuple[Recipe, dict[str, Any]]:
-    """Search; goes on where the same search was cut off.
+def run_tune(job: TuneJob, recipe: Recipe, progress: Progress = silent) -> tuple[Recipe, TuneResult]:
+    """Search for the best recipe; resumes an interrupted run of the same search.
 
     Parameters
     ----------
     job : TuneJob
     recipe : Recipe
-        Sparsity, scope and seed; the rest is searched or comes from the statistics.
-    on_stage : callable
-        See :data:`neuronrank_torch.runs.job.OnStage`.
+        Sparsity, scope and seed. Everything else is searched, or fixed by the statistics.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
     best : Recipe
-    result : dict
-        Everything measured, as plain JSON types.
+        As it was chosen, with fields at None where the default of the method applies.
+    result : TuneResult
 
     Raises
     ------
     NeuronRankError
-        Of every kind; finished trials stay in the storage.
+        If the search fails. Finished trials stay in the storage.
     """
     if recipe.whole_neurons:
         raise InvalidValueError("sparsity_type", recipe.sparsity_type, "unstructured or N:M, whose masks are tried")
@@ -111,10 +110,10 @@ def run_tune(
         allowed = f"at least {len(space.starts())}, the recipes to start from"
         raise InvalidValueError("trials", job.trials, allowed)
     texts = [load_text(name, "evaluation") if name else "" for name in (job.eval_dataset, job.test_dataset)]
-    on_stage(f"loading {job.model}", 0, 1)
+    progress(f"loading {job.model}", 0, 1, "models")
     model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=choose_device(job.device))
     statistics.check_model(source)
-    run = _TuneRun(job, statistics, space, model, tokenizer, texts, on_stage)
+    run = _TuneRun(job, statistics, space, model, tokenizer, texts, progress)
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -125,7 +124,7 @@ def run_tune(
 
 
 def space_of(statistics: StatisticsFolder, recipe: Recipe, methods: tuple[str, ...]) -> Space:
-    """What can be tried by these statistics, with the sparsity, scope and seed of a recipe."""
+    """The recipes that these statistics allow, with the sparsity, scope and seed of a recipe."""
     names = ("signal", "threshold", "tokens_per_document")
     base = statistics.fitted(replace(recipe, **{name: statistics.header[name] for name in names}))
     allocatable = base.pattern is None and statistics.table(0, {RESIDUAL}).residual_norm is not None
@@ -133,7 +132,7 @@ def space_of(statistics: StatisticsFolder, recipe: Recipe, methods: tuple[str, .
 
 
 class _TuneRun:
-    """A search with everything at hand."""
+    """A search with its inputs loaded."""
 
     def __init__(
         self,
@@ -143,9 +142,9 @@ class _TuneRun:
         model: Any,
         tokenizer: Any,
         texts: list[str],
-        on_stage: OnStage,
+        progress: Progress,
     ) -> None:
-        self.job, self.statistics, self.space, self.on_stage = job, statistics, space, on_stage
+        self.job, self.statistics, self.space, self.progress = job, statistics, space, progress
         self.tokenizer, self.texts = tokenizer, texts
         self.masked = MaskedModel(model, tokenizer, statistics, space.base)
         self.seqlen = job.seqlen or space.base.seqlen
@@ -163,8 +162,8 @@ class _TuneRun:
         )
 
     def identity(self, digests: dict[str, str]) -> dict[str, Any]:
-        """What the trials depend on: they are gone on with only if all of it is as it was."""
-        named = ("model", "dataset", "versions")  # The same under other names.
+        """Everything the trials depend on. A search is resumed only if all of it is unchanged."""
+        named = ("model", "dataset", "versions")  # Names only; digests identify the model and the text.
         return {
             "model": digests,
             "statistics": {name: value for name, value in self.statistics.header.items() if name not in named},
@@ -178,54 +177,55 @@ class _TuneRun:
             "version": __version__,
         }
 
-    def search(self, study: TuningStudy) -> tuple[Recipe, dict[str, Any]]:
-        """Do the trials that are missing, and say what came of them all."""
+    def search(self, study: TuningStudy) -> tuple[Recipe, TuneResult]:
+        """Run the trials that are missing, and summarise all of them."""
         if study.done():
-            self.on_stage(f"going on after {len(study.done())} of {self.job.trials} trials", 0, 1)
+            finished, trials = len(study.done()), self.job.trials
+            self.progress(f"resuming: {finished} of {trials} trials are finished", finished, trials, "trials")
         dense = study.study.user_attrs.get("dense")
         if dense is None:
-            dense = self._perplexity("dense", self.windows)
+            dense = self._perplexity("the unpruned model", self.windows)
             study.study.set_user_attr("dense", dense)
         self.dense_output = self.masked.early_output(self.windows) if self.job.proxy else None
         try:
             exhausted = not study.run(self.job.trials, lambda trial, recipe: self._measure(study, trial, recipe))
         except BaseException as error:
             done = f"{len(study.done())} of {self.job.trials} trials"
-            add_note(error, f"{done} are done and kept: the same command goes on from there")
+            add_note(error, f"{done} are finished and kept; rerun the same command to resume")
             raise
         measured = study.measured()
         if not measured:
             raise InputError("no recipe could be measured", hint="try a lower --sparsity_ratio")
         notes = self._notes()
         if exhausted:
-            notes.append(f"there are no more recipes to try: {len(study.done())} trials were made")
+            notes.append(f"no recipes are left to try after {len(study.done())} trials")
         missing = study.starts.keys() - {trial.user_attrs.get(START) for trial in study.done()}
         if missing:
-            notes.append(f"not counted, for another process is at work on them: {'; '.join(sorted(missing))}")
+            notes.append(f"not included, because another process is still measuring them: {'; '.join(sorted(missing))}")
         best = measured[0][1]
-        result = {
-            "model": self.job.model,
-            "stats": self.job.stats,
-            "validation": self._protocol(self.job.eval_dataset, self.windows),
-            "dense": dense,
-            "best": _entry(*measured[0]),
-            "trials": [_entry(*one) for one in sorted(measured, key=lambda one: one[0].number)],
-            "given_up": sum(trial.state is TrialState.PRUNED for trial in study.done()),
-            "failed": {t.number: t.user_attrs[FAILED] for t in study.done() if FAILED in t.user_attrs},
-            "importance": importances([(recipe, value) for _, recipe, value in measured]),
-            "documented_order": list(DOCUMENTED),
-            "test": self._test(best),
-            "notes": notes,
-            "versions": {**versions(), "optuna": optuna.__version__},
-        }
+        result = TuneResult(
+            model=self.job.model,
+            stats=self.job.stats,
+            validation=Protocol(**self._protocol(self.job.eval_dataset, self.windows)),
+            dense=dense,
+            best=_entry(*measured[0]),
+            trials=tuple(_entry(*one) for one in sorted(measured, key=lambda one: one[0].number)),
+            given_up=sum(trial.state is TrialState.PRUNED for trial in study.done()),
+            failed={str(t.number): t.user_attrs[FAILED] for t in study.done() if FAILED in t.user_attrs},
+            importance=importances([(recipe, value) for _, recipe, value in measured]),
+            documented_order=DOCUMENTED,
+            test=self._test(best),
+            notes=tuple(notes),
+            versions={**versions(), "optuna": optuna.__version__},
+        )
         return best, result
 
     def _measure(self, study: TuningStudy, trial: optuna.Trial, recipe: Recipe) -> float:
-        """Perplexity of a recipe; raises optuna.TrialPruned where the proxy finds it hopeless."""
+        """Perplexity of a recipe; raises optuna.TrialPruned if the proxy gives it up."""
         measured, start = study.measured(), trial.user_attrs.get(START)
         best = f", best {measured[0][2]:.4f} by trial {measured[0][0].number}" if measured else ""
         stage = f"trial {trial.number}: {start or described(recipe, self.space.base)}{best}"
-        self.on_stage(stage, len(study.done()), self.job.trials)
+        self.progress(stage, len(study.done()), self.job.trials, "trials")
         with self.masked.masked(recipe):
             if self.dense_output is not None:
                 error = output_error(self.masked.early_output(self.windows), self.dense_output)
@@ -235,39 +235,39 @@ class _TuneRun:
             return self.masked.perplexity(self.windows, self.job.batch_size).perplexity
 
     def _perplexity(self, what: str, windows: Tokens) -> float:
-        self.on_stage(f"perplexity of {what}", 0, 1)
-        return self.masked.perplexity(windows, self.job.batch_size).perplexity
+        stage = f"perplexity of {what}"
+        return self.masked.perplexity(windows, self.job.batch_size, self.progress, stage).perplexity
 
-    def _test(self, best: Recipe) -> dict[str, Any] | None:
-        """Perplexity on the test text, which no choice depends on: dense, of the best recipe and of two others."""
+    def _test(self, best: Recipe) -> HeldOut | None:
+        """Perplexities on the test text, on which no choice depends."""
         if self.test_windows is None or self.job.test_dataset is None:
             return None
-        figures = {"dense": self._perplexity("dense on the test text", self.test_windows)}
+        figures = {"dense": self._perplexity("the unpruned model on the test text", self.test_windows)}
         others = {name: canonical(replace(self.space.base, method=name)) for name in ("wanda", Recipe.method)}
         for name, recipe in {"best": best, **others}.items():
             with self.masked.masked(recipe):
                 figures[name] = self._perplexity(f"{name} on the test text", self.test_windows)
-        return {**self._protocol(self.job.test_dataset, self.test_windows), "perplexity": figures}
+        return HeldOut(**self._protocol(self.job.test_dataset, self.test_windows), perplexity=figures)
 
     def _protocol(self, dataset: str, windows: Tokens) -> dict[str, Any]:
         bos = None if bos_token(self.tokenizer) is None else self.space.base.bos
         return {"dataset": dataset, "windows": len(windows), "seqlen": self.seqlen, "bos": bos}
 
     def _notes(self) -> list[str]:
-        """What is to be said of the texts: what was seen in calibration or in the search is no measure."""
+        """Warnings about the texts: a text that was used for calibration or the search measures too low."""
         calibration = calibration_text(self.statistics)
         seen = self.statistics.header["text_sha256"]
         same = text_fingerprint(self.texts[0]) == seen
         notes = list(overlap_notes(self.texts[0], calibration, same=same))
         if not calibration and not same:
-            notes.append("the calibration text is not here: that the evaluation text is another is all that is known")
+            notes.append("the calibration text was not found, so its overlap with the evaluation text is unknown")
         if self.texts[1] and overlap(self.texts[1], self.texts[0]) >= NOTABLE:
-            notes.append("the test text shares passages with the text that recipes were compared on")
+            notes.append("the test text shares passages with the evaluation text")
         return notes
 
 
 def calibration_text(statistics: StatisticsFolder) -> str:
-    """The text behind statistics where it is on this machine, unchanged; else empty."""
+    """The text behind statistics, if it is on this machine and unchanged; otherwise empty."""
     name = statistics.header["dataset"]
     if name != "builtin" and not Path(name).expanduser().is_file():
         return ""
@@ -276,11 +276,10 @@ def calibration_text(statistics: StatisticsFolder) -> str:
 
 
 def described(recipe: Recipe, base: Recipe) -> str:
-    """What a recipe chose, in few words."""
+    """A short description of a recipe: its method, and where it differs from the base."""
     chosen = {name: value for name, value in asdict(recipe).items() if value != getattr(base, name)}
     return " ".join([recipe.method, *(f"{name}={value}" for name, value in chosen.items() if name != "method")])
 
 
-def _entry(trial: FrozenTrial, recipe: Recipe, perplexity: float) -> dict[str, Any]:
-    entry = {"number": trial.number, "start": trial.user_attrs.get(START), "perplexity": perplexity}
-    return {**entry, "recipe": recipe_values(recipe)}
+def _entry(trial: FrozenTrial, recipe: Recipe, perplexity: float) -> Trial:
+    return Trial(trial.number, trial.user_attrs.get(START), perplexity, decided(recipe))

@@ -1,4 +1,4 @@
-"""The study: trials in a database, of which several processes and later runs do a part each."""
+"""The study: trials in a database, which several processes and later runs share."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from neuronrank_torch.files.journal import differences
 
 #: Name of the study in its database.
 _NAME = "neuronrank"
-#: How many times in a row a recipe that was tried already is drawn before the space is taken to be exhausted.
+#: The search space counts as exhausted after so many proposals in a row that were tried before.
 _REPEATS = 100
-#: Attributes of a trial: its recipe, name of the starting point, process at work, number of the trial it repeats, what
-#: went wrong.
+#: Attributes of a trial: recipe, name of the starting point, process that runs it, number of the trial that it repeats,
+#: error message.
 RECIPE, START, OWNER, REPEATS, FAILED = "recipe", "start", "owner", "repeats", "failed"
-#: Gives the perplexity of a trial's recipe, or raises optuna.TrialPruned where it need not be known.
+#: Returns the perplexity of the recipe of a trial, or raises optuna.TrialPruned to give the trial up.
 Measure = Callable[[optuna.Trial, Recipe], float]
 
 
 class SeededByTrial(BaseSampler):
-    """TPE whose random numbers depend on seed and trial alone, so that a run that goes on draws none of them twice.
+    """TPE whose random numbers depend only on seed and trial, so that a resumed run does not repeat any.
 
     Parameters
     ----------
@@ -47,13 +47,13 @@ class SeededByTrial(BaseSampler):
         self.tpe = self._sampler(0)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Begin a sequence of random numbers for the trial."""
+        """Start the random numbers of the trial."""
         del study
         self.tpe = self._sampler(trial.number)
 
     def _sampler(self, trial: int) -> TPESampler:
         seed = int(np.random.SeedSequence((self.seed, trial)).generate_state(1)[0])
-        # One parameter at a time: together, only those would be modelled that every recipe reads.
+        # One parameter at a time, because a joint model would only cover those that every recipe uses.
         return TPESampler(seed=seed, multivariate=False)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -72,23 +72,23 @@ class SeededByTrial(BaseSampler):
 
 
 class TuningStudy:
-    """A search that is kept in a database.
+    """A search that is stored in a database.
 
     Parameters
     ----------
     storage : str
         A file for SQLite, or the URL of a database.
     identity : dict
-        What the figures depend on.
+        Everything that the results depend on.
     space : Space
     seed : int
     force : bool
-        Discard another search that is kept there.
+        Discard a different search in the database.
 
     Raises
     ------
     InputError
-        If another search is kept there, and says what differs.
+        If the database contains a different search. Says what differs.
     """
 
     def __init__(self, storage: str, identity: dict[str, Any], space: Space, seed: int, *, force: bool) -> None:
@@ -109,8 +109,8 @@ class TuningStudy:
         changes = differences(self.study.user_attrs.get("identity", identity), identity)
         if changes and not force:
             raise InputError(
-                f"{storage} holds another search: {'; '.join(changes[:3])}",
-                hint="repeat its command to go on with it, name another --storage, or discard it with --force",
+                f"{storage} contains a different search: {'; '.join(changes[:3])}",
+                hint="rerun its command to resume it, choose another --storage, or discard it with --force",
             )
         if changes:
             optuna.delete_study(study_name=_NAME, storage=store)
@@ -129,7 +129,7 @@ class TuningStudy:
         )
 
     def _take_over(self, store: optuna.storages.RDBStorage) -> None:
-        """Queue again, with what they chose, the trials of processes of this machine that are gone."""
+        """Queue the unfinished trials of processes of this machine that are gone again, with the same recipes."""
         study = store.get_study_id_from_name(_NAME)
         for trial in self._trials(TrialState.RUNNING):
             if _gone(trial.user_attrs.get(OWNER)):
@@ -144,12 +144,12 @@ class TuningStudy:
                 self.study.enqueue_trial(self.space.parameters(recipe), user_attrs={START: name})
 
     def run(self, trials: int, measure: Measure) -> bool:
-        """Do trials until there are so many; False where there are no more recipes to try.
+        """Run trials up to a total number; False if no recipes are left to try.
 
         Parameters
         ----------
         trials : int
-            In all, by this and other runs and processes.
+            Total number, over all runs and processes.
         measure : callable
             See :data:`Measure`.
         """
@@ -165,7 +165,7 @@ class TuningStudy:
         return False
 
     def _next(self) -> tuple[optuna.Trial, Recipe, int | None]:
-        """The next trial, its recipe, and the number of the trial that it repeats, if it does: then it is over."""
+        """The next trial and its recipe. If it repeats a trial, it is finished, and the number of that trial."""
         trial = self.study.ask()
         trial.set_user_attr(OWNER, [socket.gethostname(), os.getpid()])
         recipe = self._recipe(trial)
@@ -180,37 +180,37 @@ class TuningStudy:
             self.study.tell(trial, measure(trial, recipe))
         except optuna.TrialPruned:
             self.study.tell(trial, state=TrialState.PRUNED)
-        except (AllZeroMetricError, NonFiniteError) as error:  # A bad recipe, not a bad run.
+        except (AllZeroMetricError, NonFiniteError) as error:  # The recipe failed, not the run.
             trial.set_user_attr(FAILED, str(error))
             self.study.tell(trial, state=TrialState.PRUNED)
 
     def done(self) -> list[FrozenTrial]:
-        """Trials that were measured or cut short."""
+        """Trials that were measured or given up."""
         trials = self._trials(TrialState.COMPLETE, TrialState.PRUNED)
         return [trial for trial in trials if REPEATS not in trial.user_attrs]
 
     def measured(self) -> list[tuple[FrozenTrial, Recipe, float]]:
-        """Trials with their recipe and perplexity, best first; of equals the earlier."""
+        """Trials with recipe and perplexity, best first; equal ones in order."""
         complete = self._trials(TrialState.COMPLETE)
         trials = [(t, Recipe(**t.user_attrs[RECIPE]), t.value) for t in complete if t.value is not None]
         return sorted(trials, key=lambda one: (one[2], one[0].number))
 
     def _recipe(self, trial: optuna.Trial) -> Recipe:
-        """Ask a trial for its recipe, and note it there."""
+        """Get the recipe of a trial, and record it there."""
         start = self.starts.get(trial.user_attrs.get(START, ""))
-        # A starting point within the space is asked for too, so that the sampler learns of it.
+        # A starting point within the space is proposed too, so that the sampler learns from it.
         recipe = self.space.recipe(trial) if start is None or self.space.parameters(start) else start
         trial.set_user_attr(RECIPE, asdict(recipe))
         return recipe
 
     def _twin(self, number: int, recipe: Recipe) -> int | None:
-        """Another trial of the recipe that is done, or at work elsewhere."""
+        """An earlier trial of the same recipe that is finished or running."""
         trials = self._trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         values = asdict(recipe)
         return next((t.number for t in trials if t.number < number and t.user_attrs.get(RECIPE) == values), None)
 
     def _at_work(self) -> int:
-        """Number of trials that are done, or at work in other processes."""
+        """Number of trials that are finished, or running in other processes."""
         mine = [socket.gethostname(), os.getpid()]
         running = self._trials(TrialState.RUNNING)
         others = [t for t in running if (owner := t.user_attrs.get(OWNER)) not in (None, mine) and not _gone(owner)]
@@ -221,21 +221,21 @@ class TuningStudy:
 
 
 def _located(storage: str) -> tuple[str, AbstractContextManager[Any]]:
-    """URL of a database, and what keeps processes apart while one of them chooses what to try.
+    """URL of a database, and a lock for choosing the next trial.
 
-    SQLite has no locks for a row, and Optuna makes its tables without regard to others that do the same: a file beside
-    the database is locked. A database server is left to itself.
+    SQLite cannot lock rows, and Optuna creates its tables without a lock, so a file next to the database is locked. A
+    database server needs no lock.
     """
     if "://" in storage:
         return storage, nullcontext()
     file = Path(storage).expanduser().absolute()
-    if not file.parent.is_dir():  # The lock would make it.
+    if not file.parent.is_dir():  # The lock would create it.
         raise FileNotFoundError(f"there is no folder {file.parent}")
     return f"sqlite:///{file}", FileLock(file.with_name(f".{file.name}.lock"))
 
 
 def _gone(owner: list[Any] | None) -> bool:
-    """Whether a trial's process was on this machine and is no more; this process has just begun, so it has none."""
+    """Whether the process of a trial ran on this machine and is gone. This process has not started any trial yet."""
     if owner is None or owner[0] != socket.gethostname():
         return False
     if owner[1] == os.getpid():

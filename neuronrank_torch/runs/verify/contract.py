@@ -1,8 +1,8 @@
-"""The equivalence contract as comparisons: what may differ between two backends, and by how much."""
+"""The equivalence contract: which values may differ between two backends, and by how much."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,9 +12,9 @@ from neuronrank_core.statistics.topics import topic_margins
 
 #: Relative deviation allowed of real values, and relative margin up to which a choice is a near-tie.
 RTOL = 1e-5
-#: Stands for a deviation beyond measure, where infinity would not fit in JSON.
+#: Stands for an infinite deviation, which JSON cannot represent.
 LARGEST = float(np.finfo(np.float64).max)
-#: Clusterings tried for one whose updates are clear of near-ties.
+#: Number of seeds tried to find a clustering whose updates are free of near-ties.
 SEEDS = 16
 
 
@@ -25,16 +25,20 @@ class Check:
     Parameters
     ----------
     name : str
+        Name of the quantity.
     worst : float
-        Largest relative deviation of a real value; or the number of counts, labels or bits that differ without excuse.
+        Largest relative deviation of a real value; or the number of counts, labels or mask bits that differ and are
+        not near-ties.
     limit : float
-        The most that the contract allows.
+        Largest value of ``worst`` that the contract allows.
     size : int
-        How many numbers were compared.
+        Number of values compared.
     near_ties : int
-        Labels or bits that differ, but where the reference's own choice was a near-tie.
+        Number of labels or bits that differ where the choice of the reference was a near-tie.
     margin : float
         Largest relative margin of a choice that differs.
+    holds : bool
+        Whether ``worst`` is within ``limit``; computed.
     """
 
     name: str
@@ -43,11 +47,10 @@ class Check:
     size: int
     near_ties: int = 0
     margin: float = 0.0
+    holds: bool = field(init=False)
 
-    @property
-    def holds(self) -> bool:
-        """Whether the contract is kept."""
-        return self.worst <= self.limit
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "holds", self.worst <= self.limit)
 
 
 def real(name: str, ours: ArrayLike, reference: ArrayLike) -> Check:
@@ -61,13 +64,13 @@ def real(name: str, ours: ArrayLike, reference: ArrayLike) -> Check:
 
 
 def counts(name: str, ours: ArrayLike, reference: ArrayLike) -> Check:
-    """Compare whole numbers, which have to be equal."""
+    """Compare integers, which have to be equal."""
     a, b = np.asarray(ours), np.asarray(reference)
     return Check(name, int((a != b).sum()) if a.shape == b.shape else b.size, 0, b.size)
 
 
 def clear_seed(sample: NDArray[np.float32], k: int, seed: int) -> int | None:
-    """The first seed from ``seed`` on of whose clustering no update rests on a near-tie; None where there is none."""
+    """The first seed from ``seed`` on whose clustering has no update that depends on a near-tie; None if none has."""
     return next((s for s in range(seed, seed + SEEDS) if topic_margins(sample, k, s)[0] > RTOL), None)
 
 
@@ -82,8 +85,7 @@ def topic_labels(
     margins : array, shape (tokens,)
         How clear the reference's choices were, see :func:`neuronrank_core.statistics.topics.topic_margins`.
     clear : bool
-        Whether no update rests on a near-tie. Where one does, no label can be held against a backend, and the check
-        is of size 0.
+        Whether no update depends on a near-tie. Otherwise labels cannot be compared, and the check has size 0.
     """
     differ = ours != reference
     excused = differ & ((margins <= RTOL) | (not clear))
@@ -112,16 +114,16 @@ def masks(
     group : int
         Weights that compete with each other, consecutive in memory.
     unequal : int
-        Bits that differ where both backends choose by equal scores, for which there is no excuse.
+        Number of bits that differ although both backends were given equal scores; these always count.
     """
     s, goes = score.reshape(-1, group), reference.reshape(-1, group)
     differ = goes != ours.reshape(-1, group)
     last = np.where(goes, s, -np.inf).max(axis=1, keepdims=True)
     next_ = np.where(goes, np.inf, s).min(axis=1, keepdims=True)
-    # How far the score would have to move for the weight to be treated as the other backend treats it.
+    # How much the score would have to change for the reference to treat the weight as the other backend does.
     distance = np.where(goes, next_ - s, s - last)[differ]
     margin = distance / np.maximum(s[differ], np.finfo(np.float32).tiny)
-    # Two scores that are off by RTOL each change places where they lie twice as close.
+    # Two scores that are each off by RTOL can swap if they differ by at most twice as much.
     wrong = int((margin > 2 * RTOL).sum())
     largest = float(margin.max(initial=0.0))
     return Check(name, wrong + unequal, 0, reference.size, int(differ.sum()) - wrong, largest)

@@ -1,4 +1,4 @@
-"""Runs the first layers of a model, dense, and keeps two tables of each: the collector's, and the core's own."""
+"""Runs the first layers of an unpruned model, and keeps two tables of each: the collector's and the core's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from neuronrank_torch.model.structure import find_decoder
 
 @dataclass(frozen=True)
 class Observed:
-    """A layer after its run: its MLP, the collector's table, and the core's of the same activations."""
+    """A layer after its run: its linear layers, the collector's table, and the core's of the same activations."""
 
     index: int
     mlp: Mlp
@@ -44,7 +44,7 @@ class Observed:
 
 @contextmanager
 def record_activations(mlp: Mlp) -> Iterator[dict[str, Tensor]]:
-    """Keep what the modules of a gated MLP saw last: ``x``, ``gate`` and ``product``."""
+    """Record the last activations of a gated MLP: ``x``, ``gate`` and ``product``."""
     seen: dict[str, Tensor] = {}
 
     gate, down = mlp.projections["gate_proj"], mlp.projections["down_proj"]
@@ -61,7 +61,7 @@ def record_activations(mlp: Mlp) -> Iterator[dict[str, Tensor]]:
 
 
 def core_rows(seen: dict[str, Tensor], first: int, recipe: Recipe, layer: int) -> Iterator[LayerStatistics]:
-    """The core's rows of the documents of a micro-batch, whose first has the number ``first``."""
+    """The rows of the core for the documents of a micro-batch, the first of which is number ``first``."""
     arrays = {name: tensor.cpu().double().numpy() for name, tensor in seen.items()}
     for i, gate in enumerate(arrays["gate"]):
         yield document_statistics(
@@ -92,13 +92,13 @@ def observe(
     sequences : int64 Tensor, shape (sequences, seqlen)
         On the model's device.
     recipe : Recipe
-        Says which statistics, of the gate's signal.
+        Says which statistics to collect.
     layers : int
-        How many.
+        Number of layers.
     batch_size : int
-        Sequences in a micro-batch.
+        Sequences per micro-batch.
     look : callable
-        Called with each layer when it has run.
+        Called with each layer after it has run.
 
     Raises
     ------

@@ -1,136 +1,33 @@
-"""The equivalence contract on a user's own model, device and text: the core in NumPy against torch, layer by layer.
+"""Checks the equivalence contract on a user's own model, device and text: the NumPy core against torch, by layer.
 
-Each layer runs once, dense, on the device. Of the very activations that torch saw there the core makes a table of
-statistics in float64; the other table is :class:`LayerCollector`'s. From either table follow TF, DF, IDF, spikiness,
-scores and masks: once by the core's kernels on float64 weights, once by torch's on the device. The forward pass itself
-is not compared; what half precision changes in it is told apart, by a second run of the model in float32.
+Each layer runs once, dense, on the device. From the same activations, the core computes a table of statistics in
+float64 and :class:`LayerCollector` computes the other one. TF, DF, IDF, spikiness, scores and masks follow from each
+table: with the core's kernels on float64 weights, and with torch's on the device. The forward pass itself is not
+compared. In half precision, a second run of the model in float32 shows how much the precision changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from neuronrank_core import LayerStatistics, NeuronStatistics, Recipe, ScoringContext
-from neuronrank_core.kernels import Array
-from neuronrank_core.methods import method_for, mode
-from neuronrank_core.selection.masks import prune_mask
-from neuronrank_core.selection.patterns import comparison_group, select
-from neuronrank_core.statistics.numpy_kernels import NumpyKernels
-from neuronrank_core.statistics.table import sample_positions
-from neuronrank_core.statistics.topics import topic_margins
-from neuronrank_torch.kernels import TorchKernels
+from neuronrank_core import Recipe
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model
 from neuronrank_torch.model.structure import find_decoder
+from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.result import versions
-from neuronrank_torch.runs.job import OnStage
-from neuronrank_torch.runs.verify import contract
+from neuronrank_torch.runs.verify.checks import Outcome, check_layer, cost, outcome
 from neuronrank_torch.runs.verify.contract import Check
 from neuronrank_torch.runs.verify.reference import Observed, observe
+from neuronrank_torch.runs.verify.verify_result import LayerChecks, LayerCost, VerifyResult
 from neuronrank_torch.text.sequences import calibration_sequences
 from neuronrank_torch.text.sources import load_text
 
-#: A score that every kernel of a backend and every kind of statistics enters.
+#: A score that uses every kernel of a backend and every kind of statistics.
 EVERYTHING = Recipe(method="neuronrank_wanda", tfidf_mode="topic", idf_exp=1.0, spikiness_exp=1.0)
-#: Sampled tokens to compare topics on, at most: with more, some choice is always a near-tie.
-CLUSTERED = 256
-#: Columns that say what a row of the table is about.
-_KEYS = ("document", "tokens", "sample_tokens")
-#: The collector's table of a layer, and the masks that follow by the default method, as packed bits.
-Outcome = tuple[LayerStatistics, dict[str, NDArray[np.uint8]]]
-
-
-def check_layer(observed: Observed, recipe: Recipe) -> list[Check]:
-    """Hold everything that follows from a layer's activations against the core's."""
-    ours, reference, kernels = observed.table, observed.reference, observed.kernels
-    theirs = reference.columns()
-    checks = [
-        (contract.counts if theirs[name].dtype == np.int64 else contract.real)(name, column, theirs[name])
-        for name, column in ours.columns().items()
-        if name not in _KEYS
-    ]
-    checks.append(check_topics(np.asarray(ours.sample), np.asarray(reference.sample), kernels, recipe))
-    core = NeuronStatistics(reference, recipe, layer=observed.index, mode=mode(recipe))
-    # By the reference's labels, so that a near-tie between topics is not found again in all that follows.
-    torch_ = NeuronStatistics(ours, recipe, kernels, observed.index, core.labels, mode=mode(recipe))
-    checks.append(contract.counts("df", torch_.df, core.df))
-    checks += [contract.real(name, getattr(torch_, name), getattr(core, name)) for name in ("tf", "idf", "spikiness")]
-    weights = observed.weights
-    double = {name: weight.cpu().double().numpy() for name, weight in weights.items()}
-    contexts = (
-        ScoringContext(observed.index, recipe, weights, ours, kernels, known={mode(recipe): torch_}),
-        ScoringContext(observed.index, recipe, double, reference, known={mode(recipe): core}),
-    )
-    for name in weights:
-        checks += check_module(name, *contexts)
-    return checks
-
-
-def check_topics(
-    ours: NDArray[np.float32], reference: NDArray[np.float32], kernels: TorchKernels, recipe: Recipe
-) -> Check:
-    """Hold topics against the core's, on few enough of the tokens for a clustering clear of near-ties to be found."""
-    kept, k = sample_positions(len(reference), CLUSTERED), recipe.tfidf_k
-    sample = reference[kept]
-    clear = contract.clear_seed(sample, k, recipe.seed)
-    seed = recipe.seed if clear is None else clear
-    return contract.topic_labels(
-        "topics",
-        kernels.topics(ours[kept], k, seed),
-        NumpyKernels.topics(sample, k, seed),
-        topic_margins(sample, k, seed)[1],
-        clear=clear is not None,
-    )
-
-
-def check_module(name: str, ours: ScoringContext, reference: ScoringContext) -> Iterator[Check]:
-    """Hold a module's scores and mask against the core's."""
-    method, ratio = method_for(name, ours.recipe), ours.recipe.ratio
-    compare = method.compare(name)
-    scores, theirs = method.score(name, ours), method.score(name, reference)
-    yield contract.real(f"{name} scores", scores.cpu(), theirs)
-
-    def chosen(score: Array, weight: Array, kernels: Any) -> Array:
-        return select(score, weight, ratio=ratio, compare=compare, lowest_k=kernels.lowest_k, where=name)
-
-    unequal = 0
-    # Scores as they are, and rounded so that many tie.
-    for equal in (scores, scores.bfloat16().float()):
-        same = chosen(equal.cpu().numpy().copy(), ours.weights[name].cpu().numpy(), NumpyKernels())
-        unequal += int((chosen(equal.clone(), ours.weights[name], ours.kernels).cpu().numpy() != same).sum())
-    yield contract.masks(
-        f"{name} mask",
-        prune_mask(name, ours).cpu().numpy(),
-        prune_mask(name, reference),
-        theirs,
-        group=comparison_group(theirs.shape, ratio=ratio, compare=compare)[0],
-        unequal=unequal,
-    )
-
-
-def outcome(observed: Observed) -> Outcome:
-    """What a run would make of a layer by the default method."""
-    weights = observed.weights
-    context = ScoringContext(observed.index, Recipe(), weights, observed.table, observed.kernels)
-    return observed.table, {name: np.packbits(prune_mask(name, context).cpu().numpy()) for name in weights}
-
-
-def cost(half: Outcome, full: Outcome) -> dict[str, float]:
-    """What half precision changed: norm of a statistic's difference / its norm; share of a mask's bits that differ."""
-    (a, a_masks), (b, b_masks) = ((table.columns(), masks) for table, masks in (half, full))
-    norm = np.linalg.norm
-    changed = {
-        name: float(norm(np.float64(a[name]) - np.float64(b[name])) / (norm(np.float64(b[name])) or 1.0))
-        for name in b.keys() - _KEYS
-    }
-    differ = {f"{name} mask": np.unpackbits(a_masks[name] ^ bits).mean() for name, bits in b_masks.items()}
-    return changed | {name: float(share) for name, share in differ.items()}
 
 
 def run_verify(
@@ -144,9 +41,9 @@ def run_verify(
     seed: int = 0,
     device: str = "auto",
     dtype: Dtype = "auto",
-    on_stage: OnStage = lambda stage, done, total: None,
-) -> dict[str, Any]:
-    """Load a model and hold torch against the core on its first layers.
+    progress: Progress = silent,
+) -> VerifyResult:
+    """Load a model and compare torch with the core on its first layers.
 
     Parameters
     ----------
@@ -155,20 +52,19 @@ def run_verify(
     dataset : str
         As :func:`neuronrank_torch.text.sources.load_text` takes it.
     nsamples, seqlen : int
-        Sequences, and tokens in each.
+        Number of sequences, and tokens per sequence.
     layers : int, optional
-        How many, from the first; all by default.
+        Number of layers, from the first; all by default.
     batch_size : int
         Sequences in a micro-batch.
     seed : int
-        Of the sequences, and of the topics where their clustering is clear of near-ties.
-    on_stage : callable
-        See :data:`neuronrank_torch.runs.job.OnStage`.
+        Of the sequences, and of the topics if their clustering is free of near-ties.
+    progress : callable
+        See :data:`neuronrank_torch.progress.Progress`.
 
     Returns
     -------
-    dict
-        ``holds``, the checks of each layer, and in half precision what it costs; all JSON can hold.
+    VerifyResult
 
     Raises
     ------
@@ -177,8 +73,9 @@ def run_verify(
     """
     tokens = nsamples * min(seqlen, EVERYTHING.tokens_per_document)
     recipe = replace(EVERYTHING, nsamples=nsamples, seqlen=seqlen, seed=seed, tfidf_k=min(64, tokens))
-    text = load_text(dataset, "calibration")
-    target = choose_device(device)
+    run = _VerifyRun(
+        model, recipe, load_text(dataset, "calibration"), choose_device(device), layers, batch_size, progress
+    )
     checked: list[list[Check]] = []
     outcomes: list[Outcome] = []
     costs: list[dict[str, float]] = []
@@ -191,35 +88,46 @@ def run_verify(
     def compare(observed: Observed) -> None:
         costs.append(cost(outcomes[observed.index], outcome(observed)))
 
-    def run(precision: Dtype, stage: str, look: Callable[[Observed], None]) -> str:
-        on_stage(f"loading {model}", 0, 1)
-        loaded, tokenizer, _ = load_model(model, dtype=precision, device=target)
-        total = len(find_decoder(loaded).layers[:layers])
+    used = run.observe(dtype, "verifying", check)
+    if outcomes:
+        run.observe("float32", "comparing with float32:", compare)
+    return VerifyResult(
+        model=model,
+        device=run.device,
+        dtype=used,
+        dataset=dataset,
+        nsamples=nsamples,
+        seqlen=seqlen,
+        seed=seed,
+        holds=all(check.holds for checks in checked for check in checks),
+        layers=tuple(LayerChecks(i, {check.name: check for check in checks}) for i, checks in enumerate(checked)),
+        cost=tuple(LayerCost(i, changed) for i, changed in enumerate(costs)),
+        versions=versions(),
+    )
+
+
+@dataclass(frozen=True)
+class _VerifyRun:
+    """A check with its inputs."""
+
+    model: str
+    recipe: Recipe
+    text: str
+    device: str
+    layers: int | None
+    batch_size: int
+    progress: Progress
+
+    def observe(self, precision: Dtype, stage: str, look: Callable[[Observed], None]) -> str:
+        """Load the model, and show ``look`` every layer after it has run; returns the precision of the model."""
+        self.progress(f"loading {self.model}", 0, 1, "models")
+        loaded, tokenizer, _ = load_model(self.model, dtype=precision, device=self.device)
+        total = len(find_decoder(loaded).layers[: self.layers])
 
         def each(observed: Observed) -> None:
-            on_stage(f"{stage} {observed.index}", observed.index, total)
+            self.progress(f"{stage} layer {observed.index + 1} of {total}", observed.index, total, "layers")
             look(observed)
 
-        sequences = calibration_sequences(tokenizer, recipe, text).to(target)
-        observe(loaded, sequences, recipe, layers=total, batch_size=batch_size, look=each)
+        sequences = calibration_sequences(tokenizer, self.recipe, self.text).to(self.device)
+        observe(loaded, sequences, self.recipe, layers=total, batch_size=self.batch_size, look=each)
         return str(next(loaded.parameters()).dtype).removeprefix("torch.")
-
-    used = run(dtype, "verifying layer", check)
-    if outcomes:
-        run("float32", "float32, layer", compare)
-    return {
-        "model": model,
-        "device": target,
-        "dtype": used,
-        "dataset": dataset,
-        "nsamples": nsamples,
-        "seqlen": seqlen,
-        "seed": seed,
-        "holds": all(check.holds for checks in checked for check in checks),
-        "layers": [
-            {"layer": i, "checks": {check.name: {**asdict(check), "holds": check.holds} for check in checks}}
-            for i, checks in enumerate(checked)
-        ],
-        "cost": [{"layer": i, "changed": changed} for i, changed in enumerate(costs)],
-        "versions": versions(),
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from command import LAYERS, Run
 import neuronrank_torch.runs.collect
 from neuronrank_cli.commands.collect import collect
 from neuronrank_core import Recipe
+from neuronrank_torch.runs.collect import CollectResult
 from neuronrank_torch.runs.job import Job
 from neuronrank_torch.saving.statistics_writer import StatisticsWriter
 
@@ -49,10 +51,10 @@ def test_every_flag_of_collect_is_read(run: Run, monkeypatch: pytest.MonkeyPatch
     assert {*FLAGS, "--json", "--config"} == {p.opts[0] for p in collect.params}
     seen: dict[str, Any] = {}
 
-    def run_collect(job: Job, recipe: Recipe, documents: Any, on_stage: Any) -> dict[str, Any]:
-        assert callable(on_stage)
+    def run_collect(job: Job, recipe: Recipe, documents: Any, progress: Any) -> CollectResult:
+        assert callable(progress)
         seen.update({**recipe.__dict__, **job.__dict__, "documents": documents})
-        return dict.fromkeys(("model", "layers", "nsamples", "seqlen", "dataset", "signal"), 0) | {"documents": []}
+        return CollectResult(**{f.name: () for f in fields(CollectResult)})  # type: ignore[arg-type]
 
     monkeypatch.setattr(neuronrank_torch.runs.collect, "run_collect", run_collect)
     run("collect", "--model", "m", "--save", "s")
@@ -107,7 +109,7 @@ def test_a_collection_that_was_cut_off_goes_on(
     assert "differs from this one: seed was 0, is 1" in refused.stderr
     monkeypatch.setattr(StatisticsWriter, "keep", keep)
     finished = run("collect", *small, "--save", "out")
-    assert f"going on after {layers} of {LAYERS} layers" in finished.stderr
+    assert f"resuming: {layers} of {LAYERS} layers are finished" in finished.stderr
     assert files("out") == files("whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 

@@ -85,7 +85,7 @@ def test_attention_is_compared_where_it_is_pruned(run: Run, small: list[object])
 def test_other_shapes_are_compared_by_size_alone(run: Run, small: list[object], model: Path) -> None:
     run("prune", *small, "--sparsity_type", "neurons", "--sparsity_ratio", 0.25, "--save", "smaller")
     result = run("compare", model, "smaller", "--json")
-    assert "Warning: not of the same shape in both, so not compared: down_proj, gate_proj, up_proj" in result.stderr
+    assert "Warning: not compared because their shapes differ: down_proj, gate_proj, up_proj" in result.stderr
     data = json.loads(result.stdout)
     assert data["layers"] == []
     assert data["total"] is None

@@ -10,13 +10,14 @@ import click
 import pytest
 from click.shell_completion import BashComplete
 from command import Run
-from flags import JOBS, PARAMETERS, RECIPE, REPORT
+from flags import JOBS, PARAMETERS, RECIPE, RESULT
 
 import neuronrank_torch.runs.prune
 from neuronrank_cli.app import cli
 from neuronrank_cli.config_file import keys
 from neuronrank_core import Recipe
 from neuronrank_torch.runs.job import Job
+from neuronrank_torch.runs.prune_result import PruneResult
 
 BASE = ("--model", "m", "--save", "s")
 
@@ -25,10 +26,10 @@ BASE = ("--model", "m", "--save", "s")
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
-    def run_prune(job: Job, recipe: Recipe, on_stage: Any) -> dict[str, Any]:
-        del on_stage
+    def run_prune(job: Job, recipe: Recipe, progress: Any) -> PruneResult:
+        del progress
         seen.update(job=job, recipe=recipe)
-        return REPORT
+        return RESULT
 
     monkeypatch.setattr(neuronrank_torch.runs.prune, "run_prune", run_prune)
     return seen
@@ -91,7 +92,7 @@ def test_config_shows_every_command(run: Run) -> None:
     assert "('a[0]', 'b')" in shown
     assert "file run.toml, [merge]" in shown
     assert "is -1, allowed" in run("config", "--show", "prune", "--seed", "-1", code=2).stderr
-    assert "there is no command 'config'" in run("config", "--show", "config", code=2).stderr
+    assert "'config' is not a command with settings" in run("config", "--show", "config", code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -109,8 +110,8 @@ def test_config_shows_every_command(run: Run) -> None:
         ("[prune]\nnr_q_active = 3", "--nr-q-active (from run.toml, [prune]) is 3.0, allowed: a number in (0, 1)"),
         ("[prune]\neval_windows = 0", "'--eval-windows' (from run.toml, [prune]): 0 is not in the range"),
         ("[prune]\nidf-exp = 1\nidf_exp = 2", "run.toml, [prune]: idf_exp is set twice"),
-        ("[prun]\nseed = 1", "run.toml: there is no command for section [prun]; did you mean prune?"),
-        ("seed = 1", "run.toml: seed stands in no section, such as [prune]"),
+        ("[prun]\nseed = 1", "run.toml: [prun] is not a command; did you mean prune?"),
+        ("seed = 1", "run.toml: seed is not in a section such as [prune]"),
         ("[prune", "run.toml: "),
     ],
 )

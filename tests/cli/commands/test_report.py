@@ -124,7 +124,7 @@ def test_what_it_says_is_what_is_there(made: tuple[Path, dict[str, Any]], place:
             zeros = int((weight == 0).sum())
             assert module == {"size": weight.numel(), "zeros": zeros}
             assert f"layer {layer['layer']}: {zeros / weight.numel():.2%}" in page.text
-    assert data["run"] == read_sealed(place / "pruned" / "neuronrank.json", "")
+    assert data["run"] == json.loads((place / "pruned" / "neuronrank.json").read_text("utf-8"))
     text = (place / "<i>text.txt").read_text("utf-8")
     shown = passages(data)
     assert len(shown) > 10
@@ -148,8 +148,8 @@ def test_without_statistics_the_page_says_what_to_give(place: Path) -> None:
     neuronrank("report", "pruned", "--save", "bare.html", "--new-tokens", 0)
     page = Page(place / "bare.html")
     assert [a["id"] for tag, a in page.elements if tag == "section"] == SECTIONS
-    assert page.text.count("Not shown. Give --stats") == 5
-    assert "Not shown. Give --new-tokens above 0" in page.text
+    assert page.text.count("Not shown. Provide --stats") == 5
+    assert "Not shown. Set --new-tokens above 0" in page.text
 
 
 def test_another_text_than_the_statistics(place: Path) -> None:
@@ -170,8 +170,8 @@ def test_removed_neurons_and_doc_mode(place: Path) -> None:
     page = Page(place / "smaller.html")
     assert page.text.count("layer 1: 25.00%") == 3
     assert "Whole neurons were removed" in page.text
-    assert "each sequence a group" in page.text
-    assert "give --nr-tfidf-mode topic" in page.text
+    assert "each sequence as a group" in page.text
+    assert "add --nr-tfidf-mode topic" in page.text
 
 
 def test_weights_that_were_changed_since_the_run_are_named(place: Path) -> None:
@@ -181,9 +181,9 @@ def test_weights_that_were_changed_since_the_run_are_named(place: Path) -> None:
     weights["model.layers.1.mlp.up_proj.weight"][0] = 1.0
     save_file(weights, file, metadata={"format": "pt"})
     neuronrank("report", "touched", "--new-tokens", 0, "--save", "touched.html")
-    assert "not as the run left them in layer 1:" in Page(place / "touched.html").text
+    assert "differ from the figures in neuronrank.json in layer 1:" in Page(place / "touched.html").text
     neuronrank("report", "pruned", "--new-tokens", 0, "--save", "whole.html")
-    assert "not as the run left them" not in Page(place / "whole.html").text
+    assert "differ from the figures" not in Page(place / "whole.html").text
 
 
 @pytest.mark.parametrize(
@@ -208,13 +208,66 @@ def test_mistakes(made: tuple[Path, dict[str, Any]], place: Path, arguments: lis
     assert made[0].read_bytes() == before
 
 
-def test_figures_that_were_changed_are_refused(place: Path) -> None:
-    shutil.copytree("pruned", "edited")
-    file = place / "edited" / "neuronrank.json"
-    file.write_text(file.read_text("utf-8").replace('"zeros": ', '"zeros": 1', 1), "utf-8")
-    result = neuronrank("report", "edited", "--new-tokens", 0, "--save", "new.html", code=2)
-    assert "Error: cannot read edited/neuronrank.json: it is damaged, or was edited" in result.stderr
+def edited(place: Path, name: str, change: Any) -> None:
+    """A copy of the pruned model whose ``neuronrank.json`` was edited."""
+    shutil.copytree(place / "pruned", place / name)
+    file = place / name / "neuronrank.json"
+    content = json.loads(file.read_text("utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), "utf-8")
+
+
+def test_figures_come_from_the_tensors_whatever_neuronrank_json_says(place: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["total"] = dict.fromkeys(content["total"], 12345678)
+        content["layers"][1]["modules"]["up_proj"] |= {"zeros": 7654321, "size": 23456789, "removed": 11}
+        for layer in content["layers"]:
+            layer["modules"]["up_proj"]["sparsity"] = 0.987654
+
+    edited(place, "edited", change)
+    neuronrank("report", "edited", "--new-tokens", 0, "--save", "edited.html")
+    neuronrank("report", "pruned", "--new-tokens", 0, "--save", "unedited.html")
+    page, unedited = Page(place / "edited.html").text, Page(place / "unedited.html").text
+    for wrong in ("12,345,678", "12.3 M", "7,654,321", "23,456,789", "98.7"):
+        assert wrong not in page
+    warning = "The weights differ from the figures in neuronrank.json in layer 1: the files were changed after the run."
+    assert warning in page
+    assert page.replace(warning, "").split() == unedited.replace("pruned.", "edited.").split()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda run: run["layers"][2]["modules"]["up_proj"].pop("zeros"), "layers[2].modules.up_proj.zeros is missing"),
+        (lambda run: run.pop("recipe"), "recipe is missing"),
+        (lambda run: run.update(seconds="long"), "seconds is 'long', expected a number"),
+        (lambda run: run["total"].update(zeros=1.5), "total.zeros is 1.5, expected a whole number"),
+        (lambda run: run.update(layers={}), "layers is an object, expected an array"),
+        (lambda run: run["recipe"].update(method="guess"), "recipe.method is 'guess', allowed: one of"),
+        (lambda run: run["job"]["evaluation"].update(bos="no"), "job.evaluation.bos is 'no', expected one of"),
+    ],
+)
+def test_a_malformed_neuronrank_json(place: Path, tmp_path: Path, change: Any, says: str) -> None:
+    name = f"malformed-{tmp_path.name}"
+    edited(place, name, change)
+    result = neuronrank("report", name, "--new-tokens", 0, "--save", "new.html", code=2)
+    assert f"Error: cannot read {name}/neuronrank.json: {says}" in result.stderr
     assert not (place / "new.html").exists()
+
+
+def test_a_neuronrank_json_of_another_version(place: Path) -> None:
+    edited(place, "newer", lambda run: run.update(schema=2))
+    result = neuronrank("report", "newer", "--new-tokens", 0, "--save", "new.html", code=2)
+    assert "Error: newer/neuronrank.json has schema 2, newer than 1" in result.stderr
+
+    def older(run: dict[str, Any]) -> None:
+        """As version 0 wrote it: with a checksum, and without what had no value."""
+        del run["schema"], run["plan"], run["perplexity"], run["job"]["dry_run"], run["calibration"]["statistics"]
+        run["checksum"] = "0" * 64
+
+    edited(place, "older", older)
+    neuronrank("report", "older", "--new-tokens", 0, "--save", "older.html")
+    assert "The run did not measure it" in Page(place / "older.html").text
 
 
 def test_statistics_of_another_model_are_refused(place: Path) -> None:

@@ -67,7 +67,7 @@ def test_the_table_of_tasks(run: Run, model: Path, harness: dict[str, Any]) -> N
     shown = run("eval", "--model", model, "--tasks", "cats").stdout
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
     assert cells == [["cats", "3", "acc", "0.7500", ""], ["cats", "3", "f1 (strict)", "0.5000", ""]]
-    assert shown.splitlines()[-1] == "measured on: all questions, by lm-eval lm-eval 1.0"
+    assert shown.splitlines()[-1] == "measured on: all questions, with lm-eval lm-eval 1.0"
     assert (harness["num_fewshot"], harness["limit"]) == (None, None)
 
 
@@ -77,7 +77,7 @@ def test_what_goes_wrong_is_one_line(run: Run, model: Path, monkeypatch: pytest.
         "Error: lm-eval failed on unknown: KeyError"
         in run("eval", "--model", model, "--tasks", "unknown", code=1).stderr
     )
-    assert "Error: --tasks names no task" in run("eval", "--model", model, "--tasks", " ,", code=2).stderr
+    assert "Error: --tasks does not name a task" in run("eval", "--model", model, "--tasks", " ,", code=2).stderr
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     stderr = run("eval", "--model", model, "--tasks", "cats", code=2).stderr
     assert "Error: --tasks needs lm-eval" in stderr

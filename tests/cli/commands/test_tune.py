@@ -71,8 +71,8 @@ def test_every_flag_is_read(run: Run, monkeypatch: pytest.MonkeyPatch, flag: str
     assert {*FLAGS, "--json", "--config", "--save"} == {p.opts[0] for p in tune.params}
     seen: dict[str, Any] = {}
 
-    def run_tune(job: TuneJob, recipe: Recipe, on_stage: Any) -> Any:
-        assert callable(on_stage)
+    def run_tune(job: TuneJob, recipe: Recipe, progress: Any) -> Any:
+        assert callable(progress)
         seen.update({"recipe": recipe, "job": job})
         raise InputError("enough")
 
@@ -110,7 +110,7 @@ def test_the_best_is_written_and_no_worse_than_what_it_started_from(
         assert report["perplexity"]["after"]["perplexity"] == expected
     asked: list[Recipe] = []
     monkeypatch.setattr(
-        neuronrank_torch.runs.prune, "run_prune", lambda job, recipe, on_stage: asked.append((job, recipe)) or 1 / 0
+        neuronrank_torch.runs.prune, "run_prune", lambda job, recipe, progress: asked.append((job, recipe)) or 1 / 0
     )
     run("prune", "--config", "best.toml", "--save", "out", code=1)
     ((job, recipe),) = asked
@@ -136,7 +136,7 @@ def test_same_seed_same_trials_and_a_search_that_was_cut_off_goes_on(
 
         monkeypatch.setattr(MaskedModel, "perplexity", cut_off)
         stopped = run(*searched, "--save", "again.toml", code=130)
-        assert "trials are done and kept: the same command goes on from there" in stopped.stderr
+        assert "trials are finished and kept; rerun the same command to resume" in stopped.stderr
         assert not Path("again.toml").exists()
     monkeypatch.setattr(MaskedModel, "perplexity", measure)
     again = json.loads(run(*searched, "--save", "again.toml", "--json").stdout)
@@ -197,7 +197,7 @@ def test_another_search_is_refused_and_nothing_is_replaced_unasked(run: Run, sea
     assert trials(longer)[:TRIALS] == trials(first)
     assert len(longer["trials"]) == TRIALS + 1
     refused = run(*searched, "--storage", "best.db", "--save", "b.toml", "--sparsity_ratio", 0.3, code=2)
-    assert "best.db holds another search: recipe sparsity_ratio was 0.5, is 0.3" in refused.stderr
+    assert "best.db contains a different search: recipe sparsity_ratio was 0.5, is 0.3" in refused.stderr
     anew = [*searched, "--storage", "best.db", "--save", "b.toml", "--sparsity_ratio", 0.3, "--force", "--json"]
     assert trials(json.loads(run(*anew).stdout)) != trials(first)
 
@@ -212,7 +212,7 @@ def test_tables_and_warnings(run: Run, searched: list[object], text: Path) -> No
     at = searched.index("valid.txt")
     shown = run(*searched[:at], text, *searched[at + 1 :], "--save", "best.toml")
     assert "Warning: the evaluation text is the calibration text" in shown.stderr
-    assert "documented place" in shown.stdout
+    assert "documented rank" in shown.stdout
     assert shown.stdout.splitlines()[-1] == "saved to: best.toml"
     assert Path("best.toml").read_text().splitlines()[3] == "[prune]"
 
@@ -223,7 +223,7 @@ def test_tables_and_warnings(run: Run, searched: list[object], text: Path) -> No
         ("--trials 9", "--trials is 9, allowed: at least 10, the recipes to start from"),
         ("--sparsity_type neurons", "--sparsity_type is 'neurons', allowed: unstructured or N:M"),
         ("--storage gone/x.db", "cannot keep trials in gone/x.db"),
-        ("--save gone/best.toml", "there is no folder gone"),
+        ("--save gone/best.toml", "cannot write gone/best.toml: there is no folder gone"),
         ("--save best", "--save best is not the name of a .toml file"),
         ("--stats gone", "gone is no statistics folder"),
         ("--eval-dataset gone.txt", "file not found: gone.txt"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from command import LAYERS, Run
 
+import neuronrank_cli.commands.verify
 import neuronrank_torch.runs.verify.run
 from neuronrank_cli.commands.verify import verify
 from neuronrank_torch.kernels import TorchKernels
@@ -35,7 +37,7 @@ def test_the_table_of_a_sound_backend(run: Run, tiny: list[object]) -> None:
     assert re.fullmatch(r"\de-0\d|\d\.\de-0[6-9]", table["gate_proj scores"][0])
     assert table["gate_proj mask"][0] == "0 of 2,048"
     assert max(map(len, result.stdout.splitlines()[1:])) <= 80
-    assert result.stderr.splitlines()[1:] == ["verifying layer 0 (0/2)", "verifying layer 1 (1/2)"]
+    assert result.stderr.splitlines()[1:] == ["verifying layer 1 of 2"]
 
 
 def test_a_broken_kernel_ends_in_exit_code_1_and_a_table_that_names_it(
@@ -57,30 +59,31 @@ def test_a_broken_kernel_ends_in_exit_code_1_and_a_table_that_names_it(
 def test_half_precision_says_its_cost(run: Run, tiny: list[object]) -> None:
     arguments = ["verify", *tiny, "--dtype", "bfloat16", "--layers", 1]
     shown = run(*arguments).stdout
-    assert "What bfloat16 changes" in shown
+    assert "Difference between bfloat16 and float32" in shown
     answer = json.loads(run(*arguments, "--json").stdout)
     share = answer["cost"][0]["changed"]["up_proj mask"]
-    assert rows(shown.split("What bfloat16")[1])["up_proj mask"] == [f"{share:.2%}", f"{share:.2%}", "0"]
+    assert rows(shown.split("Difference between")[1])["up_proj mask"] == [f"{share:.2%}", f"{share:.2%}", "0"]
 
 
 def test_every_flag_reaches_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def run_verify(model: str, **options: Any) -> dict[str, Any]:
+    def run_verify(model: str, **options: Any) -> SimpleNamespace:
         seen.update(model=model, **options)
-        return {"holds": True}
+        return SimpleNamespace(holds=True)
 
     monkeypatch.setattr(neuronrank_torch.runs.verify.run, "run_verify", run_verify)
+    monkeypatch.setattr(neuronrank_cli.commands.verify, "print_verdict", lambda result: None)
     defaults = {"dataset": "builtin", "nsamples": 4, "seqlen": 128, "layers": None, "batch_size": 1, "seed": 0}
     defaults |= {"model": "m", "device": "auto", "dtype": "auto"}
-    run("verify", "--model", "m", "--json")
-    assert callable(seen.pop("on_stage"))
+    run("verify", "--model", "m")
+    assert callable(seen.pop("progress"))
     assert seen == defaults
     others = {"dataset": "d", "nsamples": 5, "seqlen": 9, "layers": 2, "batch_size": 3, "seed": 7}
     others |= {"model": "o", "device": "cuda", "dtype": "float16"}
     assert {*others, "as_json", "config"} == {p.name for p in verify.params}
-    run("verify", *(x for name, value in others.items() for x in ("--" + name.replace("_", "-"), value)), "--json")
-    assert callable(seen.pop("on_stage"))
+    run("verify", *(x for name, value in others.items() for x in ("--" + name.replace("_", "-"), value)))
+    assert callable(seen.pop("progress"))
     assert seen == others
 
 

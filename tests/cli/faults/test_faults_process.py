@@ -58,7 +58,7 @@ def kept(layers: int) -> str:
 def goes_on(run: Run, small: Flags, whole: dict[str, bytes], after: int) -> None:
     """The same command finishes with the same bits and leaves nothing else."""
     resumed = run("prune", *small, "--save", "out")
-    assert (f"going on after {after} of {LAYERS} layers" in resumed.stderr) == (after > 0)
+    assert (f"resuming: {after} of {LAYERS} layers are finished" in resumed.stderr) == (after > 0)
     out = tree(Path("out"))
     assert out.pop("neuronrank.json")
     assert out == whole
@@ -67,7 +67,7 @@ def goes_on(run: Run, small: Flags, whole: dict[str, bytes], after: int) -> None
 
 @pytest.mark.parametrize("layer", range(LAYERS))
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Ended")]
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
 )
 def test_signals(
     run: Run,
@@ -82,7 +82,7 @@ def test_signals(
     at_layer(monkeypatch, layer, lambda: os.kill(os.getpid(), number))
     stopped = run("prune", *small, "--save", "out", code=code)
     assert stopped.stdout == ""
-    assert stopped.stderr.splitlines()[-1] == f"{word}; {kept(layer) if layer else 'nothing half-done is left behind'}"
+    assert stopped.stderr.splitlines()[-1] == f"{word}; {kept(layer) if layer else 'nothing was saved'}"
     assert {path.name for path in Path.cwd().iterdir()} == {"whole", *([".out.partial"] if layer else [])}
     goes_on(run, small, whole, layer)
 

@@ -40,7 +40,7 @@ def test_of_other_text(run: Run, small: Flags) -> None:
     Path("other.txt").write_text("Quite another text. " * 99)
     run("collect", *small, "--dataset", "other.txt", "--documents", "2:4", "--batch-size", 2, "--save", "b")
     run("collect", *small, "--documents", "0:2", "--batch-size", 2, "--save", "a")
-    says = "a and b do not belong together: text_sha256 was "
+    says = "a and b cannot be merged: text_sha256 was "
     refused(run, "merge", "a", "b", "--save", "both", code=2, says=says, hint="one model, text and sampling")
 
 

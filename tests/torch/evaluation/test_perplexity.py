@@ -65,13 +65,13 @@ def test_a_layer_at_a_time_is_the_same(family, tied, monkeypatch):
     streamed = StreamedModel(model, LoadedWeights(model), torch.device("cpu"))
     seen = []
     result = perplexity(
-        model, windows, batch_size=2, resident=streamed.resident, on_progress=lambda *step: seen.append(step)
+        model, windows, batch_size=2, resident=streamed.resident, progress=lambda *step: seen.append(step), stage="p"
     )
     assert result.nll == pytest.approx(expected.nll, rel=1e-6)
     assert (result.windows, result.predicted_tokens) == (7, 7 * 23)
-    # Blocks of 4 and 3 windows, whole micro-batches, through 2 layers and the head.
-    assert [done for done, _ in seen] == [2, 4, 6, 8, 10, 12, 14, 15, 17, 18, 20, 21]
-    assert {total for _, total in seen} == {21}
+    # Blocks of 4 and 3 windows through 2 layers and the head.
+    stages = ["p: layer 1 of 2", "p: layer 2 of 2", "p: output head"]
+    assert seen == [(s, done, 4, "layers") for s, done in zip(2 * stages, [0, 1, 2, 2, 3, 4], strict=True)]
 
 
 def test_what_a_model_does_with_its_logits_is_left_to_it():
@@ -111,8 +111,8 @@ def test_half_precision_logits_are_summed_in_float32():
 
 def test_progress_counts_windows():
     seen = []
-    perplexity(small(), random_windows(5), batch_size=2, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(2, 5), (4, 5), (5, 5)]
+    perplexity(small(), random_windows(5), batch_size=2, progress=lambda *step: seen.append(step))
+    assert seen == [("perplexity", done, 5, "windows") for done in (0, 2, 4, 5)]
 
 
 def test_mode_is_restored_module_by_module():

@@ -31,7 +31,7 @@ def test_passes_and_progress(chosen: dict, passes: list[int], batch_size: int, b
     assert runs == [n * batches for n in passes]
     total = sum(runs)
     assert [done for _, done, _, _ in heard] == list(range(1, total + 1))
-    assert {(of, unit) for *_, of, unit in heard} == {(total, "batches")}
+    assert {(of, unit) for *_, of, unit in heard} == {(total, "micro-batches")}
     assert [stage for stage, *_ in heard] == [
         f"calibrating layer {i + 1} of 3" for i, n in enumerate(runs) for _ in range(n)
     ]

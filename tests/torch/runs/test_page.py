@@ -67,7 +67,7 @@ def test_words_are_those_at_the_sampled_positions(passages: Passages) -> None:
 
 
 def test_statistics_of_more_documents_than_the_text_gives(passages: Passages) -> None:
-    with pytest.raises(InputError, match="documents that the text does not give"):
+    with pytest.raises(InputError, match="documents that the text does not have"):
         passages.sampled_tokens(table(np.ones((3, LENGTH, 1))))
 
 

@@ -18,6 +18,7 @@ import neuronrank_torch.runs.verify.run
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.runs.verify import contract
 from neuronrank_torch.runs.verify.run import run_verify
+from neuronrank_torch.runs.verify.verify_result import VerifyResult
 
 Broken = Callable[..., Any]
 
@@ -30,55 +31,55 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def verify(folder: Path, **options: Any) -> dict[str, Any]:
+def verify(folder: Path, **options: Any) -> VerifyResult:
     return run_verify(
         str(folder / "m"), **{"dataset": str(folder / "text.txt"), "seqlen": 32, "device": "cpu", **options}
     )
 
 
-def broken(result: dict[str, Any]) -> set[str]:
-    return {name for layer in result["layers"] for name, check in layer["checks"].items() if not check["holds"]}
+def broken(result: VerifyResult) -> set[str]:
+    return {name for layer in result.layers for name, check in layer.checks.items() if not check.holds}
 
 
 @pytest.mark.parametrize("folder", get_args(Family), indirect=True)
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_torch_keeps_the_contract(folder: Path, batch_size: int) -> None:
     result = verify(folder, batch_size=batch_size)
-    assert result["holds"]
+    assert result.holds
     assert broken(result) == set()
-    assert [layer["layer"] for layer in result["layers"]] == [0, 1, 2]
-    assert result["cost"] == []
-    checks = result["layers"][2]["checks"]
-    assert checks["gate_proj mask"]["size"] == 64 * 32
-    assert checks["sample"]["size"] == 4 * 32 * 64
-    assert checks["sample"]["worst"] == 0
-    assert checks["topics"]["size"] == 4 * 32
+    assert [layer.layer for layer in result.layers] == [0, 1, 2]
+    assert result.cost == ()
+    checks = result.layers[2].checks
+    assert checks["gate_proj mask"].size == 64 * 32
+    assert checks["sample"].size == 4 * 32 * 64
+    assert checks["sample"].worst == 0
+    assert checks["topics"].size == 4 * 32
     # Another precision is at work, so nothing to compare would show.
-    assert 0 < checks["gate_proj scores"]["worst"] < 1e-5
+    assert 0 < checks["gate_proj scores"].worst < 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_keeps_it_and_has_a_cost(folder: Path, dtype: str) -> None:
     result = verify(folder, dtype=dtype, layers=2)
-    assert result["holds"]
-    assert result["dtype"] == dtype
-    assert [layer["layer"] for layer in result["cost"]] == [0, 1]
+    assert result.holds
+    assert result.dtype == dtype
+    assert [layer.layer for layer in result.cost] == [0, 1]
     eps = torch.finfo(getattr(torch, dtype)).eps
-    for layer in result["cost"]:
-        for name, changed in layer["changed"].items():
+    for layer in result.cost:
+        for name, changed in layer.changed.items():
             assert changed < (0.1 if "mask" in name else 20 * eps), name
-        assert layer["changed"]["signal_mean"] > eps / 100
+        assert layer.changed["signal_mean"] > eps / 100
     if dtype == "bfloat16":
-        assert result["cost"][1]["changed"]["gate_proj mask"] > 0
+        assert result.cost[1].changed["gate_proj mask"] > 0
 
 
 def test_layers_from_the_first_and_no_more_than_there_are(folder: Path) -> None:
-    assert len(verify(folder, layers=1)["layers"]) == 1
-    assert len(verify(folder, layers=9)["layers"]) == 3
+    assert len(verify(folder, layers=1).layers) == 1
+    assert len(verify(folder, layers=9).layers) == 3
 
 
 def test_the_same_twice_and_another_seed_differs(folder: Path) -> None:
-    one, again, other = (verify(folder, layers=1, seed=seed)["layers"] for seed in (0, 0, 1))
+    one, again, other = (verify(folder, layers=1, seed=seed).layers for seed in (0, 0, 1))
     assert one == again != other
 
 
@@ -149,7 +150,7 @@ def test_a_broken_kernel_is_found(
 ) -> None:
     monkeypatch.setattr(TorchKernels, kernel, wrong(getattr(TorchKernels, kernel)))
     result = verify(folder)
-    assert not result["holds"]
+    assert not result.holds
     assert found <= broken(result)
     # What does not follow from the kernel stays out of it.
     innocent = {"signal_mean", "signal_max", "open_gate", "sample", "spikiness", "down_proj scores"}

@@ -57,8 +57,8 @@ def test_streamed_is_in_memory(
     assert same_state(plain.state_dict(), model.state_dict())
     assert torch.equal(logits(plain), logits(model))
     assert names(tmp_path / "out") == names(source)
-    assert report["notes"] == list(expected.notes)
-    assert report["total"]["zeros"] == expected.zeros > 0
+    assert report.notes == expected.notes
+    assert report.total.zeros == expected.zeros > 0
 
 
 @pytest.mark.parametrize("family", MOE)
@@ -95,10 +95,10 @@ def test_a_run_that_was_cut_off_goes_on_with_its_notes(tmp_path: Path, monkeypat
         run_prune(job(again), RECIPE, cut)
     stages: list[str] = []
     report = run_prune(job(again), RECIPE, lambda stage, *_: stages.append(stage))
-    assert any(stage.startswith("going on after 1 of") for stage in stages)
+    assert any(stage.startswith("resuming: 1 of") for stage in stages)
     assert same_state(load_model(str(again.with_name("out")))[0].state_dict(), expected)
-    assert report["notes"] == whole["notes"]
-    assert any("layer 0" in note for note in report["notes"])
+    assert report.notes == whole.notes
+    assert any("layer 0" in note for note in report.notes)
 
 
 def test_a_model_that_needs_no_putting_together_is_not_loaded_whole(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""The result of pruning a model by name: the content of ``neuronrank.json`` and of ``neuronrank prune --json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neuronrank_torch.evaluation.perplexity import Perplexity
+from neuronrank_torch.pruning.result import PruneFigures
+from neuronrank_torch.runs.job import Job
+
+
+@dataclass(frozen=True)
+class JobRecord(Job):
+    """A job that was run or planned.
+
+    Parameters
+    ----------
+    model_type : str
+        Architecture, as ``config.json`` of the model names it.
+    processes : int
+        Number of processes that shared the work.
+    dry_run : bool
+        Whether the run was only planned.
+    """
+
+    model_type: str = ""
+    processes: int = 1
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class PerplexityChange:
+    """Perplexity of the model on the evaluation text.
+
+    Parameters
+    ----------
+    before, after : Perplexity
+        Before and after pruning.
+    """
+
+    before: Perplexity
+    after: Perplexity
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Estimates of a dry run.
+
+    Parameters
+    ----------
+    layer_bytes : int
+        Size of the first layer, in bytes.
+    memory : dict of int
+        Peak memory by purpose, in bytes.
+    seconds : float
+        Wall time, extrapolated from the first layer.
+    """
+
+    layer_bytes: int
+    memory: dict[str, int]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PruneResult(PruneFigures):
+    """Result of ``neuronrank prune``, and the content of ``neuronrank.json``.
+
+    Parameters
+    ----------
+    job : JobRecord
+        Model, texts, device and output.
+    perplexity : PerplexityChange or None
+        Null without ``--eval``, and in a dry run.
+    plan : Plan or None
+        Null unless it is a dry run.
+    schema : int
+        Version of this format.
+    """
+
+    job: JobRecord
+    perplexity: PerplexityChange | None = None
+    plan: Plan | None = None
+    schema: int = 1

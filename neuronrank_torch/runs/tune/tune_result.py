@@ -1,0 +1,118 @@
+"""The result of a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neuronrank_core import Recipe
+from neuronrank_torch.text.sequences import BosMode
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe that was measured.
+
+    Parameters
+    ----------
+    number : int
+        Number of the trial.
+    start : str or None
+        Name of the starting point; null for a recipe that the search proposed.
+    perplexity : float
+        On the evaluation text.
+    recipe : Recipe
+        With the defaults of the method filled in.
+    """
+
+    number: int
+    start: str | None
+    perplexity: float
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How perplexities were measured.
+
+    Parameters
+    ----------
+    dataset : str
+        The text, as it was named.
+    windows : int
+        Number of windows.
+    seqlen : int
+        Tokens per window.
+    bos : {"window", "text"} or None
+        Where a beginning-of-sequence token was added.
+    """
+
+    dataset: str
+    windows: int
+    seqlen: int
+    bos: BosMode | None
+
+
+@dataclass(frozen=True)
+class HeldOut(Protocol):
+    """Perplexities on the test text.
+
+    Parameters
+    ----------
+    perplexity : dict of float
+        Of the unpruned model (``dense``), the ``best`` recipe, ``wanda`` and the default method.
+    """
+
+    perplexity: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """Result of ``neuronrank tune``.
+
+    Parameters
+    ----------
+    model : str
+        The model, as it was named.
+    stats : str
+        The folder of statistics.
+    validation : Protocol
+        How recipes were compared.
+    dense : float
+        Perplexity of the unpruned model.
+    best : Trial
+        The trial with the lowest perplexity.
+    trials : tuple of Trial
+        All trials that were measured, by number.
+    given_up : int
+        Number of trials that were stopped early or failed.
+    failed : dict of str
+        Error message of each trial that failed, by number.
+    importance : dict of float
+        How much each setting contributes to the difference between the best quarter of the trials and the others, as
+        fractions; empty if fewer than four trials were measured.
+    documented_order : tuple of str
+        Settings by importance, according to the documentation of the methods.
+    test : HeldOut or None
+        Null without ``--test-dataset``.
+    notes : tuple of str
+        Warnings.
+    versions : dict of str
+        Version of each package that influences the result.
+    schema : int
+        Version of this format.
+    """
+
+    model: str
+    stats: str
+    validation: Protocol
+    dense: float
+    best: Trial
+    trials: tuple[Trial, ...]
+    given_up: int
+    failed: dict[str, str]
+    importance: dict[str, float]
+    documented_order: tuple[str, ...]
+    test: HeldOut | None
+    notes: tuple[str, ...]
+    versions: dict[str, str]
+    schema: int = 1
