@@ -1,4 +1,4 @@
-"""What a prune of a large model should take on many GPUs: the cost model of docs/distributed.md, on paper.
+"""What a prune of a large model should take on many GPUs: the cost model of docs/understand/distributed.md, on paper.
 
     python benchmarks/distributed_model.py
 

@@ -1,6 +1,6 @@
 """How the cost of a prune grows with tokens, width and depth: random-weight LLaMAs of growing shapes, pruned and saved.
 
-    python benchmarks/scaling.py --out out/scaling.jsonl --plot scaling.svg
+    python benchmarks/scaling.py --out out/scaling.jsonl --plot docs/measured/scaling.svg
 
 Each cell is one ``neuronrank prune`` in a process of its own: its CPU time and its peak resident memory. Models have
 the width of LLaMAs of 0.1 to 7 billion weights and a few layers, since a layer costs what every other one costs; they

@@ -11,7 +11,15 @@ project = "NeuronRank"
 version = release = __version__
 copyright = "The NeuronRank authors, Apache-2.0"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc", "from_code"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # MathJax from the page's own folder: no page loads anything from the network.
+    "numpydoc",
+    "from_code",
+]
+myst_enable_extensions = ["dollarmath", "amsmath"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"NeuronRank {__version__}"

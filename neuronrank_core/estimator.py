@@ -43,7 +43,7 @@ class NeuronRank:
     Parameters
     ----------
     method : str
-        Key of :data:`neuronrank_core.methods.METHODS`.
+        Key of :data:`neuronrank_core.methods.registry.METHODS`.
     layer : int or str
         Named in errors.
     **settings

@@ -1,4 +1,4 @@
-"""The examples run, on fewer seeds; what they print is in docs/beyond-llms.md."""
+"""The examples run, on fewer seeds; what they print is in docs/understand/beyond-llms.md."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from dataclasses import fields, is_dataclass
@@ -12,7 +13,9 @@ from typing import Any, get_args, get_type_hints
 from click.testing import CliRunner
 from docutils import nodes
 from numpydoc.docscrape import NumpyDocString
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
 from neuronrank_cli.app import cli
@@ -133,10 +136,27 @@ def elsewhere(app: Sphinx, what: str, name: str, value: Any, skip: bool, options
     return True if (by_module and exported) or not value.__module__.startswith("neuronrank") else None
 
 
+def by_public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement) -> Any:
+    """Resolve a reference to where an exported name is defined: it is documented under its public name."""
+    home, _, name = node["reftarget"].rpartition(".")
+    package = home.partition(".")[0]
+    if node.get("refdomain") != "py" or not package.startswith("neuronrank_"):
+        return None
+    exported = importlib.import_module(package)
+    if name not in getattr(exported, "__all__", ()) or importlib.util.find_spec(home) is None:
+        return None
+    if getattr(importlib.import_module(home), name, None) is not getattr(exported, name):
+        return None
+    public = f"{package}.{name}"
+    domain = env.get_domain("py")
+    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], public, node, contnode)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("command-help", CommandHelp)
     app.add_directive("modules", Modules)
     app.add_directive("results", Results)
     app.connect("autodoc-skip-member", elsewhere)
+    app.connect("missing-reference", by_public_name)
     return {"parallel_read_safe": True}

@@ -24,7 +24,7 @@ from neuronrank_core.methods.neuronrank_wanda import neuron_strength
 from neuronrank_core.methods.scoring import NEURON_AXIS, times_neuron, weight_merit
 
 #: How far ratios go from uniform (0) to those of one threshold for the whole model (1), and how far at the most.
-#: Chosen on validation text (docs/log.md).
+#: Chosen on validation text (docs/measured/log.md).
 BLEND, BOUND = 0.5, 0.2
 #: Edges of the histogram's bins: 16 to a factor of two, over everything that float32 squares can hold.
 LOG2_EDGES: NDArray[np.float64] = np.arange(-300, 300.01, 1 / 16)

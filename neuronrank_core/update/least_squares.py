@@ -16,7 +16,7 @@ Array = Any
 #: ADMM iterations; the error has levelled off by then.
 ITERATIONS = 20
 #: Added to the diagonal of the Gram matrix scaled to a unit diagonal, and holding the weights to their dense values:
-#: keeps the solve well-posed and, with few calibration tokens, the update from fitting noise (docs/log.md).
+#: keeps the solve well-posed and, with few calibration tokens, the update from fitting noise (docs/measured/log.md).
 DAMPING = 0.3
 #: Of the weights that are to go, how many are chosen at each iteration of a gradual update: all of them after three
 #: quarters of the iterations, and the nearer to that the fewer at a time.

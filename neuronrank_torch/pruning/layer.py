@@ -18,7 +18,7 @@ from neuronrank_torch.pruning.result import LayerReport, ModuleReport
 from neuronrank_torch.pruning.sparsity_types import SparsityType, sparsity_type_of
 
 #: An expert that saw fewer calibration tokens is pruned by magnitude. Wanda was measured to be worse than magnitude
-#: with 2 tokens, and far better with 8: the figures are in docs/moe.md.
+#: with 2 tokens, and far better with 8: the figures are in docs/understand/experts.md.
 MINIMUM_TOKENS = 8
 
 Table = LayerStatistics | None

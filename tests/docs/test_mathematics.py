@@ -1,19 +1,20 @@
-"""Each formula of the mathematics page names one function of the core, and each is there."""
+"""Each formula of the mathematics page has one function of its own, and a worked number that the function gives."""
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import re
 from typing import Any
 
 import pytest
-from pages import DOCS
+from pages import DOCS, blocks
 
 PAGE = (DOCS / "understand" / "mathematics.md").read_text("utf-8")
-#: Rows of tables, less their headings.
-ROWS = [
-    line for line in PAGE.splitlines() if line.startswith("| ") and not re.match(r"\| (---|.*\| function \|)", line)
-]
+BEFORE, *_REST = re.split(r"^### ", PAGE, flags=re.MULTILINE)
+#: By its heading, the part of the page on each formula.
+SECTIONS = {text.partition("\n")[0]: re.split(r"^## ", text, flags=re.MULTILINE)[0] for text in _REST}
+ROLE = re.compile(r"^\{(func|meth|class)\}`~([\w.]+)`$", re.MULTILINE)
 
 
 def found(path: str) -> Any:
@@ -30,9 +31,9 @@ def found(path: str) -> Any:
     raise AssertionError(path)
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_the_formula_leads_to_its_function(row: str) -> None:
-    [(role, path)] = re.findall(r"\{(func|meth|class)\}`~([\w.]+)`", row)
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_the_formula_leads_to_its_function(heading: str) -> None:
+    [(role, path)] = ROLE.findall(SECTIONS[heading])
     value = found(path)
     assert callable(value)
     assert value.__doc__
@@ -40,7 +41,37 @@ def test_the_formula_leads_to_its_function(row: str) -> None:
     assert (role == "class") == isinstance(value, type)
 
 
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_formula_function_and_number_follow_each_other(heading: str) -> None:
+    text = SECTIONS[heading]
+    formula, role, number = text.index("$$\n"), ROLE.search(text), text.index("```pycon")
+    assert text.count("$$") == 2
+    assert role is not None
+    assert formula < role.start() < number
+    name = role[2].rpartition(".")[2]
+    example = re.findall(r"```pycon\n(.*?)```", text, re.DOTALL)
+    assert re.search(rf"\b{name}\(", "".join(example)), f"the example does not call {name}"
+    assert re.search(r"^(?!>>>|\.\.\.)\S.*\d", "".join(example), re.MULTILINE) or "True" in example[0], "no number"
+
+
 def test_no_formula_has_two_homes() -> None:
-    assert len(ROWS) > 40
+    assert len(SECTIONS) > 40
     paths = re.findall(r"~([\w.]+)`", PAGE)
-    assert len(set(paths)) == len(paths)
+    assert len(set(paths)) == len(paths) == len(SECTIONS)
+
+
+def test_no_formula_stands_outside_a_section() -> None:
+    assert PAGE.count("$$") == 2 * len(SECTIONS)
+
+
+def test_the_numbers_are_as_shown() -> None:
+    runner, seen = doctest.DocTestRunner(verbose=False), {}
+    said: list[str] = []
+    for block in blocks("pycon"):
+        if block.page != "docs/understand/mathematics.md":
+            continue
+        test = doctest.DocTestParser().get_doctest(block.code, seen, block.page, block.page, block.line - 1)
+        runner.run(test, out=said.append, clear_globs=False)
+        seen = test.globs
+    assert runner.summarize(verbose=False).failed == 0, "".join(said)
+    assert runner.tries > len(SECTIONS)

@@ -39,13 +39,17 @@ def test_it_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             continue
         # Blank lines before it, so that a traceback names the line of the page.
         exec(compile("\n" * (block.line - 1) + block.code, str(ROOT / page), "exec"), seen)
-    if page == "docs/beyond-llms.md":
+    if page == "docs/understand/beyond-llms.md":
         for pruned in ("weight", "outgoing"):
             assert (seen[pruned] == 0).sum() == seen[pruned].size // 2
 
 
 def test_none_is_overlooked() -> None:
-    assert {block.page for block in BLOCKS} >= {"README.md", "docs/beyond-llms.md", "docs/understand/extending.md"}
+    assert {block.page for block in BLOCKS} >= {
+        "README.md",
+        "docs/understand/beyond-llms.md",
+        "docs/understand/extending.md",
+    }
     for file in {block.page for block in BLOCKS}:
         text = (ROOT / file).read_text("utf-8")
         assert text.count("```python") == sum(block.page == file for block in BLOCKS), file

@@ -1,0 +1,33 @@
+"""The method of the page on extending passes the tests of all methods when it is dropped in as a file."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pages import ROOT, blocks
+
+CODE = next(b.code for b in blocks("python") if b.page == "docs/understand/extending.md" and "METHOD = " in b.code)
+
+
+def test_it_passes_the_tests_of_all_methods(tmp_path: Path) -> None:
+    core = tmp_path / "neuronrank_core"
+    shutil.copytree(ROOT / "neuronrank_core", core, ignore=shutil.ignore_patterns("__pycache__"))
+    (core / "methods" / "loud.py").write_text(CODE, encoding="utf-8")
+    tests = [ROOT / "tests/core" / name for name in ("methods", "test_flags_are_read.py", "test_estimator.py")]
+    options = ["-v", "-p", "no:cacheprovider", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"]
+    # Run in the copy's folder, which is then first on the path.
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *map(str, [*options, *tests])],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert len(re.findall(r"\[.*loud.*\] PASSED", done.stdout)) > 10
