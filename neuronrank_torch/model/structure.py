@@ -114,11 +114,10 @@ def find_decoder(model: nn.Module) -> Decoder:
 def resolve_layer(module: nn.Module, index: int) -> Layer:
     """What can be pruned in a layer; refuses one of which nothing, or only a part, could be."""
     experts, mlps = find_experts(module, index), _find_mlps(module, index)
-    name = f"layer {index} ({type(module).__name__})"
     if experts is not None:
         if mlps:
             raise UnsupportedModelError(
-                f"{name} has a shared expert besides the routed ones",
+                f"layer {index} ({type(module).__name__}) has a shared expert besides the routed ones",
                 hint="only mixtures of routed experts alone can be pruned yet",
             )
         mlps = experts.mlps(index)
@@ -126,7 +125,7 @@ def resolve_layer(module: nn.Module, index: int) -> Layer:
         raise MissingStatisticsError(index, f"{type(module).__name__} has no gated MLP")
     elif len(mlps) > 1:
         raise UnsupportedModelError(
-            f"{name} has {len(mlps)} gated MLPs",
+            f"layer {index} ({type(module).__name__}) has {len(mlps)} gated MLPs",
             hint="mixtures of experts can be pruned where transformers fuses the experts, as in Mixtral",
         )
     return Layer(index, module, mlps, _find_attention(module, index), experts)

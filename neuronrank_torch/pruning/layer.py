@@ -149,17 +149,17 @@ def _notes(index: int | str, blocks: Sequence[Block], tables: Sequence[Table], r
     )
 
 
-def module_reports(blocks: Sequence[Block], sizes: Sequence[int] | None = None) -> tuple[ModuleReport, ...]:
-    """Sparsity of each module as it is now; ``sizes`` are their weights before, if some are gone."""
+def module_reports(blocks: Sequence[Block], sizes: Sequence[int] | None = None) -> dict[str, ModuleReport]:
+    """Sparsity of each module as it is now, by name; ``sizes`` are their weights before, if some were removed."""
     weights = {block.prefix + role: weight for block in blocks for role, weight in block.weights.items()}
     before = sizes or [weight.numel() for weight in weights.values()]
-    return tuple(
-        ModuleReport(name, size, int((weight == 0).sum()), size - weight.numel())
+    return {
+        name: ModuleReport(size, int((weight == 0).sum()), size - weight.numel())
         for (name, weight), size in zip(weights.items(), before, strict=True)
-    )
+    }
 
 
 def _report(
     index: int | str, blocks: Sequence[Block], sizes: Sequence[int], notes: tuple[str, ...], started: float
 ) -> LayerReport:
-    return LayerReport(index, module_reports(blocks, sizes), time.perf_counter() - started, notes)
+    return LayerReport(index, module_reports(blocks, sizes), round(time.perf_counter() - started, 3), notes)

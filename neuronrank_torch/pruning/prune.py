@@ -23,7 +23,7 @@ from neuronrank_torch.model.structure import find_decoder, untied_head
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.allocation import AllocationPass
 from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
-from neuronrank_torch.pruning.result import LayerReport, Report
+from neuronrank_torch.pruning.result import Calibration, LayerReport, Report
 from neuronrank_torch.pruning.scope import first_pruned, refuse_modes
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.pruning.store import InMemory, LayerStore
@@ -93,21 +93,21 @@ def prune(
         with torch.no_grad():
             if statistics is not None or not needs_text(recipe):
                 run.by_statistics(statistics)
-                calibration = statistics.calibration() if statistics is not None else {}
+                calibration = Calibration(**(statistics.calibration() if statistics is not None else {}))
             else:
                 text = texts if isinstance(texts, str) else "\n\n".join(texts)
                 sequences = calibration_sequences(tokenizer, recipe, text)
-                calibration = {"text_sha256": text_fingerprint(text), "tokens": sequences.numel()}
+                calibration = Calibration(sequences.numel(), text_fingerprint(text))
                 run.calibrated(sequences, batch_size or micro_batch(recipe))
     finally:
         for module, mode in training.items():
             module.training = mode
-    return Report(
+    return Report.of(
         recipe,
-        tuple(run.reports),
+        run.reports,
         sum(p.numel() for p in model.parameters()),
         calibration,
-        time.perf_counter() - started,
+        round(time.perf_counter() - started, 3),
         (*run.notes, *(note for layer in run.reports for note in layer.notes)),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,11 +13,10 @@ import transformers
 
 from neuronrank_core import Recipe, __version__
 from neuronrank_core.methods import exponents
-from neuronrank_torch.schema import to_json
 
 
 @dataclass(frozen=True)
-class ModuleFigures:
+class ModuleReport:
     """One pruned weight matrix.
 
     Parameters
@@ -41,22 +41,29 @@ class ModuleFigures:
 
 
 @dataclass(frozen=True)
-class LayerFigures:
+class LayerReport:
     """One decoder layer, or the output head.
 
     Parameters
     ----------
     layer : int or str
         Number of the layer, from 0, or ``lm_head``.
+    modules : dict of ModuleReport
+        By name.
     seconds : float
         Wall time of calibration, scoring and propagation; 0 in a dry run.
-    modules : dict of ModuleFigures
-        By name.
+    notes : tuple of str
+        Warnings.
     """
 
     layer: int | str
-    seconds: float
-    modules: dict[str, ModuleFigures]
+    modules: dict[str, ModuleReport]
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def sum(self, what: str) -> int:
+        """Sum of ``size``, ``zeros`` or ``removed`` over the modules."""
+        return sum(getattr(module, what) for module in self.modules.values())
 
 
 @dataclass(frozen=True)
@@ -104,15 +111,15 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class PruneFigures:
-    """What pruning did to a model.
+class Report:
+    """What :func:`neuronrank_torch.prune` did to a model.
 
     Parameters
     ----------
     recipe : Recipe
         With the defaults of the method filled in.
-    layers : tuple of LayerFigures
-        The layers that were pruned.
+    layers : tuple of LayerReport
+        The layers that were pruned, and the head.
     total : Total
     calibration : Calibration
     seconds : float
@@ -124,120 +131,27 @@ class PruneFigures:
     """
 
     recipe: Recipe
-    layers: tuple[LayerFigures, ...]
+    layers: tuple[LayerReport, ...]
     total: Total
     calibration: Calibration
     seconds: float
     notes: tuple[str, ...]
     versions: dict[str, str]
 
-
-@dataclass(frozen=True)
-class ModuleReport:
-    """One weight matrix after pruning: weights it had, zeros it has, weights removed with their neurons."""
-
-    name: str
-    size: int
-    zeros: int
-    removed: int = 0
-
-    @property
-    def sparsity(self) -> float:
-        """Share of weights that are zero or gone."""
-        return (self.zeros + self.removed) / self.size
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One decoder layer (or the head) after pruning; seconds cover calibration, scoring and propagation."""
-
-    layer: int | str
-    modules: tuple[ModuleReport, ...]
-    seconds: float
-    notes: tuple[str, ...] = ()
-
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> LayerReport:
-        """The inverse of ``dataclasses.asdict``."""
-        modules = tuple(ModuleReport(**module) for module in content["modules"])
-        return cls(**{**content, "modules": modules, "notes": tuple(content["notes"])})
-
-    @property
-    def size(self) -> int:
-        """Weights in the prunable modules."""
-        return sum(module.size for module in self.modules)
-
-    @property
-    def zeros(self) -> int:
-        """Zero weights in the prunable modules."""
-        return sum(module.zeros for module in self.modules)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What :func:`neuronrank_torch.prune` did.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        As asked for.
-    layers : tuple of LayerReport
-        Those that were pruned.
-    parameters : int
-        Parameters of the whole model as it is now.
-    calibration : dict
-        Text fingerprint, tokens and sequences used; empty where no text was needed.
-    seconds : float
-        Wall time of the whole run.
-    notes : tuple of str
-        What the user should know, such as a ``pruning_last`` beyond the model's layers.
-    """
-
-    recipe: Recipe
-    layers: tuple[LayerReport, ...]
-    parameters: int
-    calibration: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    notes: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Weights in all pruned modules."""
-        return sum(layer.size for layer in self.layers)
-
-    @property
-    def zeros(self) -> int:
-        """Zero weights in all pruned modules."""
-        return sum(layer.zeros for layer in self.layers)
-
-    @property
-    def removed(self) -> int:
-        """Weights removed with their neurons."""
-        return sum(module.removed for layer in self.layers for module in layer.modules)
-
-    def figures(self) -> PruneFigures:
-        """The report in the form of ``neuronrank.json``."""
-        return PruneFigures(
-            recipe=decided(self.recipe),
-            layers=tuple(
-                LayerFigures(
-                    layer.layer,
-                    round(layer.seconds, 3),
-                    {m.name: ModuleFigures(m.size, m.zeros, m.removed) for m in layer.modules},
-                )
-                for layer in self.layers
-            ),
-            total=Total(self.parameters, self.size, self.zeros, self.removed),
-            calibration=Calibration(**self.calibration),
-            seconds=round(self.seconds, 3),
-            notes=self.notes,
-            versions=versions(),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as plain JSON types."""
-        plain: dict[str, Any] = to_json(self.figures())
-        return plain
+    def of(
+        cls,
+        recipe: Recipe,
+        layers: Sequence[LayerReport],
+        parameters: int,
+        calibration: Calibration,
+        seconds: float = 0.0,
+        notes: Iterable[str] = (),
+    ) -> Report:
+        """The report of a run that pruned these layers, with their sums; ``parameters`` are the model's now."""
+        sums = (sum(layer.sum(what) for layer in layers) for what in ("size", "zeros", "removed"))
+        total = Total(parameters, *sums)
+        return cls(decided(recipe), tuple(layers), total, calibration, seconds, tuple(notes), versions())
 
 
 def decided(recipe: Recipe) -> Recipe:

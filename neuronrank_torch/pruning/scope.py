@@ -37,7 +37,7 @@ def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[
         blocks["lm_head"] = [untied_head(model)]
     kind = sparsity_type_of(recipe)
     return [
-        LayerReport(unit, tuple(report for block in parts for report in kind.planned(block, recipe)), 0.0)
+        LayerReport(unit, {name: report for block in parts for name, report in kind.planned(block, recipe).items()})
         for unit, parts in blocks.items()
     ], notes
 

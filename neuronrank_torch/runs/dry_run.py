@@ -21,7 +21,7 @@ from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
 from neuronrank_torch.model.structure import Decoder
 from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
-from neuronrank_torch.pruning.result import Report
+from neuronrank_torch.pruning.result import Calibration, Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers
 from neuronrank_torch.runs.job import Evaluation, Job
 from neuronrank_torch.runs.prune_result import JobRecord, Plan, PruneResult
@@ -66,13 +66,13 @@ def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
         calibration_sequences(tokenizer, recipe, text)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = {"tokens": recipe.nsamples * recipe.seqlen} if needs_text(recipe) else {}
-    calibration = tokens if statistics is None else statistics.calibration()
-    figures = Report(recipe, tuple(layers), parameters, calibration, 0.0, tuple(notes)).figures()
+    calibration = Calibration(**(tokens if statistics is None else statistics.calibration()))
+    report = Report.of(recipe, layers, parameters, calibration, notes=notes)
     record = JobRecord(**vars(job), model_type=source.model_type, dry_run=True)
     if statistics is not None:  # No text is processed, so it takes about as long as pruning by magnitude.
         recipe = Recipe("magnitude", include_attention=recipe.include_attention, seqlen=recipe.seqlen)
     plan = _estimated(job, recipe, streamed, first, _eval_tokens(job.evaluation, tokenizer, eval_text))
-    return PruneResult(**vars(figures), job=record, plan=plan)
+    return PruneResult(**vars(report), job=record, plan=plan)
 
 
 def _estimated(job: Job, recipe: Recipe, model: StreamedModel, first: int, eval_tokens: int) -> Plan:

@@ -186,8 +186,7 @@ class _Run:
         ).to_dict()
 
     def _result(self, report: Report, before: dict[str, Any] | None, after: dict[str, Any] | None) -> PruneResult:
-        figures = report.figures()
-        notes = (*figures.notes, *evaluation_notes(self.text, self.eval_text, self.statistics))
+        notes = (*report.notes, *evaluation_notes(self.text, self.eval_text, self.statistics))
         change = PerplexityChange(Perplexity(**before), Perplexity(**after)) if before and after else None
         job = JobRecord(**vars(self.job), model_type=self.source.model_type, processes=self.ranks.size)
-        return PruneResult(**{**vars(figures), "notes": notes}, job=job, perplexity=change)
+        return PruneResult(**{**vars(report), "notes": notes}, job=job, perplexity=change)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neuronrank_torch.evaluation.perplexity import Perplexity
-from neuronrank_torch.pruning.result import PruneFigures
+from neuronrank_torch.pruning.result import Report
 from neuronrank_torch.runs.job import Job
 
 
@@ -62,7 +62,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class PruneResult(PruneFigures):
+class PruneResult(Report):
     """Result of ``neuronrank prune``, and the content of ``neuronrank.json``.
 
     Parameters

@@ -19,7 +19,7 @@ from neuronrank_torch.model.split_experts import whole_experts
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel, Unit
 from neuronrank_torch.model.tensor_files import join_shards, write_index, write_shard
 from neuronrank_torch.model.weights import FromFirst, SafetensorsWeights, WeightSource
-from neuronrank_torch.pruning.result import LayerReport
+from neuronrank_torch.pruning.result import LayerReport, ModuleReport
 from neuronrank_torch.pruning.store import LayerStore
 from neuronrank_torch.saving.output_writer import OutputWriter
 from neuronrank_torch.saving.receiver import Opened
@@ -98,7 +98,7 @@ class ModelWriter(OutputWriter, LayerStore):
     def report(self, unit: Unit) -> LayerReport | None:
         """Changes to a finished unit; None if it was left unchanged."""
         report = self.journal.reports[self.shard(unit).name]
-        return None if report is None else LayerReport.from_dict(report)
+        return None if report is None else layer_report(report)
 
     def source(self, unit: Unit) -> WeightSource:
         """Weights of a finished unit, read from its shard."""
@@ -197,3 +197,11 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         if type(error) is Exception:
             raise OSError(str(error)) from error
         raise
+
+
+def layer_report(content: dict[str, Any]) -> LayerReport:
+    """The report in a journal; those of before list the modules with their names."""
+    found = content["modules"]
+    found = found if isinstance(found, dict) else {module["name"]: module for module in found}
+    modules = {name: ModuleReport(m["size"], m["zeros"], m["removed"]) for name, m in found.items()}
+    return LayerReport(**{**content, "modules": modules, "notes": tuple(content["notes"])})

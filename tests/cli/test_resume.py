@@ -61,7 +61,7 @@ def test_killed_at_three_moments(model: Path, text: Path, tmp_path: Path) -> Non
     calls = int(re.findall(r"^calls (\d+)$", whole.stderr, re.MULTILINE)[0])
     moments = random.Random(5)
     for _ in range(3):
-        killed = run("out", moments.randrange(calls * 11 // 20, calls * 3 // 4))
+        killed = run("out", moments.randrange(calls * 3 // 4, calls * 17 // 20))
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "whole"]
     finished = run("out", 0)

@@ -30,7 +30,7 @@ class SparsityType(ABC):
         """
 
     @abstractmethod
-    def planned(self, block: Block, recipe: Recipe) -> tuple[ModuleReport, ...]:
+    def planned(self, block: Block, recipe: Recipe) -> dict[str, ModuleReport]:
         """What will be removed from a block, by its shapes alone.
 
         Raises

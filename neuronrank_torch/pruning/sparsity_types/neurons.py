@@ -29,14 +29,12 @@ class Neurons(SparsityType):
         del recipe
         return [("down_proj",)]
 
-    def planned(self, block: Block, recipe: Recipe) -> tuple[ModuleReport, ...]:
+    def planned(self, block: Block, recipe: Recipe) -> dict[str, ModuleReport]:
         """The weights that go with the neurons."""
         neurons = block.projections["down_proj"].weight.shape[1]
         goes = int(recipe.ratio * neurons)
         sizes = {role: weight.numel() for role, weight in block.weights.items()}
-        return tuple(
-            ModuleReport(block.prefix + role, size, 0, goes * (size // neurons)) for role, size in sizes.items()
-        )
+        return {block.prefix + role: ModuleReport(size, 0, goes * (size // neurons)) for role, size in sizes.items()}
 
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> None:
         """Remove the lowest-scoring neurons; with ``gram``, let the remaining ones compensate for them."""

@@ -32,15 +32,13 @@ class Weights(SparsityType):
         inputs = (*attention, "gate_proj", "down_proj")
         return [(role,) for role in inputs] if recipe.propagate == "pruned" else [inputs]
 
-    def planned(self, block: Block, recipe: Recipe) -> tuple[ModuleReport, ...]:
+    def planned(self, block: Block, recipe: Recipe) -> dict[str, ModuleReport]:
         """The zeros of each module; a pattern has to divide its inputs."""
-        reports = []
-        for role, weight in block.weights.items():
-            rows, columns = weight.shape
-            reports.append(
-                ModuleReport(block.prefix + role, rows * columns, target_zeros(role, (rows, columns), recipe))
-            )
-        return tuple(reports)
+        shapes = {role: (weight.shape[0], weight.shape[1]) for role, weight in block.weights.items()}
+        return {
+            block.prefix + role: ModuleReport(rows * columns, target_zeros(role, (rows, columns), recipe))
+            for role, (rows, columns) in shapes.items()
+        }
 
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> dict[str, Tensor]:
         """Zero the lowest scores of each module, by scores of its dense weights; returns the masks."""

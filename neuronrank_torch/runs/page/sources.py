@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from neuronrank_core import METHODS, InputError, Recipe
-from neuronrank_core.methods import mode, requires
+from neuronrank_core import METHODS, InputError, InvalidValueError, Recipe
+from neuronrank_core.methods import check_recipe, mode, requires
 from neuronrank_core.statistics.table import SAMPLE
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.files.json import read_json
@@ -96,7 +96,12 @@ class Sources:
             raise InputError(
                 f"{self.job.folder} has no {REPORT_NAME}", hint="name a folder that `neuronrank prune --save` wrote"
             )
-        return from_json(PruneResult, read_json(file, "prune again"), file, "prune again")
+        result = from_json(PruneResult, read_json(file, "prune again"), file, "prune again")
+        try:
+            check_recipe(result.recipe)
+        except InvalidValueError as error:
+            raise InputError(f"cannot read {file}: recipe.{error}", hint="prune again") from error
+        return result
 
     @cached_property
     def reading(self) -> Recipe:

@@ -47,7 +47,7 @@ def head_zeros(model: StreamedModel) -> dict[str, int]:
 
 
 def _counted(blocks: Sequence[Block]) -> dict[str, dict[str, int]]:
-    return {m.name: {"size": m.size, "zeros": m.zeros} for m in module_reports(blocks)}
+    return {name: {"size": m.size, "zeros": m.zeros} for name, m in module_reports(blocks).items()}
 
 
 def rival_recipes(recipe: Recipe) -> dict[str, Recipe]:

@@ -238,13 +238,16 @@ def test_figures_come_from_the_tensors_whatever_neuronrank_json_says(place: Path
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda run: run["layers"][2]["modules"]["up_proj"].pop("zeros"), "layers[2].modules.up_proj.zeros is missing"),
-        (lambda run: run.pop("recipe"), "recipe is missing"),
-        (lambda run: run.update(seconds="long"), "seconds is 'long', expected a number"),
-        (lambda run: run["total"].update(zeros=1.5), "total.zeros is 1.5, expected a whole number"),
-        (lambda run: run.update(layers={}), "layers is an object, expected an array"),
+        (
+            lambda run: run["layers"][2]["modules"]["up_proj"].pop("zeros"),
+            "layers.2.modules.up_proj.zeros: Field required",
+        ),
+        (lambda run: run.pop("recipe"), "recipe: Field required"),
+        (lambda run: run.update(seconds="long"), "seconds: Input should be a valid number"),
+        (lambda run: run["total"].update(zeros=1.5), "total.zeros: Input should be a valid integer"),
+        (lambda run: run.update(layers={}), "layers: Input should be a valid array"),
         (lambda run: run["recipe"].update(method="guess"), "recipe.method is 'guess', allowed: one of"),
-        (lambda run: run["job"]["evaluation"].update(bos="no"), "job.evaluation.bos is 'no', expected one of"),
+        (lambda run: run["job"]["evaluation"].update(bos="no"), "job.evaluation.bos: Input should be 'window' or 'text'"),
     ],
 )
 def test_a_malformed_neuronrank_json(place: Path, tmp_path: Path, change: Any, says: str) -> None:

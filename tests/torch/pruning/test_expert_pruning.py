@@ -30,7 +30,7 @@ def everyone_fed(monkeypatch: pytest.MonkeyPatch, minimum: int = 1) -> None:
 def test_every_expert_loses_its_own_share(family: str, method: str) -> None:
     model = mixture(family)
     report = pruned(model, recipe(method=method, sparsity_ratio=RATIO, include_attention=True))
-    reported = {m.name: m for m in report.layers[0].modules}
+    reported = dict(report.layers[0].modules)
     for expert in range(len(experts_of(model, 0).down_proj)):
         for name, gone in zeros(model, 0, expert).items():
             rows, columns = gone.shape
@@ -52,10 +52,10 @@ def test_patterns_hold_in_every_expert() -> None:
 def test_layers_without_experts_are_pruned_and_reported() -> None:
     model = mixture("qwen3_moe", layers=3)
     report = pruned(model, recipe())
-    assert [m.name for m in report.layers[1].modules] == list(NAMES)
+    assert list(report.layers[1].modules) == list(NAMES)
     assert all((getattr(model.model.layers[1].mlp, name).weight == 0).float().mean() == 0.5 for name in NAMES)
-    assert report.layers[2].modules[0].name == "experts.0.gate_proj"
-    assert report.layers[2].zeros == report.layers[0].zeros > 0
+    assert next(iter(report.layers[2].modules)) == "experts.0.gate_proj"
+    assert report.layers[2].sum("zeros") == report.layers[0].sum("zeros") > 0
 
 
 @pytest.mark.parametrize("family", MOE)
@@ -119,7 +119,6 @@ def test_an_expert_with_few_tokens_gets_the_mask_of_magnitude(method: str, monke
         "layer 0: too few calibration tokens (in brackets) reached these experts, which are pruned by magnitude: "
         + ", ".join(f"{expert} ({n})" for expert, n in few.items())
     )
-    assert report.to_dict()["notes"] == list(report.notes)
 
 
 def test_an_expert_that_is_never_chosen_gets_the_mask_of_magnitude(monkeypatch: pytest.MonkeyPatch) -> None:

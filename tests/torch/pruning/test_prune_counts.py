@@ -12,6 +12,7 @@ from tiny import Family
 from torch import nn
 
 from neuronrank_core import METHODS, Recipe
+from neuronrank_torch.schema import to_json
 
 FAMILIES = get_args(Family)
 
@@ -32,12 +33,12 @@ def check(model: nn.Module, chosen: Recipe, modules: tuple[str, ...] = MLP) -> N
             if compare == "row":
                 assert set((weight == 0).sum(dim=1).tolist()) == {int(chosen.ratio * columns)}
             expected[layer, name] = count
-    assert {(x.layer, m.name): m.zeros for x in report.layers for m in x.modules} == expected
+    assert {(x.layer, name): m.zeros for x in report.layers for name, m in x.modules.items()} == expected
     for name, parameter in model.named_parameters():
         kept = parameter != 0 if name.split(".")[-2] in modules else torch.ones_like(parameter, dtype=torch.bool)
         assert torch.equal(parameter[kept], before[name][kept]), name
-    assert report.zeros == sum(expected.values())
-    json.dumps(report.to_dict(), allow_nan=False)
+    assert report.total.zeros == sum(expected.values())
+    json.dumps(to_json(report), allow_nan=False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,6 +7,9 @@ import hashlib
 import pytest
 from pruning import TEXT, pruned, recipe, small
 
+from neuronrank_torch.pruning.result import Calibration, decided
+from neuronrank_torch.schema import to_json
+
 
 @pytest.mark.parametrize(
     ("chosen", "passes"),
@@ -46,11 +49,11 @@ def test_without_calibration_a_layer_is_a_step() -> None:
 def test_the_report_says_what_was_done() -> None:
     model, asked = small(), recipe(method="neuronrank_wanda")
     report = pruned(model, asked)
-    assert report.recipe == asked
-    assert report.parameters == sum(p.numel() for p in model.parameters())
-    assert report.calibration == {"text_sha256": hashlib.sha256(TEXT.encode()).hexdigest(), "tokens": 6 * 32}
+    assert report.recipe == decided(asked)
+    assert report.total.parameters == sum(p.numel() for p in model.parameters())
+    assert report.calibration == Calibration(6 * 32, hashlib.sha256(TEXT.encode()).hexdigest())
     assert [layer.layer for layer in report.layers] == [0, 1]
-    plain = report.to_dict()
+    plain = to_json(report)
     assert plain["total"]["prunable"] == 2 * 3 * 64 * 32 == 2 * plain["total"]["zeros"]
     assert plain["layers"][0]["modules"]["up_proj"]["sparsity"] == 0.5
     assert plain["recipe"]["sparsity_ratio"] == 0.5

@@ -37,9 +37,9 @@ def test_a_collection_counts_micro_batches(job: Job) -> None:
     run_collect(job, RECIPE, progress=lambda *step: heard.append(step))
     assert heard == [
         (f"loading {job.model}", 0, 1, "models"),
-        *collecting(1, range(5)),
-        *collecting(2, range(4, 9)),
-        *collecting(3, range(8, 13)),
+        *collecting(1, range(1, 5)),
+        *collecting(2, range(5, 9)),
+        *collecting(3, range(9, 13)),
         (f"saving {job.save}", 0, 1, "folders"),
     ]
 
@@ -55,9 +55,9 @@ def test_a_resumed_collection_starts_where_it_stands(job: Job) -> None:
     run_collect(job, RECIPE, progress=lambda *step: heard.append(step))
     assert heard[1:-1] == [
         ("resuming: 2 of 3 layers are finished", 2, 3, "layers"),
-        ("resuming: running finished layer 1 of 3", 8, TOTAL, "micro-batches"),
-        ("resuming: running finished layer 2 of 3", 8, TOTAL, "micro-batches"),
-        *collecting(3, range(8, 13)),
+        *[("resuming: running finished layer 1 of 3", 8, TOTAL, "micro-batches")] * BATCHES,
+        *[("resuming: running finished layer 2 of 3", 8, TOTAL, "micro-batches")] * BATCHES,
+        *collecting(3, range(9, 13)),
     ]
 
 

@@ -116,7 +116,7 @@ class TestFinish:
 class TestJournal:
     def test_a_finished_unit_is_there_the_next_time(self, tmp_path):
         model = small()
-        report = LayerReport(1, (ModuleReport("up_proj", 10, 5), ModuleReport("down_proj", 10, 0, 3)), 1.5)
+        report = LayerReport(1, {"up_proj": ModuleReport(10, 5), "down_proj": ModuleReport(10, 0, 3)}, 1.5)
         interrupted(model, tmp_path / "out", {0: None, 1: report})
         assert names(tmp_path) == [".out.partial"]
         with staging(model, tmp_path / "out") as stage:
