@@ -14,10 +14,9 @@ from neuronrank_core.errors import InputError
 Result = TypeVar("Result")
 
 
-def to_json(result: Any) -> dict[str, Any]:
+def to_json(result: Any) -> Any:
     """A result as JSON has it: objects, arrays, numbers and strings."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(result), allow_nan=False))
-    return plain
+    return json.loads(json.dumps(result, default=asdict, allow_nan=False))
 
 
 def from_json(kind: type[Result], content: Mapping[str, Any], file: object, hint: str) -> Result:

@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command, Flag
 from neuronrank_cli.console import Stages, show
-from neuronrank_cli.options import (
-    count_flag,
-    force_flag,
-    hidden_states_flag,
-    json_flag,
-    model_flags,
-    recipe_flags,
-    recipe_of,
-    text_flag,
-)
 from neuronrank_core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -42,11 +33,11 @@ def from_to(value: str) -> tuple[int, int]:
 
 
 @click.command(cls=Command, epilog=EXAMPLE)
-@model_flags
-@text_flag("--dataset", TEXT, "Calibration text")
-@recipe_flags("Calibration", ("nsamples",), TEXT)
-@count_flag("--seqlen", TEXT, "Tokens per sequence.", low=2, default=Recipe.seqlen)
-@recipe_flags("Calibration", ("bos", "seed"), TEXT)
+@options.model_flags
+@options.text_flag("--dataset", TEXT, "Calibration text")
+@options.recipe_flags("Calibration", ("nsamples",), TEXT)
+@options.count_flag("--seqlen", TEXT, "Tokens per sequence.", low=2, default=Recipe.seqlen)
+@options.recipe_flags("Calibration", ("bos", "seed"), TEXT)
 @click.option(
     "--documents",
     cls=Flag,
@@ -56,12 +47,12 @@ def from_to(value: str) -> tuple[int, int]:
     default_text="all",
     help="Range of the --nsamples sequences to collect, from 0, without TO.",
 )
-@count_flag("--batch-size", TEXT, "Sequences per micro-batch.", default_text="about 2048 tokens")
-@recipe_flags("TF and IDF", ("signal", "threshold", "tokens_per_document"), STATISTICS)
+@options.count_flag("--batch-size", TEXT, "Sequences per micro-batch.", default_text="about 2048 tokens")
+@options.recipe_flags("TF and IDF", ("signal", "threshold", "tokens_per_document"), STATISTICS)
 @click.option("--save", cls=Flag, section=OUTPUT, metavar="FOLDER", required=True, help="Output folder.")
-@force_flag("existing statistics")
-@hidden_states_flag
-@json_flag
+@options.force_flag("existing statistics")
+@options.hidden_states_flag
+@options.json_flag
 @click.pass_context
 def collect(ctx: click.Context, /, as_json: bool, documents: tuple[int, int] | None, **flags: Any) -> None:
     """Collect statistics from which every method can prune.
@@ -69,7 +60,7 @@ def collect(ctx: click.Context, /, as_json: bool, documents: tuple[int, int] | N
     Runs the unpruned model and writes a table for each layer, with a row for each sequence. `neuronrank prune --stats`
     then prunes with any method in seconds, without a text. If interrupted, rerun the same command to resume.
     """
-    recipe = recipe_of(ctx, flags)
+    recipe = options.recipe_of(ctx, flags)
     with Stages() as stages:
         from neuronrank_torch.runs.collect import run_collect
         from neuronrank_torch.runs.job import Job

@@ -10,19 +10,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from neuronrank_cli import options
 from neuronrank_cli.command import Command, Flag
 from neuronrank_cli.console import Stages, protocol, right_aligned, show, size_text, warn
-from neuronrank_cli.options import (
-    BOS,
-    BOS_HELP,
-    Name,
-    count_flag,
-    device_flags,
-    given,
-    json_flag,
-    text_flag,
-    windows_flag,
-)
 from neuronrank_core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -34,15 +24,19 @@ MEASURE = "Perplexity and speed"
 @click.command(cls=Command)
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@device_flags
+@options.device_flags
 @click.option("--eval", "evaluate", cls=Flag, section=MEASURE, is_flag=True, help="Measure the perplexity of both.")
-@text_flag("--eval-dataset", MEASURE, "Evaluation text")
-@windows_flag("--eval-windows", MEASURE)
-@click.option("--bos", cls=Flag, section=MEASURE, type=Name(BOS), default=Recipe.bos, help=BOS_HELP)
+@options.text_flag("--eval-dataset", MEASURE, "Evaluation text")
+@options.windows_flag("--eval-windows", MEASURE)
+@click.option(
+    "--bos", cls=Flag, section=MEASURE, type=options.Name(options.BOS), default=Recipe.bos, help=options.BOS_HELP
+)
 @click.option("--speed", cls=Flag, section=MEASURE, is_flag=True, help="Measure the speed of a forward pass.")
-@count_flag("--seqlen", MEASURE, "Tokens per window, and per sequence of --speed.", low=2, default=Recipe.seqlen)
-@count_flag("--batch-size", MEASURE, "Windows per forward pass.", default=1)
-@json_flag
+@options.count_flag(
+    "--seqlen", MEASURE, "Tokens per window, and per sequence of --speed.", low=2, default=Recipe.seqlen
+)
+@options.count_flag("--batch-size", MEASURE, "Windows per forward pass.", default=1)
+@options.json_flag
 @click.pass_context
 def compare(ctx: click.Context, /, first: str, second: str, as_json: bool, **flags: Any) -> None:
     """Compare two models: common zeros, size, perplexity and speed.
@@ -50,7 +44,7 @@ def compare(ctx: click.Context, /, first: str, second: str, as_json: bool, **fla
     A and B are named like --model of the other commands: for example two pruned models, or a pruned model and its
     original. If their shapes differ, only sizes are compared.
     """
-    for note in _without_effect(flags, set(given(ctx, flags))):
+    for note in _without_effect(flags, set(options.given(ctx, flags))):
         warn(note)
     with Stages() as stages:
         from neuronrank_torch.runs.compare import CompareJob, run_compare

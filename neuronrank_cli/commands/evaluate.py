@@ -7,19 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from neuronrank_cli import options
 from neuronrank_cli.command import Command, Flag
 from neuronrank_cli.console import Stages, protocol, right_aligned, show, warn
-from neuronrank_cli.options import (
-    BOS,
-    BOS_HELP,
-    Name,
-    count_flag,
-    given,
-    json_flag,
-    model_flags,
-    text_flag,
-    windows_flag,
-)
 from neuronrank_core import InputError
 from neuronrank_core.recipe import Recipe
 
@@ -33,12 +23,14 @@ _PERPLEXITY, _TASKS = ("dataset", "windows", "seqlen", "bos"), ("include_path", 
 
 
 @click.command("eval", cls=Command)
-@model_flags
-@text_flag("--dataset", TEXT, "Evaluation text")
-@windows_flag("--windows", TEXT)
-@count_flag("--seqlen", TEXT, "Tokens per window.", low=2, default=Recipe.seqlen)
-@click.option("--bos", cls=Flag, section=TEXT, type=Name(BOS), default=Recipe.bos, help=BOS_HELP)
-@count_flag("--batch-size", TEXT, "Windows, or questions, per forward pass.", default=1)
+@options.model_flags
+@options.text_flag("--dataset", TEXT, "Evaluation text")
+@options.windows_flag("--windows", TEXT)
+@options.count_flag("--seqlen", TEXT, "Tokens per window.", low=2, default=Recipe.seqlen)
+@click.option(
+    "--bos", cls=Flag, section=TEXT, type=options.Name(options.BOS), default=Recipe.bos, help=options.BOS_HELP
+)
+@options.count_flag("--batch-size", TEXT, "Windows, or questions, per forward pass.", default=1)
 @click.option(
     "--tasks",
     cls=Flag,
@@ -53,9 +45,9 @@ _PERPLEXITY, _TASKS = ("dataset", "windows", "seqlen", "bos"), ("include_path", 
     metavar="FOLDER",
     help="Folder with more tasks, as YAML files for lm-eval.",
 )
-@count_flag("--fewshot", TASKS, "Solved examples in each prompt.", low=0, default_text="set by the task")
-@count_flag("--limit", TASKS, "Number of questions of each task.", default_text="all")
-@json_flag
+@options.count_flag("--fewshot", TASKS, "Solved examples in each prompt.", low=0, default_text="set by the task")
+@options.count_flag("--limit", TASKS, "Number of questions of each task.", default_text="all")
+@options.json_flag
 @click.pass_context
 def evaluate(ctx: click.Context, /, model: str, tasks: str | None, as_json: bool, **how: Any) -> None:
     """Measure perplexity on a text, or run standard tasks.
@@ -63,7 +55,7 @@ def evaluate(ctx: click.Context, /, model: str, tasks: str | None, as_json: bool
     The text is tokenized as one string and split into consecutive windows of --seqlen tokens; the remainder is ignored.
     """
     idle, why = (_TASKS, "without --tasks") if tasks is None else (_PERPLEXITY, "with --tasks")
-    for name in given(ctx, dict.fromkeys(idle)):
+    for name in options.given(ctx, dict.fromkeys(idle)):
         warn(f"--{name.replace('_', '-')} has no effect {why}")
     how = {name: value for name, value in how.items() if name not in idle}
     if tasks is None:

@@ -9,21 +9,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command, Flag
 from neuronrank_cli.console import Stages, protocol, right_aligned, show, size_text, warn
-from neuronrank_cli.options import (
-    SPELLING,
-    count_flag,
-    force_flag,
-    given,
-    hidden_states_flag,
-    json_flag,
-    model_flags,
-    recipe_flags,
-    recipe_of,
-    text_flag,
-    windows_flag,
-)
 from neuronrank_core.methods import METHODS, exponents, mode, needs_text, requires, without_effect
 from neuronrank_core.recipe import PRESETS, Recipe
 from neuronrank_core.statistics.table import SAMPLE
@@ -44,15 +32,15 @@ TABLES = {
         (method.name, method.summary) for method in METHODS.values()
     ],
     "Presets": [
-        (name, " ".join(f"{SPELLING[field]} {value:g}" for field, value in values.items()))
+        (name, " ".join(f"{options.SPELLING[field]} {value:g}" for field, value in values.items()))
         for name, values in PRESETS.items()
     ],
 }
 
 
 @click.command(cls=Command, tables=TABLES, epilog=EXAMPLE)
-@model_flags
-@recipe_flags("What to prune")
+@options.model_flags
+@options.recipe_flags("What to prune")
 @click.option(
     "--preset",
     cls=Flag,
@@ -61,10 +49,10 @@ TABLES = {
     type=click.Choice(tuple(PRESETS)),
     help="Preset exponents, see Presets below. Explicit flags take precedence.",
 )
-@recipe_flags(EXPONENTS)
-@recipe_flags("TF and IDF")
-@recipe_flags("Factor of neuronrank_unstructured")
-@text_flag("--dataset", CALIBRATION, "Calibration text")
+@options.recipe_flags(EXPONENTS)
+@options.recipe_flags("TF and IDF")
+@options.recipe_flags("Factor of neuronrank_unstructured")
+@options.text_flag("--dataset", CALIBRATION, "Calibration text")
 @click.option(
     "--stats",
     cls=Flag,
@@ -72,8 +60,8 @@ TABLES = {
     metavar="FOLDER",
     help="Folder written by `neuronrank collect`; prune with these statistics instead of a text.",
 )
-@recipe_flags(CALIBRATION)
-@count_flag("--batch-size", CALIBRATION, "Sequences per micro-batch.", default_text="about 2048 tokens")
+@options.recipe_flags(CALIBRATION)
+@options.count_flag("--batch-size", CALIBRATION, "Sequences per micro-batch.", default_text="about 2048 tokens")
 @click.option(
     "--eval",
     "evaluate",
@@ -82,8 +70,8 @@ TABLES = {
     is_flag=True,
     help="Measure perplexity before and after pruning.",
 )
-@text_flag("--eval-dataset", PERPLEXITY, "Evaluation text")
-@windows_flag("--eval-windows", PERPLEXITY)
+@options.text_flag("--eval-dataset", PERPLEXITY, "Evaluation text")
+@options.windows_flag("--eval-windows", PERPLEXITY)
 @click.option(
     "--save",
     cls=Flag,
@@ -91,8 +79,8 @@ TABLES = {
     metavar="FOLDER",
     help="Output folder: a Hugging Face model, with the result in neuronrank.json.",
 )
-@force_flag("an existing model")
-@hidden_states_flag
+@options.force_flag("an existing model")
+@options.hidden_states_flag
 @click.option(
     "--dry-run",
     cls=Flag,
@@ -100,7 +88,7 @@ TABLES = {
     is_flag=True,
     help="Check all inputs and show what would be pruned, with estimates of memory and time.",
 )
-@json_flag
+@options.json_flag
 @click.pass_context
 def prune(ctx: click.Context, /, **flags: Any) -> None:
     """Prune a model and save it as a Hugging Face folder.
@@ -108,8 +96,8 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     With --save, layers are loaded, pruned and saved one at a time, so only one layer is in memory. If interrupted,
     rerun the same command to resume.
     """
-    recipe = recipe_of(ctx, flags)
-    for note in flags_without_effect(recipe, flags, set(given(ctx, flags))):
+    recipe = options.recipe_of(ctx, flags)
+    for note in flags_without_effect(recipe, flags, set(options.given(ctx, flags))):
         warn(note)
     if not (flags["save"] or flags["evaluate"] or flags["dry_run"]):
         raise click.UsageError("nothing to do with the result: give --save, --eval or --dry-run", ctx)
@@ -138,7 +126,7 @@ def _run(recipe: Recipe, flags: dict[str, Any], stages: Stages) -> PruneResult:
 def flags_without_effect(recipe: Recipe, flags: dict[str, Any], chosen: set[str]) -> Iterator[str]:
     """The flags that the user set and that have no effect on this run, with the reason."""
     for name in without_effect(recipe, chosen):
-        yield f"{SPELLING[name]} has no effect on {_ignoring(recipe, name)}"
+        yield f"{options.SPELLING[name]} has no effect on {_ignoring(recipe, name)}"
     preset = PRESETS.get(flags["preset"], {})
     if preset and len(without_effect(recipe, preset)) == len(preset):
         yield f"--preset has no effect on {recipe.method}"

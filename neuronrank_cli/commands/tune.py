@@ -11,20 +11,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command, Flag
 from neuronrank_cli.console import Stages, protocol, show, warn
-from neuronrank_cli.options import (
-    SPELLING,
-    Name,
-    count_flag,
-    force_flag,
-    json_flag,
-    model_flags,
-    recipe_flags,
-    recipe_of,
-    text_flag,
-    windows_flag,
-)
 from neuronrank_cli.output_file import check_output_file
 from neuronrank_core import InputError, Recipe
 from neuronrank_core.methods import METHODS
@@ -44,7 +33,7 @@ Example:
 
 
 @click.command(cls=Command, epilog=EXAMPLE)
-@model_flags
+@options.model_flags
 @click.option(
     "--stats",
     cls=Flag,
@@ -53,13 +42,13 @@ Example:
     required=True,
     help="Folder written by `neuronrank collect`. The signal is that of the statistics.",
 )
-@count_flag("--trials", SEARCH, "Total number of recipes to try, including those of earlier runs.", default=30)
+@options.count_flag("--trials", SEARCH, "Total number of recipes to try, including those of earlier runs.", default=30)
 @click.option(
     "--prune_method",
     "methods",
     cls=Flag,
     section=SEARCH,
-    type=Name(tuple(METHODS)),
+    type=options.Name(tuple(METHODS)),
     multiple=True,
     default=DEFAULT_METHODS,
     metavar="METHOD",
@@ -73,7 +62,7 @@ Example:
     help="Give up a recipe early if its error is more than twice that of the best recipe so far, measured after the "
     "first quarter of the layers on the first window.",
 )
-@recipe_flags("Calibration", ("seed",), SEARCH)
+@options.recipe_flags("Calibration", ("seed",), SEARCH)
 @click.option(
     "--storage",
     cls=Flag,
@@ -83,12 +72,12 @@ Example:
     help="SQLite file, or URL of a database, that stores the trials. Rerun the same command to resume; several "
     "processes can share it.",
 )
-@recipe_flags("What to prune", ("sparsity_type", "sparsity_ratio", "pruning_last"))
-@recipe_flags("What to prune", ("include_attention", "prune_lm_head"))
-@text_flag("--eval-dataset", EVALUATION, "Evaluation text, not the calibration text")
-@windows_flag("--eval-windows", EVALUATION, default=8)
-@count_flag("--seqlen", EVALUATION, "Tokens per window.", low=2, default_text="as in the statistics")
-@count_flag("--batch-size", EVALUATION, "Windows per forward pass.", default=1)
+@options.recipe_flags("What to prune", ("sparsity_type", "sparsity_ratio", "pruning_last"))
+@options.recipe_flags("What to prune", ("include_attention", "prune_lm_head"))
+@options.text_flag("--eval-dataset", EVALUATION, "Evaluation text, not the calibration text")
+@options.windows_flag("--eval-windows", EVALUATION, default=8)
+@options.count_flag("--seqlen", EVALUATION, "Tokens per window.", low=2, default_text="as in the statistics")
+@options.count_flag("--batch-size", EVALUATION, "Windows per forward pass.", default=1)
 @click.option(
     "--test-dataset",
     cls=Flag,
@@ -96,7 +85,7 @@ Example:
     metavar="SOURCE",
     help="Text on which the best recipe, Wanda and the default are measured once, at the end. No choice depends on it.",
 )
-@windows_flag("--test-windows", TEST)
+@options.windows_flag("--test-windows", TEST)
 @click.option(
     "--save",
     cls=Flag,
@@ -105,8 +94,8 @@ Example:
     required=True,
     help="TOML file for the best recipe, to use with `neuronrank prune --config`.",
 )
-@force_flag("an existing file")
-@json_flag
+@options.force_flag("an existing file")
+@options.json_flag
 @click.pass_context
 def tune(ctx: click.Context, /, save: str, as_json: bool, **flags: Any) -> None:
     """Search for the recipe with the lowest perplexity on a text.
@@ -118,7 +107,7 @@ def tune(ctx: click.Context, /, save: str, as_json: bool, **flags: Any) -> None:
     file = check_output_file(save, force=flags["force"], example="tuned.toml")
     if file.suffix != ".toml":
         raise InputError(f"--save {save} is not the name of a .toml file", hint="for example --save tuned.toml")
-    recipe = recipe_of(ctx, {name: value for name, value in flags.items() if name != "seqlen"})
+    recipe = options.recipe_of(ctx, {name: value for name, value in flags.items() if name != "seqlen"})
     if flags["test_windows"] and not flags["test_dataset"]:
         warn("--test-windows has no effect without --test-dataset")
     with Stages() as stages:
@@ -156,7 +145,7 @@ def config_text(best: Recipe, result: TuneResult) -> str:
     for field in fields(Recipe):
         value = getattr(best, field.name)
         if field.name not in _FIXED and value != field.default:
-            settings[SPELLING[field.name].lstrip("-")] = value
+            settings[options.SPELLING[field.name].lstrip("-")] = value
     lines = [
         f"# Found by neuronrank {result.versions['neuronrank']} tune: the best of {len(result.trials)} recipes.",
         f"# Perplexity {best_value:.4f} ({compared})",
@@ -209,5 +198,5 @@ def _print_importance(console: Console, result: TuneResult) -> None:
     table = Table("most important settings", "importance", "documented rank")
     for name, share in result.importance.items():
         rank = str(result.documented_order.index(name) + 1) if name in result.documented_order else ""
-        table.add_row(SPELLING[name], f"{share:.0%}", rank)
+        table.add_row(options.SPELLING[name], f"{share:.0%}", rank)
     console.print(table)

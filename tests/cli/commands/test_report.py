@@ -247,7 +247,10 @@ def test_figures_come_from_the_tensors_whatever_neuronrank_json_says(place: Path
         (lambda run: run["total"].update(zeros=1.5), "total.zeros: Input should be a valid integer"),
         (lambda run: run.update(layers={}), "layers: Input should be a valid array"),
         (lambda run: run["recipe"].update(method="guess"), "recipe.method is 'guess', allowed: one of"),
-        (lambda run: run["job"]["evaluation"].update(bos="no"), "job.evaluation.bos: Input should be 'window' or 'text'"),
+        (
+            lambda run: run["job"]["evaluation"].update(bos="no"),
+            "job.evaluation.bos: Input should be 'window' or 'text'",
+        ),
     ],
 )
 def test_a_malformed_neuronrank_json(place: Path, tmp_path: Path, change: Any, says: str) -> None:

@@ -20,6 +20,7 @@ from neuronrank_core import (
     NonFiniteError,
 )
 from neuronrank_core.methods import requires
+from neuronrank_torch.pruning.result import Calibration
 
 CALIBRATED = [name for name in METHODS if requires(recipe(method=name))]
 
@@ -109,7 +110,7 @@ def test_methods_without_calibration_do_not_look_at_the_text() -> None:
         yield
 
     report = pruned(small(), recipe(method="magnitude"), unread())
-    assert report.calibration == {}
+    assert report.calibration == Calibration()
 
 
 @pytest.mark.parametrize("training", [True, False])
