@@ -1,4 +1,4 @@
-"""How far two pruned versions of the same weights agree on which of them are zero."""
+"""Agreement of two pruned versions of the same weights on which weights are zero."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Overlap:
-    """Counts of zeros in two versions of ``size`` weights; adding two overlaps pools their weights.
+    """Counts of zeros in two versions of ``size`` weights; adding two overlaps adds their counts.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Overlap:
 
     @property
     def kept_jaccard_by_chance(self) -> float:
-        """:attr:`kept_jaccard` to expect of masks with as many zeros that know nothing of each other."""
+        """Expected :attr:`kept_jaccard` of independent masks with the same numbers of zeros."""
         if not self.size:
             return 1.0
         a, b = 1.0 - self.zeros_a / self.size, 1.0 - self.zeros_b / self.size
