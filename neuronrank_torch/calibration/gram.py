@@ -1,4 +1,4 @@
-"""Gram matrices of the inputs of linear layers, for the weight update after masking."""
+"""Gram matrices of linear layers' inputs, for the weight update after masking."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class GramCollector:
     Parameters
     ----------
     blocks : sequence of Block
-        Of the layer.
+        Blocks of the layer.
     roles : iterable of str
-        Projections whose inputs are wanted; see ``SHARED_INPUT`` for those they stand for.
+        Projections whose inputs are collected; ``SHARED_INPUT`` lists the others that these cover.
     dense : Mlp, optional
-        The MLP as it was before its gate and up changed. Given where ``down_proj`` is among the roles: ``cross`` then
-        holds ``H_dense' H``, from which the dense layer's outputs on the same input can be fitted.
+        The MLP before its gate and up were pruned. If given and ``down_proj`` is among the roles, ``cross`` is
+        ``H_dense' H``, by which ``down_proj`` can be fitted to the dense layer's outputs.
     """
 
     def __init__(self, blocks: Sequence[Block], roles: Iterable[str], dense: Mlp | None = None) -> None:
@@ -63,7 +63,7 @@ class GramCollector:
         return weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float32)
 
     def sum_over(self, ranks: Ranks) -> None:
-        """Add what the other ranks have summed, when all text has run."""
+        """Add the sums of the other ranks, after all text has run."""
         self.gram = {name: ranks.sum_in_order(gram) for name, gram in self.gram.items()}
         self.cross = None if self.cross is None else ranks.sum_in_order(self.cross)
 

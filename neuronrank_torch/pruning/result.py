@@ -1,4 +1,4 @@
-"""What a run did: sparsity reached per module, time per layer, and everything needed to repeat it."""
+"""Result of a run: sparsity per module, time per layer, and everything needed to repeat it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from neuronrank_core.methods import exponents
 
 @dataclass(frozen=True)
 class ModuleReport:
-    """One weight matrix after pruning: weights it had, zeros it has, weights removed with their neurons."""
+    """One weight matrix after pruning: original size, zeros, and weights removed with their neurons."""
 
     name: str
     size: int
@@ -25,7 +25,7 @@ class ModuleReport:
 
     @property
     def sparsity(self) -> float:
-        """Share of weights that are zero or gone."""
+        """Share of weights that are zero or removed."""
         return (self.zeros + self.removed) / self.size
 
 
@@ -57,22 +57,22 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`neuronrank_torch.prune` did.
+    """Result of :func:`neuronrank_torch.prune`.
 
     Parameters
     ----------
     recipe : Recipe
-        As asked for.
+        As requested.
     layers : tuple of LayerReport
-        Those that were pruned.
+        The pruned layers.
     parameters : int
-        Parameters of the whole model as it is now.
+        Parameters of the whole model after pruning.
     calibration : dict
-        Text fingerprint, tokens and sequences used; empty where no text was needed.
+        Text fingerprint, tokens and sequences used; empty if no text was needed.
     seconds : float
         Wall time of the whole run.
     notes : tuple of str
-        What the user should know, such as a ``pruning_last`` beyond the model's layers.
+        Notes for the user, such as a ``pruning_last`` larger than the number of layers.
     """
 
     recipe: Recipe
@@ -126,12 +126,12 @@ class Report:
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe, with what it leaves to its method filled in."""
+    """The fields of a recipe, resolved with its method's defaults."""
     return {**asdict(recipe), "sparsity_ratio": recipe.ratio, **asdict(exponents(recipe))}
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that a figure depends on."""
+    """Versions of the software that results depend on."""
     return {
         "neuronrank": __version__,
         "python": platform.python_version(),
