@@ -6,14 +6,14 @@ from typing import Any
 
 
 class NeuronRankError(Exception):
-    """Base of every error raised on purpose.
+    """Base class of all errors that NeuronRank raises.
 
     Parameters
     ----------
     message : str
-        One line: what is wrong.
+        The problem, in one line.
     hint : str, optional
-        One line: what to try.
+        A possible fix, in one line.
     """
 
     #: Exit code of the command line: 1 for a run that failed, 2 for wrong input.

@@ -106,7 +106,7 @@ class NeuronRank:
         labels = None if groups is None else table.sample_documents()
         grouped = mode(self.recipe)
         neurons = NeuronStatistics(table, self.recipe, layer=self.layer, labels=labels, mode=grouped)
-        # No weight into the neurons is known yet: an empty one states their number by its shape.
+        # There is no weight into the neurons yet: an empty array states their number by its shape.
         weights = dict(zip(_ROLES, (np.empty((a.shape[1], 0)), out), strict=True))
         self._fitted = ScoringContext(self.layer, self.recipe, weights, table, known={grouped: neurons})
         return self
@@ -203,7 +203,7 @@ class NeuronRank:
         weight : array
             As in :meth:`scores`.
         ratio : float in [0, 1], optional
-            By default 0.5, or N/M where ``sparsity_type`` is N:M.
+            By default 0.5, or N/M if ``sparsity_type`` is N:M.
         axis : {0, 1}
             Axis of the neurons.
 

@@ -40,17 +40,17 @@ class Overlap:
 
     @property
     def jaccard(self) -> float:
-        """Weights that are zero in both / zero in either; 1 where there is none."""
+        """Weights that are zero in both / zero in either; 1 if there are none."""
         return self.both / self.either if self.either else 1.0
 
     @property
     def kept_in_both(self) -> float:
-        """Share of all weights that both versions keep; 1 where there are no weights."""
+        """Share of all weights that both versions keep; 1 if there are no weights."""
         return (self.size - self.either) / self.size if self.size else 1.0
 
     @property
     def kept_jaccard(self) -> float:
-        """Weights that both keep / that either keeps; 1 where none is kept."""
+        """Weights that both keep / that either keeps; 1 if none are kept."""
         kept = self.size - self.both
         return (self.size - self.either) / kept if kept else 1.0
 

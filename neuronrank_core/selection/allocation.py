@@ -51,7 +51,7 @@ def error_histogram(context: ScoringContext, residual: float) -> NDArray[np.int6
     ----------
     context : ScoringContext
     residual : float
-        Typical squared norm of the hidden states that leave the layer, > 0.
+        Typical squared norm of the layer's output hidden states, > 0.
 
     Returns
     -------

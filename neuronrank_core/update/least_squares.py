@@ -52,7 +52,7 @@ def least_squares_update(
 
     Boža 2024, "Fast and effective weight update for pruned large language models", arXiv 2401.02938: inputs scaled to
     a unit diagonal, penalty 1, one factorisation for all rows regardless of their masks. A row whose error the update
-    does not reduce keeps its dense weights, so the layer's reconstruction error never increases.
+    does not reduce keeps its masked dense weights, so the update never increases the reconstruction error.
 
     Parameters
     ----------

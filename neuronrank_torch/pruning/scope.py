@@ -56,7 +56,7 @@ def refuse_modes(decoder: Decoder, recipe: Recipe) -> None:
     Raises
     ------
     InputError
-        If there is one; names its flag.
+        If the recipe has such a setting and the model has experts; names the flag.
     """
     layer = next((layer for layer in decoder.layers if layer.experts is not None), None)
     modes = {
