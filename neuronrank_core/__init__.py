@@ -1,7 +1,7 @@
-"""NeuronRank's reference: the mathematics, in NumPy alone.
+"""NeuronRank's reference implementation in NumPy.
 
 Score and prune neurons of any model by how strongly (TF) and how selectively (IDF) they fire. Other packages may
-run the same kernels faster; what a number means is defined here.
+run the same kernels faster; their results are defined here.
 """
 
 from neuronrank_core.errors import (

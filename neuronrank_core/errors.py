@@ -1,4 +1,4 @@
-"""Errors a user can meet: one line that says what is wrong, and a hint that says what to do."""
+"""Errors shown to the user: a one-line message that states the problem, and a hint that suggests a fix."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 
 class NeuronRankError(Exception):
-    """Base of every error raised on purpose.
+    """Base class of all errors that NeuronRank raises.
 
     Parameters
     ----------
     message : str
-        One line: what is wrong.
+        The problem, in one line.
     hint : str, optional
-        One line: what to try.
+        A possible fix, in one line.
     """
 
     #: Exit code of the command line: 1 for a run that failed, 2 for wrong input.
@@ -25,7 +25,7 @@ class NeuronRankError(Exception):
 
 
 class InputError(NeuronRankError, ValueError):
-    """Something the user handed in (file, text, model, flag) cannot be used."""
+    """User input (file, text, model, flag) that cannot be used."""
 
     exit_code = 2
 
@@ -38,7 +38,7 @@ class InvalidValueError(InputError):
     field : str
         Name of the field, as in :class:`neuronrank_core.Recipe`.
     value : object
-        What was given.
+        The rejected value.
     allowed : str
         The allowed range in words or interval notation.
     """
@@ -49,7 +49,7 @@ class InvalidValueError(InputError):
 
 
 class UnsupportedModelError(InputError):
-    """A model that transformers can run, but that cannot be pruned."""
+    """A model that transformers can run but NeuronRank cannot prune."""
 
 
 class NonFiniteError(NeuronRankError, ArithmeticError):
@@ -57,12 +57,12 @@ class NonFiniteError(NeuronRankError, ArithmeticError):
 
 
 class AllZeroMetricError(NeuronRankError):
-    """Every score of a comparison is zero, so there is nothing to choose by."""
+    """Every score of a comparison is zero, so the scores define no ranking."""
 
     def __init__(self, where: str) -> None:
         super().__init__(
             f"All-zero metric in {where}",
-            hint="more --nsamples, a lower --nr-q-active, or check the calibration data",
+            hint="increase --nsamples, lower --nr-q-active, or check the calibration data",
         )
 
 
@@ -79,11 +79,11 @@ class MissingStatisticsError(NeuronRankError):
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add what else a user should know to an exception on its way (PEP 678; Python 3.10 has no ``add_note``)."""
+    """Add a note for the user to an exception (PEP 678; Python 3.10 has no ``add_note``)."""
     error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
+    """First line of an exception's message, or the name of its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

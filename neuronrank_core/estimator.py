@@ -18,17 +18,17 @@ from neuronrank_core.selection.whole_neurons import kept_neurons
 from neuronrank_core.statistics.neurons import NeuronStatistics
 from neuronrank_core.statistics.table import INPUTS, SAMPLE, LayerStatistics, document_statistics, merge
 
-#: Fields of a recipe that mean something without a language model.
+#: Fields of a recipe that apply without a language model.
 SETTINGS = frozenset({"sparsity_type", "compare", "seed"}).union(*(method.reads for method in METHODS.values())) - {
     "signal",
     "tokens_per_document",
 }
-#: Modules of a gated MLP whose part the weights of any layer take: into the neurons (axis 0), and out of them (axis 1).
+#: Gated-MLP modules that stand for the weights of any layer: into the neurons (axis 0) and out of them (axis 1).
 _ROLES = ("gate_proj", "down_proj")
 
 
 class NotFittedError(InputError, AttributeError):
-    """Something was asked of a :class:`NeuronRank` before it was fitted."""
+    """A :class:`NeuronRank` was used before it was fitted."""
 
     def __init__(self) -> None:
         super().__init__("NeuronRank is not fitted yet", hint="call fit(activations, groups) first")
@@ -37,20 +37,20 @@ class NotFittedError(InputError, AttributeError):
 class NeuronRank:
     """Scores and prunes the neurons of one layer, and the weights on either side of them.
 
-    A neuron is whatever has one activation per row: a hidden unit (a row is an example) or a channel (a row is a
-    position in an image). Groups are labels of rows, whatever they stand for: documents, classes, topics, sensors.
+    A neuron has one activation per row: it is a hidden unit (a row is an example) or a channel (a row is a position in
+    an image). Groups are labels of rows with any meaning: documents, classes, topics, sensors.
 
     Parameters
     ----------
     method : str
         Key of :data:`neuronrank_core.methods.registry.METHODS`.
     layer : int or str
-        Named in errors.
+        Used in error messages.
     **settings
         Fields of :class:`neuronrank_core.Recipe`: exponents, ``q_active``, ``compare``, ``sparsity_type`` and so on.
-        With ``tfidf_mode="topic"`` TF is the mean over groups instead of the mean over rows, and where no groups are
-        given ``tfidf_k`` of them are found by clustering. With ``tfidf_mode="token"`` every row is a group of its own,
-        in which a neuron is active where its activation exceeds ``threshold``.
+        With ``tfidf_mode="topic"``, TF is the mean over groups instead of over rows; without given groups, clustering
+        finds ``tfidf_k`` of them. With ``tfidf_mode="token"``, every row is its own group, and a neuron is active in it
+        if its activation exceeds ``threshold``.
 
     Raises
     ------
@@ -73,30 +73,29 @@ class NeuronRank:
         inputs: ArrayLike | None = None,
         outgoing: ArrayLike | None = None,
     ) -> NeuronRank:
-        """Take the statistics of a layer.
+        """Compute the statistics of a layer.
 
         Parameters
         ----------
         activations : array, shape (samples, neurons) or (samples, channels, ...)
-            What the next layer reads; a neuron's signal is its magnitude. Each position of a sample is a row.
+            Inputs of the next layer; a neuron's signal is their magnitude. Each position of a sample is a row.
         groups : array, shape (samples,), optional
-            Label of each sample, of any type. Needed where IDF enters the score and groups are neither clustered nor
-            rows.
+            Label of each sample, of any type. Required if the score uses IDF in doc mode.
         inputs : array, shape (samples, in_features) or (samples, in_channels, ...), optional
-            What this layer reads, for methods that weigh inputs, such as Wanda.
+            Inputs of this layer, for methods that use them, such as Wanda.
         outgoing : array, shape (out_features, neurons) or (out_channels, channels, ...), optional
-            The weight that reads the neurons, by whose norms per neuron ``neuronrank_wanda`` counts them; by default
-            all norms are 1.
+            Weight of the next layer. ``neuronrank_wanda`` multiplies each neuron's strength by the norm of its column;
+            by default all norms are 1.
 
         Returns
         -------
         NeuronRank
-            Itself.
+            ``self``.
 
         Raises
         ------
         InputError
-            If the arrays do not fit together, or groups are missing, or given in token mode.
+            If array shapes do not match, groups are missing, or groups are given in token mode.
         NonFiniteError
             If an activation or input is NaN or Inf.
         """
@@ -107,13 +106,13 @@ class NeuronRank:
         labels = None if groups is None else table.sample_documents()
         grouped = mode(self.recipe)
         neurons = NeuronStatistics(table, self.recipe, layer=self.layer, labels=labels, mode=grouped)
-        # Without a weight into the neurons, its shape alone says how many there are.
+        # There is no weight into the neurons yet: an empty array states their number by its shape.
         weights = dict(zip(_ROLES, (np.empty((a.shape[1], 0)), out), strict=True))
         self._fitted = ScoringContext(self.layer, self.recipe, weights, table, known={grouped: neurons})
         return self
 
     def _split(self, groups: ArrayLike | None, samples: int, rows: int) -> list[NDArray[np.int64]]:
-        """Rows of each group, groups in the order of their labels."""
+        """Row indices of each group, in ascending order of the labels."""
         if groups is None:
             if mode(self.recipe) == "doc" and SAMPLE in requires(self.recipe):
                 hint = 'label each sample, or use tfidf_mode "topic" (rows are clustered) or "token" (rows are groups)'
@@ -129,7 +128,7 @@ class NeuronRank:
         return np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
 
     def _table(self, a: Vector, x: Vector | None, split: list[NDArray[np.int64]]) -> LayerStatistics:
-        """One row per group: a group is to any model what a document is to a language model."""
+        """Statistics with one row per group; a group takes the place of a document."""
         return merge(
             document_statistics(
                 group,
@@ -174,15 +173,15 @@ class NeuronRank:
         return self._neurons.spikiness
 
     def scores(self, weight: ArrayLike, axis: int = 0) -> Vector:
-        """Score every weight; the lowest go first.
+        """Score every weight; the lowest scores are pruned first.
 
         Parameters
         ----------
         weight : array, shape (neurons, ...) or (out_features, neurons)
-            With axis 0 the weight whose rows make the neurons, such as (out_features, in_features) or
-            (channels, in_channels, height, width); with axis 1 one whose columns read them.
+            With axis 0, a weight whose rows compute the neurons, such as (out_features, in_features) or
+            (channels, in_channels, height, width); with axis 1, a weight whose columns read them.
         axis : {0, 1}
-            The neurons' axis.
+            Axis of the neurons.
 
         Returns
         -------
@@ -191,7 +190,7 @@ class NeuronRank:
         Raises
         ------
         InputError
-            If the weight does not fit, or the method looks at inputs and fit was given none.
+            If the weight's shape does not match, or the method needs inputs and none were given to :meth:`fit`.
         """
         w, context = self._weighing(weight, axis)
         return np.asarray(method_of(self.recipe).score(_ROLES[axis], context)).reshape(w)
@@ -204,30 +203,30 @@ class NeuronRank:
         weight : array
             As in :meth:`scores`.
         ratio : float in [0, 1], optional
-            By default 0.5, or N/M where ``sparsity_type`` is N:M.
+            By default 0.5, or N/M if ``sparsity_type`` is N:M.
         axis : {0, 1}
-            The neurons' axis.
+            Axis of the neurons.
 
         Returns
         -------
-        bool array, shape of the weight; True = becomes zero
+        bool array, shape of the weight; True = is set to zero
 
         Raises
         ------
         InputError
             As :meth:`scores`; or if the ratio is out of range.
         AllZeroMetricError, NonFiniteError
-            If there is nothing to choose by.
+            If all scores are zero, or a score is NaN or Inf.
         """
         shape, context = self._weighing(weight, axis)
         return np.asarray(prune_mask(_ROLES[axis], self._at(ratio, context))).reshape(shape)
 
     def neuron_scores(self) -> Vector:
-        """Score every neuron as a whole, shape (neurons,); raises InputError where the method cannot."""
+        """Score every neuron as a whole, shape (neurons,); raises InputError if the method cannot."""
         return method_of(self.recipe).neuron_score(self._context)
 
     def neuron_mask(self, ratio: float | None = None) -> NDArray[np.bool_]:
-        """Choose the ``int(ratio * neurons)`` neurons to remove, shape (neurons,); True = goes."""
+        """Choose the ``int(ratio * neurons)`` neurons to remove, shape (neurons,); True = is removed."""
         goes = np.ones(len(self._context.weights[_ROLES[0]]), dtype=bool)
         goes[kept_neurons(self._at(ratio, self._context))] = False
         return goes
@@ -236,21 +235,21 @@ class NeuronRank:
         return context if ratio is None else replace(context, recipe=replace(self.recipe, sparsity_ratio=ratio))
 
     def _weighing(self, weight: ArrayLike, axis: int) -> tuple[tuple[int, ...], ScoringContext]:
-        """The weight's own shape, and the fitted context with the weight in its role."""
+        """Shape of the weight, and the fitted context with the weight in the role of its axis."""
         if axis not in (0, 1):
-            raise InvalidValueError("axis", axis, "0 (rows make the neurons) or 1 (columns read them)")
+            raise InvalidValueError("axis", axis, "0 (rows compute the neurons) or 1 (columns read them)")
         context, w = self._context, np.asarray(weight, dtype=np.float64)
         neurons = len(context.weights[_ROLES[0]])
         if w.ndim < 2 or (axis == 1 and w.ndim > 2) or w.shape[axis] != neurons:
             expected = f"({neurons}, ...)" if axis == 0 else f"(out_features, {neurons})"
             raise InputError(f"the weight has shape {w.shape}, expected {expected} with axis {axis}")
         if axis == 0 and INPUTS in requires(self.recipe) and "gate_proj" not in context.table.input_mean_square:
-            raise InputError(f"{self.recipe.method} looks at the layer's inputs", hint="fit(activations, inputs=...)")
+            raise InputError(f"{self.recipe.method} needs the layer's inputs", hint="fit(activations, inputs=...)")
         return w.shape, replace(context, weights={**context.weights, _ROLES[axis]: w.reshape(len(w), -1)})
 
 
 def _matrix(name: str, values: ArrayLike, *, rows: int | None = None, columns: int | None = None) -> Vector:
-    """Take axis 1 for the columns and every other for the rows, of the number that the other arrays ask for."""
+    """Flatten to a matrix with axis 1 as columns and all other axes as rows, and check its size."""
     array = np.asarray(values, dtype=np.float64)
     matrix = np.moveaxis(array, 1, -1).reshape(-1, array.shape[1]) if array.ndim > 2 else array
     if matrix.ndim != 2 or rows not in (None, len(matrix)) or columns not in (None, matrix.shape[1]):

@@ -1,6 +1,6 @@
-"""What a backend must be able to do over tokens and weights.
+"""Operations over tokens and weights that a backend must implement.
 
-Everything else runs once per layer on (neurons,)-sized vectors and lives in the core alone.
+Everything else runs once per layer on vectors of shape (neurons,) and is implemented only in the core.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-#: An array of the backend's own kind: NumPy or torch.
+#: An array of the backend: NumPy or torch.
 Array = Any
 
 
 class Kernels(Protocol):
-    """The kernels over sampled tokens and over weights; see the core functions of the same names."""
+    """Kernels over sampled tokens and weights; see the core functions of the same names."""
 
     def asarray(self, vector: NDArray[np.generic], like: Array) -> Array:
-        """Bring a finalised vector to the library, device and precision of the scores of ``like``, a weight."""
+        """Convert a final vector to the library, device and precision of the scores of the weight ``like``."""
         ...
 
     def to_numpy(self, array: Array) -> NDArray[np.generic]:
@@ -53,7 +53,7 @@ class Kernels(Protocol):
 
 
 def lowest_k(scores: ArrayLike, k: int) -> NDArray[np.bool_]:
-    """Mark the k lowest scores of every row, the lowest index first where scores tie.
+    """Mark the k lowest scores of every row; ties go to the lowest index.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How far two pruned versions of the same weights agree on which of them are zero."""
+"""Agreement of two pruned versions of the same weights on which weights are zero."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Overlap:
-    """Counts of zeros in two versions of ``size`` weights; adding two overlaps pools their weights.
+    """Counts of zeros in two versions of ``size`` weights; adding two overlaps adds their counts.
 
     Parameters
     ----------
@@ -40,23 +40,23 @@ class Overlap:
 
     @property
     def jaccard(self) -> float:
-        """Weights that are zero in both / zero in either; 1 where there is none."""
+        """Weights that are zero in both / zero in either; 1 if there are none."""
         return self.both / self.either if self.either else 1.0
 
     @property
     def kept_in_both(self) -> float:
-        """Share of all weights that both versions keep; 1 where there are no weights."""
+        """Share of all weights that both versions keep; 1 if there are no weights."""
         return (self.size - self.either) / self.size if self.size else 1.0
 
     @property
     def kept_jaccard(self) -> float:
-        """Weights that both keep / that either keeps; 1 where none is kept."""
+        """Weights that both keep / that either keeps; 1 if none are kept."""
         kept = self.size - self.both
         return (self.size - self.either) / kept if kept else 1.0
 
     @property
     def kept_jaccard_by_chance(self) -> float:
-        """:attr:`kept_jaccard` to expect of masks with as many zeros that know nothing of each other."""
+        """Expected :attr:`kept_jaccard` of independent masks with the same numbers of zeros."""
         if not self.size:
             return 1.0
         a, b = 1.0 - self.zeros_a / self.size, 1.0 - self.zeros_b / self.size

@@ -1,4 +1,4 @@
-"""What a run is asked to do."""
+"""Settings of a pruning run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from neuronrank_core.validation import flag, label, number, one_of, validate
 #: How groups are formed for TF and IDF (SPEC: TF, DF, IDF).
 MODES = ("doc", "topic", "token")
 
-#: What a neuron's magnitude can be measured on: ``|g|``, ``|act(g)|`` or ``|act(g) * u|``.
+#: Signals: ``|g|``, ``|act(g)|`` and ``|act(g) * u|``.
 SIGNALS = ("gate", "activated", "product")
 
-#: Tokens whose signal a row keeps, unless told otherwise.
+#: Default number of tokens sampled per document.
 TOKENS_PER_DOCUMENT = 64
 
-#: Comparison groups: weights that are compared with each other.
+#: Comparison groups for selecting weights.
 COMPARE = ("module", "row", "column")
 
-#: What becomes of the weights that stay: nothing, a re-fit once the others are chosen, or one in turn with choosing.
+#: Updates of the remaining weights: none, one after selection, or one that alternates with selection.
 UPDATES = ("none", "least-squares", "gradual")
 
-#: Sets of exponents to start from.
+#: Named sets of exponents.
 PRESETS: Mapping[str, Mapping[str, float]] = {
     "conservative": {"idf_exp": 1.0, "tf_exp": 1.5, "weight_exp": 1.0},
     "balanced": {"idf_exp": 1.5, "tf_exp": 1.0, "weight_exp": 1.0},
@@ -35,7 +35,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Exponents:
-    """The exponents of the general score, all decided."""
+    """Exponents of the general score, with defaults resolved."""
 
     weight_exp: float = 1.0
     input_exp: float = 0.0
@@ -48,8 +48,8 @@ class Exponents:
 class Recipe:
     """How to score, what to prune, and on how much text.
 
-    Plain data: exponents left at None take the default of the method, which :mod:`neuronrank_core.methods` knows, as it
-    knows which methods there are and what each of them needs. ``sparsity_ratio`` left at None is 0.5, or N/M.
+    Plain data; :mod:`neuronrank_core.methods` defines the methods and their requirements. An exponent of None means the
+    method's default. A ``sparsity_ratio`` of None means 0.5, or N/M for N:M sparsity.
 
     Raises
     ------
@@ -96,25 +96,25 @@ class Recipe:
         pattern = self.pattern
         if pattern and self.sparsity_ratio not in (None, pattern[0] / pattern[1]):
             raise InvalidValueError(
-                "sparsity_ratio", self.sparsity_ratio, f"{pattern[0] / pattern[1]:g}, which {self.sparsity_type} fixes"
+                "sparsity_ratio", self.sparsity_ratio, f"{pattern[0] / pattern[1]:g} for {self.sparsity_type}"
             )
 
         if self.allocate != "uniform" and self.sparsity_type != "unstructured":
-            raise InvalidValueError("allocate", self.allocate, f"uniform, which {self.sparsity_type} fixes")
+            raise InvalidValueError("allocate", self.allocate, f"uniform with sparsity_type {self.sparsity_type}")
         if self.whole_neurons:
             self._check_neurons()
 
     def _check_neurons(self) -> None:
-        """A saved model has one ``intermediate_size``, and only the MLP has neurons."""
+        """Refuse other scopes: a saved model has one ``intermediate_size``, and only the MLP has neurons."""
         for name in ("pruning_last", "include_attention", "prune_lm_head", "compare"):
             if getattr(self, name):
-                raise InvalidValueError(name, getattr(self, name), "not with sparsity_type neurons")
+                raise InvalidValueError(name, getattr(self, name), "unset with sparsity_type neurons")
         if self.update == "gradual":
             raise InvalidValueError("update", self.update, "none or least-squares with sparsity_type neurons")
 
     @classmethod
     def from_preset(cls, preset: str | None = None, **values: Any) -> Recipe:
-        """A recipe from a preset; values given explicitly beat it."""
+        """Create a recipe from a preset; explicit values override it."""
         if preset is not None and preset not in PRESETS:
             raise InvalidValueError("preset", preset, "one of " + ", ".join(PRESETS))
         return cls(**{**(PRESETS[preset] if preset else {}), **values})
@@ -126,7 +126,7 @@ class Recipe:
 
     @property
     def whole_neurons(self) -> bool:
-        """Whether neurons are removed for good instead of weights being zeroed."""
+        """Whether whole neurons are removed instead of weights set to zero."""
         return self.sparsity_type == "neurons"
 
     @property
@@ -138,12 +138,12 @@ class Recipe:
 
 
 def parse_pattern(sparsity_type: str) -> tuple[int, int] | None:
-    """``"2:4"`` as (2, 4), ``"unstructured"`` and ``"neurons"`` as None.
+    """Parse ``"2:4"`` as (2, 4), ``"unstructured"`` and ``"neurons"`` as None.
 
     Raises
     ------
     InvalidValueError
-        If it is neither, or N is not below M.
+        If it is none of these, or N is not below M.
     """
     if sparsity_type in ("unstructured", "neurons"):
         return None

@@ -1,4 +1,4 @@
-"""What a search may choose, and where it starts."""
+"""The search space of a tuning run, and its initial recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from neuronrank_core.methods.registry import check_recipe, exponents, method_of, without_effect
 from neuronrank_core.recipe import MODES, PRESETS, Exponents, Recipe
 
-#: Lowest and highest value and step. Steps make recipes that can be read, and 0 (a factor left out) can be hit.
+#: Lowest value, highest value and step. Steps keep recipes readable and include 0, which omits a factor.
 RANGES = {
     "weight_exp": (0.5, 1.5, 0.125),
     "input_exp": (0.0, 1.5, 0.25),
@@ -18,15 +18,15 @@ RANGES = {
     "spikiness_exp": (0.0, 1.0, 0.25),
     "q_active": (0.3, 0.9, 0.05),
 }
-#: In the order in which they are chosen: whether a later one has an effect depends on the earlier ones.
+#: In the order of choice: earlier choices decide whether later ones have an effect.
 NAMES = ("weight_exp", "input_exp", "tf_exp", "idf_exp", "spikiness_exp", "tfidf_mode", "q_active", "tfidf_k")
-#: Number of topics: at most, and in steps of.
+#: Number of topics: maximum and step.
 _TOPICS, _TOPICS_STEP = 256, 16
 DEFAULT_METHODS = ("neuronrank_wanda", "neuronrank_tfidf", "wanda")
 
 
 class Trial(Protocol):
-    """The part of an Optuna trial that the space asks."""
+    """The part of an Optuna trial that :class:`Space` uses."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """One of the choices."""
@@ -35,7 +35,7 @@ class Trial(Protocol):
         """A number from a grid."""
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int) -> int:
-        """A whole number from a grid."""
+        """An integer from a grid."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Space:
     Parameters
     ----------
     base : Recipe
-        What is not searched: sparsity, scope, signal, documents.
+        Settings that are not searched: sparsity, scope, signal, documents.
     methods : tuple of str
-        To choose from.
+        Methods to choose from.
     allocations : tuple of str
-        To choose from.
+        Allocations to choose from.
     """
 
     base: Recipe
@@ -57,9 +57,9 @@ class Space:
     allocations: tuple[str, ...] = ("uniform",)
 
     def recipe(self, trial: Trial) -> Recipe:
-        """The recipe of a trial, which is asked only for what that recipe reads."""
+        """The recipe of a trial; the trial chooses only settings that the recipe reads."""
         method = trial.suggest_categorical("method", self.methods)
-        # Fewer topics than tokens, whatever mode is chosen next.
+        # At most as many topics as tokens, in case topic mode is chosen next.
         recipe = replace(self.base, method=method, tfidf_k=min(self._topics, Recipe.tfidf_k))
         if len(self.allocations) > 1:
             recipe = replace(recipe, allocate=trial.suggest_categorical("allocate", self.allocations))
@@ -82,7 +82,7 @@ class Space:
         return min(_TOPICS, tokens - tokens % _TOPICS_STEP or tokens)
 
     def starts(self) -> dict[str, Recipe]:
-        """Recipes that every search tries first, by name: Wanda, defaults, presets, allocation; no two are equal."""
+        """Distinct recipes that every search tries first, by name: Wanda, defaults, presets, allocation."""
         named: dict[str, Recipe] = {}
         for name, recipe in self._starts():
             if recipe not in named.values():
@@ -97,12 +97,12 @@ class Space:
             yield f"{main}, allocate {allocate}", canonical(replace(self.base, method=main, allocate=allocate))
         for method in self.methods:
             for preset, values in PRESETS.items():
-                # Only the exponents that the method reads are left in it: for others it is the method's default.
+                # `canonical` resets exponents that the method does not read.
                 chosen: dict[str, Any] = {"method": method, **values}
                 yield f"{method}, {preset}", canonical(replace(self.base, **chosen))
 
     def parameters(self, recipe: Recipe) -> dict[str, Any]:
-        """What a trial would have chosen for a recipe; empty for one that lies outside the space."""
+        """Trial parameters that yield a recipe; empty if it lies outside the space."""
         known = _Known(recipe)
         if recipe.method not in self.methods or self.recipe(known) != recipe:
             return {}
@@ -110,7 +110,7 @@ class Space:
 
 
 class _Known:
-    """A trial that chooses what a recipe says, and keeps a record."""
+    """A trial that chooses the values of a given recipe and records them."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.values = {**asdict(recipe), **asdict(exponents(recipe))}
@@ -129,7 +129,7 @@ class _Known:
 
 
 def canonical(recipe: Recipe) -> Recipe:
-    """The recipe with defaults for what it does not read, so that recipes that do the same are equal."""
+    """Reset settings without effect to their defaults, so that equivalent recipes are equal."""
     defaults: dict[str, Any] = {f.name: f.default for f in fields(Recipe)}
     own = {**asdict(Exponents()), **method_of(recipe).defaults}
     dead = {*without_effect(recipe, defaults), *(name for name in own if getattr(recipe, name) == own[name])}

@@ -1,4 +1,4 @@
-"""Allowed values of dataclass fields, stated where the field is declared."""
+"""Allowed values of dataclass fields, declared with the field."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def one_of(default: Any, choices: Collection[Any]) -> Any:
 
 
 def label(default: str) -> Any:
-    """Declare a field that names something."""
+    """Declare a field that holds a name."""
     return field(default=default, metadata={"check": lambda v: isinstance(v, str), "allowed": "a name"})
 
 
@@ -48,7 +48,7 @@ def flag(default: bool) -> Any:
 
 
 def validate(instance: Any) -> None:
-    """Check every field of a dataclass instance; None passes where it is the field's default.
+    """Check every field of a dataclass instance; None is valid if it is the field's default.
 
     Raises
     ------

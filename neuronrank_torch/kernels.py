@@ -1,4 +1,4 @@
-"""The core's kernels on tensors: the same names, the same meaning, tested for equality."""
+"""The core's kernels on torch tensors: same names and results, tested for equality."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from neuronrank_core.kernels import Counts, Vector
 from neuronrank_core.statistics import tfidf
 from neuronrank_core.statistics import topics as kmeans
 
-#: At most so many tokens of a document are reduced at a time.
+#: Maximum number of tokens of a document that are reduced at a time on a CPU.
 BLOCK_TOKENS = 64
 
 
 class TorchKernels:
     """Kernels over sampled tokens and weights on one device; see :class:`neuronrank_core.kernels.Kernels`.
 
-    Statistics come and go as NumPy arrays; the work between is float32 on ``device``.
+    Inputs and outputs of the token kernels are NumPy arrays; computation is in float32 on ``device``.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -31,11 +31,11 @@ class TorchKernels:
         return torch.as_tensor(array, device=self.device)
 
     def asarray(self, vector: NDArray[Any], like: Tensor) -> Tensor:
-        """Bring a finalised vector to the device and precision of a weight."""
+        """Convert a final vector to the device and precision of a weight."""
         return torch.as_tensor(vector, dtype=like.dtype, device=like.device)
 
     def to_numpy(self, array: Tensor) -> NDArray[Any]:
-        """Bring a tensor to NumPy."""
+        """Convert a tensor to a NumPy array."""
         return np.asarray(array.cpu())
 
     def column_norm(self, weight: Tensor) -> Vector:
@@ -71,7 +71,7 @@ class TorchKernels:
         return np.asarray(spherical_kmeans(rows, rows[self._tensor(initial)])[0].cpu())
 
     def lowest_k(self, scores: Tensor, k: int) -> Tensor:
-        """Mark the k lowest of every row, the lowest index first where scores tie."""
+        """Mark the k lowest scores of every row; ties go to the lowest index."""
         if k == 0:
             return torch.zeros_like(scores, dtype=torch.bool)
         kth = kth_smallest(scores, k)
@@ -87,16 +87,16 @@ class TorchKernels:
 
 def kth_smallest(rows: Tensor, k: int) -> Tensor:
     """k-th smallest value of each row, counted from 1, shape (rows, 1)."""
-    if rows.is_cpu:  # NumPy's partition is more than twice as fast as torch's kthvalue there.
+    if rows.is_cpu:  # On a CPU, NumPy's partition is more than twice as fast as torch's kthvalue.
         return torch.from_numpy(np.partition(rows.numpy(), k - 1, axis=1)[:, k - 1 : k])
     return rows.kthvalue(k, dim=1, keepdim=True).values
 
 
 def token_blocks(activation: Tensor) -> tuple[Tensor, ...]:
-    """Parts of a (documents, tokens, features) activation for reductions over tokens that need temporaries.
+    """Split a (documents, tokens, features) activation into blocks of tokens, for reductions with temporaries.
 
-    On a CPU small enough that those stay in the cache, which halves the time; elsewhere all at once. Never cut by
-    document, so that a document's sums do not depend on which others are in the micro-batch.
+    On a CPU, the blocks are small enough for the temporaries to stay in the cache, which halves the time; elsewhere
+    there is one block. Never split by document, so that a document's sums do not depend on the rest of the micro-batch.
     """
     blocks = math.ceil(activation.shape[1] / BLOCK_TOKENS) if activation.is_cpu else 1
     return activation.chunk(blocks, dim=1)
@@ -126,14 +126,14 @@ def signal_moments(activation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def open_gates(gate: Tensor, threshold: float) -> Tensor:
     """Tokens of each document at which the gate exceeds the threshold, int64, shape (documents, neurons)."""
-    # In float32: torch would round the threshold to the precision of the gate. Summing booleans as int64 is ten times
-    # slower on a CPU.
+    # float32, because torch would round the threshold to the gate's precision; int32, because int64 sums of booleans
+    # are ten times slower on a CPU.
     counts = [(block.float() > threshold).sum(dim=1, dtype=torch.int32) for block in token_blocks(gate)]
     return torch.stack(counts).sum(dim=0)
 
 
 def inverse(matrix: Tensor) -> Tensor:
-    """Inverse of a symmetric positive definite matrix, worked out in double precision."""
+    """Inverse of a symmetric positive definite matrix, computed in double precision."""
     inverted: Tensor = torch.linalg.inv(matrix.double())
     return inverted.to(matrix.dtype)
 
@@ -155,9 +155,9 @@ def spherical_kmeans(rows: Tensor, centroids: Tensor, iterations: int = kmeans.I
 
 
 def assign(rows: Tensor, centroids: Tensor) -> Tensor:
-    """Centroid with the largest dot product for each row, the lowest index on a tie."""
+    """Centroid with the largest dot product for each row; ties go to the lowest index."""
     similarity = rows @ centroids.T
-    # argmax promises no particular index among equals; argmax over booleans of a stable comparison would not either.
+    # torch's argmax does not guarantee the lowest index on a tie.
     index = torch.arange(len(centroids), device=rows.device)
     best = similarity.amax(dim=1, keepdim=True)
     return torch.where(similarity == best, index, len(centroids)).amin(dim=1)

@@ -1,4 +1,4 @@
-"""The pruning methods, one file each, and what a recipe comes to with its method."""
+"""The pruning methods, one file each, and a recipe's settings resolved with its method's defaults."""
 
 from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.registry import (

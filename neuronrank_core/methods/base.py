@@ -1,4 +1,4 @@
-"""What a method declares."""
+"""Base class of the pruning methods."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from neuronrank_core.statistics.table import SAMPLE, SIGNAL
 
 
 class Method(ABC):
-    """A way to score the weights of a layer; the lowest scores go."""
+    """A way to score the weights of a layer; the lowest scores are pruned."""
 
     #: Name on the command line.
     name: ClassVar[str]
-    #: One line for the help and the docs.
+    #: One line for the command-line help and the docs.
     summary: ClassVar[str]
     #: Exponents that differ from :class:`neuronrank_core.recipe.Exponents`.
     defaults: ClassVar[Mapping[str, float]] = {}
-    #: Fields of the recipe that this method reads beyond those every method does; the others have no effect.
+    #: Fields of the recipe that this method reads in addition to the common ones; the others have no effect.
     reads: ClassVar[frozenset[str]] = frozenset()
-    #: How groups are formed, where the method leaves no choice.
+    #: How groups are formed, if the method fixes it.
     mode: ClassVar[str | None] = None
-    #: Method that scores modules without neurons (attention, head).
+    #: Method that scores modules outside the MLP (attention, head).
     beyond_mlp: ClassVar[str] = "wanda"
 
     @abstractmethod
@@ -39,7 +39,7 @@ class Method(ABC):
 
     @abstractmethod
     def requires(self, recipe: Recipe) -> frozenset[str]:
-        """Kinds of statistics that the recipe needs: of INPUTS, SIGNAL, SAMPLE; none means no calibration."""
+        """Kinds of statistics that the recipe needs: INPUTS, SIGNAL, SAMPLE; empty means no calibration."""
 
     def neuron_score(self, context: ScoringContext) -> Vector:
         """Score every neuron as a whole, shape (neurons,).
@@ -47,33 +47,33 @@ class Method(ABC):
         Raises
         ------
         InputError
-            If the method does not tell neurons apart.
+            If the method has no score for whole neurons.
         """
         del context
         raise InputError(f"{self.name} has no score for whole neurons", hint="use --prune_method neuronrank_wanda")
 
     @property
     def ranks_neurons(self) -> bool:
-        """Whether :meth:`neuron_score` is there."""
+        """Whether the method implements :meth:`neuron_score`."""
         return type(self).neuron_score is not Method.neuron_score
 
     def compare(self, module: str) -> str:
-        """Comparison group by default: ``module`` or ``row``."""
+        """Default comparison group: ``module``, ``row`` or ``column``."""
         del module
         return "module"
 
     def mode_in(self, recipe: Recipe) -> str:
-        """How groups are formed: :attr:`mode`, or else the recipe's ``tfidf_mode``."""
+        """How groups are formed: :attr:`mode`, or the recipe's ``tfidf_mode`` if that is None."""
         return self.mode or recipe.tfidf_mode
 
     def exponents(self, recipe: Recipe) -> Exponents:
-        """The exponents that the recipe gives, completed with :attr:`defaults`."""
+        """The recipe's exponents, completed with :attr:`defaults`."""
         chosen = {**asdict(Exponents()), **self.defaults}
         given = {name: getattr(recipe, name) for name in chosen}
         return Exponents(**{name: chosen[name] if value is None else value for name, value in given.items()})
 
     def neurons(self, context: ScoringContext) -> NeuronStatistics:
-        """TF, DF, IDF and spikiness of the layer's neurons, each computed when it is first read."""
+        """TF, DF, IDF and spikiness of the layer's neurons, each computed on first access."""
         return context.neurons(self.mode_in(context.recipe))
 
     def importance(self, context: ScoringContext, strength: Vector | None = None) -> Vector:
@@ -98,7 +98,7 @@ class Method(ABC):
         return factor
 
     def tfidf_requires(self, recipe: Recipe, *, tf_from_signal: bool = True) -> frozenset[str]:
-        """Statistics behind :meth:`importance`, no more than the exponents ask for.
+        """Statistics that :meth:`importance` needs with the recipe's exponents.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""What a method may look at when it scores one layer."""
+"""The data that a method scores one layer by."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class ScoringContext:
     Parameters
     ----------
     layer : int or str
-        Named in errors.
+        Used in error messages.
     recipe : Recipe
     weights : dict of arrays, shape (out_features, in_features)
-        Dense weights by module name (``gate_proj``, ...), NumPy or torch, in the precision to score in.
+        Dense weights by module name (``gate_proj``, ...), NumPy or torch, in the precision of the scores.
     statistics : LayerStatistics, optional
-        None for methods that look at the weights alone.
+        None for methods that use only the weights.
     kernels : Kernels
-        Backend of the work over tokens and weights.
+        Backend for operations over tokens and weights.
     ratio : float, optional
         Share of the MLP's weights to zero in this layer; the recipe's by default.
     known : dict of NeuronStatistics, optional
-        TF, DF, IDF and spikiness by mode, where they are there already; by default computed from the statistics.
+        Precomputed TF, DF, IDF and spikiness by mode; by default computed from the statistics.
     """
 
     layer: int | str
@@ -45,18 +45,18 @@ class ScoringContext:
     known: dict[str, NeuronStatistics] | None = None
 
     def at(self, module: str, weight: Array) -> ScoringContext:
-        """The same layer with another weight in a module; what is known of the neurons is not computed again."""
+        """The same layer with another weight in a module; computed neuron statistics are reused."""
         return replace(self, weights={**self.weights, module: weight}, known=self._neurons)
 
     @property
     def table(self) -> LayerStatistics:
-        """The statistics; raises MissingStatisticsError where there are none."""
+        """The statistics; raises MissingStatisticsError if there are none."""
         if self.statistics is None:
             raise MissingStatisticsError(self.layer)
         return self.statistics
 
     def neurons(self, mode: str) -> NeuronStatistics:
-        """TF, DF, IDF and spikiness with groups formed by ``mode``; the same object at each call."""
+        """TF, DF, IDF and spikiness with groups formed by ``mode``; cached."""
         if mode not in self._neurons:
             self._neurons[mode] = NeuronStatistics(self.table, self.recipe, self.kernels, self.layer, mode=mode)
         return self._neurons[mode]
@@ -71,5 +71,5 @@ class ScoringContext:
         return tfidf.root_mean_square(mean_square, self.table.tokens)
 
     def input_norm(self, module: str) -> Array:
-        """:meth:`input_rms` in the library of the module's weight."""
+        """:meth:`input_rms` as an array of the same library as the module's weight."""
         return self.kernels.asarray(self.input_rms(module), self.weights[module])

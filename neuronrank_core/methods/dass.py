@@ -1,9 +1,9 @@
 """DaSS: Guo et al. 2024, "Dependency-aware semi-structured sparsity of GLU variants in LLMs", arXiv 2405.01943.
 
-The closest prior art to ``neuronrank_wanda``, which differs in that a weight's input enters its score, that the
-neuron's down column enters the neuron's, and that all weights of the module compete, not those of one input. As
-published for unstructured sparsity; its N:M runs go along the neurons of gate and up, here, as for every method, along
-the inputs, where the neuron's factor cancels.
+The closest prior art to ``neuronrank_wanda``, which also uses the input norm of a weight and the norm of a neuron's
+``down_proj`` column, and compares within the whole module instead of one input column. As published for unstructured
+sparsity. The paper's N:M groups run along the neurons of gate and up; here, as for every method, they run along the
+inputs, where the neuron's factor cancels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from neuronrank_core.statistics.table import INPUTS
 
 
 class Dass(Method):
-    """gate/up: ``|W| * rms(product)^tf_exp`` of the neuron, within each input column; down: Wanda."""
+    """gate/up: ``|W| * rms(product)^tf_exp``, compared within each input column; down: Wanda."""
 
     name = "dass"
     summary = "|W| * rms(product)^0.5 within each input column; down: Wanda"
@@ -38,7 +38,7 @@ class Dass(Method):
         return frozenset({INPUTS})
 
     def compare(self, module: str) -> str:
-        """Each input column for gate and up, each output row for down."""
+        """Within each input column for gate and up, within each output row for down."""
         return "row" if module == "down_proj" else "column"
 
 

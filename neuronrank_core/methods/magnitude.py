@@ -20,7 +20,7 @@ class Magnitude(Method):
         return abs(context.weights[module])
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
-        """Nothing."""
+        """No statistics."""
         del recipe
         return frozenset()
 

@@ -1,4 +1,4 @@
-"""NeuronRank's first form: the seed formula with every token a group of its own, active where its gate is open."""
+"""NeuronRank's original form: the seed formula with tokens as groups; a neuron is active where its gate is open."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from neuronrank_core.statistics.table import INPUTS
 
 
 class NeuronRankTfidf(Method):
-    """Weights count by their magnitude and by how strongly and selectively their neuron fires."""
+    """Score weights by their magnitude and by how strongly and selectively their neuron fires."""
 
     name = "neuronrank_tfidf"
     summary = "|W|^a * TF^b * IDF^c * spikiness^r, groups are documents or topics"
@@ -32,7 +32,7 @@ class NeuronRankTfidf(Method):
         return self.importance(context)
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
-        """What the exponents ask for."""
+        """The statistics that the exponents need."""
         return self.tfidf_requires(recipe) | ({INPUTS} if self.exponents(recipe).input_exp else set())
 
 

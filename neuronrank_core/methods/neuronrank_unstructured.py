@@ -1,7 +1,7 @@
 """Variance-weighted magnitude: neurons whose signal varies keep more of their weights.
 
-The additive form of an earlier implementation (``|W| + variance``) is constant within a neuron and removes whole
-neurons at random depth (perplexity 63158 where this product stays finite), so the variance multiplies here.
+In the additive form of an earlier implementation (``|W| + variance``), the variance is constant within a neuron, so
+whole neurons were removed (perplexity 63158). Here the variance is a factor instead.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""NeuronRank's main method: within a neuron weights compete as in Wanda, between neurons by the neuron's strength.
+"""NeuronRank's main method: Wanda's ranking within a neuron, scaled between neurons by the neuron's strength.
 
-Under Wanda's per-row comparison a factor of the output neuron cancels. Rows normalised to mean 1 and compared over the
-whole module let it allocate: strong neurons keep more weights. ``tf_exp = 0`` gives every neuron the same weight.
-``dass.py`` holds the closest prior art and says how it differs.
+Wanda compares within rows, where a factor per output neuron cancels. Here rows are normalised to mean 1 and compared
+over the whole module, so that strong neurons keep more weights. ``tf_exp = 0`` weights all neurons equally.
+``dass.py`` implements the closest prior art and describes the differences.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class NeuronRankWanda(Method):
         return self.importance(context, neuron_strength(context))
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
-        """Mean squares of the inputs, and what IDF and spikiness ask for."""
+        """Mean squares of the inputs, and the statistics that IDF and spikiness need."""
         return self.tfidf_requires(recipe, tf_from_signal=False) | {INPUTS}
 
     def compare(self, module: str) -> str:
-        """Over the module for gate and up, where neurons compete; within each row for down."""
+        """Within the whole module for gate and up, within each output row for down."""
         return "row" if module == "down_proj" else "module"
 
 
 def neuron_strength(context: ScoringContext) -> Vector:
-    """RMS of what each neuron hands to ``down_proj`` x norm of its column there: its part in the block's output."""
+    """Contribution of each neuron to the block's output: RMS of its ``down_proj`` input * norm of its column there."""
     return context.input_rms("down_proj") * context.kernels.column_norm(context.weights["down_proj"])
 
 

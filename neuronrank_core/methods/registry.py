@@ -1,7 +1,7 @@
-"""All methods by name, found by being in this folder; and what a recipe comes to with its method.
+"""All methods by name, found in this folder; and a recipe's settings resolved with its method's defaults.
 
-A method is declared once, in a module of this package that binds ``METHOD`` to an instance of a subclass of
-:class:`Method`: its formula, the statistics it needs, its comparison group and its defaults.
+A method is declared once, in a module of this package that assigns ``METHOD`` an instance of a subclass of
+:class:`Method`: its formula, required statistics, comparison group and defaults.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ METHODS: dict[str, Method] = {
 
 
 def method_of(recipe: Recipe) -> Method:
-    """The recipe's method; raises InvalidValueError if there is none of that name."""
+    """The recipe's method; raises InvalidValueError if its name is unknown."""
     if recipe.method not in METHODS:
         raise InvalidValueError("method", recipe.method, "one of " + ", ".join(METHODS))
     return METHODS[recipe.method]
@@ -42,7 +42,7 @@ def method_for(module: str, recipe: Recipe) -> Method:
 
 
 def mode(recipe: Recipe) -> str:
-    """How groups are formed: the method's own mode where it leaves no choice, else ``tfidf_mode``."""
+    """How groups are formed: the mode that the method fixes, or the recipe's ``tfidf_mode``."""
     return method_of(recipe).mode_in(recipe)
 
 
@@ -52,7 +52,7 @@ def exponents(recipe: Recipe) -> Exponents:
 
 
 def requires(recipe: Recipe) -> frozenset[str]:
-    """Kinds of statistics to collect; none means no calibration text is needed."""
+    """Kinds of statistics to collect; empty means that scoring needs no calibration text."""
     method = method_of(recipe)
     beyond = recipe.include_attention or recipe.prune_lm_head
     return method.requires(recipe) | (METHODS[method.beyond_mlp].requires(recipe) if beyond else frozenset())
@@ -64,7 +64,7 @@ def needs_text(recipe: Recipe) -> bool:
 
 
 def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
-    """Those of the named fields that cannot change the outcome of the recipe."""
+    """Those of the named fields that do not affect the recipe's result."""
     needed = requires(recipe)
     dead = frozenset().union(*(method.reads for method in METHODS.values())) - method_of(recipe).reads
     if mode(recipe) != "topic":
@@ -81,13 +81,13 @@ def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse what the recipe's method cannot do.
+    """Check that the recipe's method supports its settings.
 
     Raises
     ------
     InvalidValueError
-        If there is no such method, it has no score for whole neurons where they are to be removed, or it clusters fewer
-        sampled tokens than there are topics.
+        If the method is unknown, cannot score whole neurons and the recipe removes them, or clusters sampled tokens
+        into more topics than there are tokens.
     """
     if recipe.whole_neurons and not method_of(recipe).ranks_neurons:
         able = ", ".join(name for name, method in METHODS.items() if method.ranks_neurons)

@@ -1,7 +1,7 @@
 """RIA: Zhang et al. 2024, "Plug-and-play: an efficient post-training pruning method for large language models" (ICLR).
 
-As published: relative importance of a weight among its row and its column, times the square root of the input's norm,
-compared within each output row. The paper's channel permutation for N:M is not part of it.
+As published: relative importance of a weight in its row and column, times the square root of the input norm, compared
+within each output row. The paper's channel permutation for N:M is not implemented.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Ria(Method):
     reads = frozenset({"input_exp"})
 
     def score(self, module: str, context: ScoringContext) -> Array:
-        """Score every weight by its share of its row and of its column."""
+        """Score every weight by its share of its row and column."""
         magnitude = abs(context.weights[module])
         rows, columns = magnitude.sum(axis=1, keepdims=True), magnitude.sum(axis=0, keepdims=True)
-        # An all-zero row or column has no shares to give; its weights are zero and score zero.
+        # Avoid 0 / 0: weights of an all-zero row or column score zero.
         relative = magnitude / (rows + (rows == 0)) + magnitude / (columns + (columns == 0))
         return relative * power(context.input_norm(module), self.exponents(context.recipe).input_exp)
 
@@ -36,7 +36,7 @@ class Ria(Method):
         return frozenset({INPUTS})
 
     def compare(self, module: str) -> str:
-        """Each output row by itself."""
+        """Within each output row."""
         del module
         return "row"
 

@@ -1,39 +1,39 @@
-"""The general form of a weight's score (SPEC: scores).
+"""The general score of a weight (SPEC: scores).
 
 ``score = normalise(|W|^weight_exp * input_norm^input_exp) * (tf^tf_exp * idf^idf_exp * spikiness^spikiness_exp)``
 
-The functions over weights use operators alone, so that the same line scores NumPy arrays and torch tensors.
+The functions over weights use only operators, so that they work for NumPy arrays and torch tensors.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Which axis of a weight matrix belongs to the neurons: rows of gate/up, columns of down.
+#: Axis of the neurons in a weight matrix: rows of gate/up, columns of down.
 NEURON_AXIS = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
 Array = Any
 
 
 def power(base: Array, exponent: float) -> Array:
-    """``base ** exponent``, without work where the exponent is 1."""
+    """``base ** exponent``, not computed if the exponent is 1."""
     return base if exponent == 1.0 else base**exponent
 
 
 def weight_merit(weight: Array, input_norm: Array | None, *, weight_exp: float = 1.0, input_exp: float = 0.0) -> Array:
-    """``|W|^weight_exp * input_norm^input_exp``: what a weight adds to its neuron, shape (out, in).
+    """``|W|^weight_exp * input_norm^input_exp``: the contribution of a weight to its neuron, shape (out, in).
 
     Parameters
     ----------
     weight : array, shape (out_features, in_features)
     input_norm : array, shape (in_features,)
-        Root mean square of each input feature; not needed where ``input_exp`` is 0.
+        Root mean square of each input feature; not needed if ``input_exp`` is 0.
     """
     merit = power(abs(weight), weight_exp)
     return merit if input_exp == 0.0 else merit * power(input_norm, input_exp)
 
 
 def normalise(score: Array) -> Array:
-    """Divide each row by its mean: weights compete within a neuron by their own merit. Zero rows stay zero."""
+    """Divide each row by its mean, so that all neurons have the same mean score. Zero rows stay zero."""
     mean = score.mean(axis=1, keepdims=True)
     return score / (mean + (mean == 0))
 

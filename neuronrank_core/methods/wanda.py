@@ -17,7 +17,7 @@ class Wanda(Method):
     summary = "|W| * input_norm within each output row"
 
     def score(self, module: str, context: ScoringContext) -> Array:
-        """Score every weight by what it adds to its output on average."""
+        """Score every weight by its typical contribution to its output."""
         return weight_merit(context.weights[module], context.input_norm(module), input_exp=1.0)
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
@@ -26,7 +26,7 @@ class Wanda(Method):
         return frozenset({INPUTS})
 
     def compare(self, module: str) -> str:
-        """Each output row by itself."""
+        """Within each output row."""
         del module
         return "row"
 

@@ -1,1 +1,1 @@
-"""From scores to what is removed: weights by pattern, whole neurons, ratios between layers."""
+"""Selection by score: weights by pattern, whole neurons, sparsity ratios per layer."""

@@ -1,12 +1,11 @@
-"""Sparsity ratios per layer: more where pruning costs the residual stream least.
+"""Sparsity ratios per layer: higher where pruning changes the residual stream least.
 
-Every weight of the MLP is given the squared error that its removal causes at the block's output, relative to the
-residual stream there. One threshold for the whole model would then prune each layer by a share of its own; the
-ratios go part of the way from uniform to those shares, within bounds, and keep the total.
+The score of every MLP weight is the squared error that its removal causes at the block's output, relative to the
+residual stream there. A single threshold for the whole model gives each layer its own ratio. The ratios used lie
+between uniform and these, within bounds, and keep the total.
 
 Outlier-weighed layer-wise sparsity (OWL, Yin et al. 2023, arXiv 2310.05175) has the same purpose and bounds, but ranks
-layers by their share of outlying Wanda scores; it knows nothing of the neurons nor of what the residual stream already
-carries.
+layers by their share of outlying Wanda scores. It uses neither the neurons nor the norm of the residual stream.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.methods.neuronrank_wanda import neuron_strength
 from neuronrank_core.methods.scoring import NEURON_AXIS, times_neuron, weight_merit
 
-#: How far ratios go from uniform (0) to those of one threshold for the whole model (1), and how far at the most.
+#: Interpolation between uniform ratios (0) and those of a single threshold (1), and the largest deviation from uniform.
 #: Chosen on validation text (docs/measured/log.md).
 BLEND, BOUND = 0.5, 0.2
-#: Edges of the histogram's bins: 16 to a factor of two, over everything that float32 squares can hold.
+#: Edges of the histogram's bins: 16 per factor of two, over the range of squared float32 values.
 LOG2_EDGES: NDArray[np.float64] = np.arange(-300, 300.01, 1 / 16)
 Array = Any
 
 
 def removal_error(module: str, context: ScoringContext) -> Array:
-    """Squared error that the removal of each weight alone causes at the block's output, shape (out, in).
+    """Squared error that removing each single weight causes at the block's output, shape (out, in).
 
-    For ``down_proj`` it is ``(|W| * input_rms)^2``. For gate and up it is the weight's share in its row of the same,
-    times the square of the neuron's strength: what the neuron brings to the output goes with the row.
+    For ``down_proj`` it is ``(|W| * input_rms)^2``. For gate and up it is the weight's share of the row sum of
+    ``(|W| * input_rms)^2``, times the square of the neuron's strength.
     """
     square = weight_merit(context.weights[module], context.input_norm(module), input_exp=1.0) ** 2
     if NEURON_AXIS[module] == 1:
@@ -52,12 +51,12 @@ def error_histogram(context: ScoringContext, residual: float) -> NDArray[np.int6
     ----------
     context : ScoringContext
     residual : float
-        Typical squared norm of the hidden states that leave the layer, > 0.
+        Typical squared norm of the layer's output hidden states, > 0.
 
     Returns
     -------
     int64 array, shape (bins,)
-        By :data:`LOG2_EDGES`; weights whose removal costs nothing are in the first bin.
+        By :data:`LOG2_EDGES`; weights whose removal causes no error are in the first bin.
 
     Raises
     ------
@@ -83,7 +82,7 @@ def error_histogram(context: ScoringContext, residual: float) -> NDArray[np.int6
 
 
 def typical_square_norm(residual_norm: ArrayLike) -> float:
-    """Squared median over tokens of the hidden states' norm: single tokens can be larger by orders of magnitude.
+    """Squared median over tokens of the hidden states' norm; the mean would be dominated by outlier tokens.
 
     Parameters
     ----------
@@ -100,29 +99,29 @@ def allocate(
     blend: float = BLEND,
     bound: float = BOUND,
 ) -> list[float]:
-    """Ratio of each layer.
+    """Choose the sparsity ratio of each layer.
 
     Parameters
     ----------
     histograms : sequence of int64 arrays, shape (bins,)
-        From :func:`error_histogram`, one a layer.
+        From :func:`error_histogram`, one per layer.
     ratio : float in [0, 1]
-        Of the whole.
+        Overall sparsity ratio.
     zeros : callable
-        ``zeros(layer, ratio)``: how many weights of a layer go at a ratio; never falls with the ratio.
+        ``zeros(layer, ratio)``: number of weights removed from a layer; non-decreasing in the ratio.
     blend, bound : float
         See :data:`BLEND` and :data:`BOUND`.
 
     Returns
     -------
     list of float
-        Within ``ratio - bound`` and ``ratio + bound``, and within [0, 1]. As many weights go as with ``ratio``
-        everywhere: exactly where a layer can give up one weight more or less, else the nearest number below.
+        Between ``ratio - bound`` and ``ratio + bound``, and within [0, 1]. As many weights are removed as with a
+        uniform ``ratio``, or, if ``zeros`` cannot reach that number, the nearest number below it.
 
     Raises
     ------
     AllZeroMetricError
-        If no weight's removal costs anything.
+        If removing weights causes no error.
     """
     counts = np.array(histograms)
     if not counts[:, 1:].any():
@@ -140,7 +139,7 @@ def allocate(
 
     shift = _last_at_most(lambda shift: total(ratios(shift)), target, -1.0, 1.0)
     chosen = ratios(shift)
-    # Several layers may step at the same shift, so the last few weights are given out one layer at a time.
+    # Counts of several layers may increase at the same shift, so the last few weights are assigned layer by layer.
     for layer in layers:
         rest = target - total(chosen)
         if rest:
@@ -150,7 +149,7 @@ def allocate(
 
 
 def _shares_below_one_threshold(counts: NDArray[np.int64], ratio: float) -> NDArray[np.float64]:
-    """Share of each layer's weights below the value that a share ``ratio`` of all weights is below."""
+    """Share of each layer's weights below the ``ratio`` quantile of all weights."""
     below = np.cumsum(counts.sum(axis=0))
     bin_ = int(np.searchsorted(below, ratio * below[-1]))
     inside = counts[:, bin_].sum()
@@ -160,7 +159,7 @@ def _shares_below_one_threshold(counts: NDArray[np.int64], ratio: float) -> NDAr
 
 
 def _last_at_most(count: Callable[[float], int], most: int, low: float, high: float) -> float:
-    """The largest point, by bisection, at which a count that never falls is at most ``most``; ``low`` is one."""
+    """Largest point where a non-decreasing count is at most ``most``, by bisection; ``low`` must be such a point."""
     if count(high) <= most:
         return high
     while low < (middle := (low + high) / 2) < high:

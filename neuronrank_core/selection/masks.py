@@ -1,4 +1,4 @@
-"""From a layer's statistics to a layer's masks: the one path every backend takes."""
+"""Compute a layer's masks from its statistics; used by every backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neuronrank_core.selection.patterns import comparison_group, select
 
 
 def prune_mask(module: str, context: ScoringContext, share: float = 1.0) -> Array:
-    """Weights of a module that become zero.
+    """Choose the weights of a module to zero.
 
     Parameters
     ----------
@@ -21,11 +21,11 @@ def prune_mask(module: str, context: ScoringContext, share: float = 1.0) -> Arra
         Key of ``context.weights``.
     context : ScoringContext
     share : float in [0, 1]
-        Of the weights that are to go in the end, how many go; of N:M, N is rounded up.
+        Fraction of the final number of zeros to choose; for N:M, N is rounded up.
 
     Returns
     -------
-    bool array, shape (out_features, in_features); True = becomes zero
+    bool array, shape (out_features, in_features); True = is set to zero
 
     Raises
     ------
@@ -47,14 +47,14 @@ def prune_mask(module: str, context: ScoringContext, share: float = 1.0) -> Arra
 
 
 def gradual_mask(module: str, context: ScoringContext, candidate: Array, share: float) -> Array:
-    """Weights of a module that are zero by now, where choosing and re-fitting take turns.
+    """Choose the weights of a module to zero at one iteration of a gradual update.
 
     Parameters
     ----------
     module, context, share
-        See :func:`prune_mask`; the context is that of the dense weights.
+        See :func:`prune_mask`; the context holds the dense weights.
     candidate : array, shape (out_features, in_features)
-        The module's weights as they are at the moment.
+        Current weights of the module.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def gradual_mask(module: str, context: ScoringContext, candidate: Array, share: 
 
 
 def target_zeros(module: str, shape: tuple[int, int], recipe: Recipe, ratio: float | None = None) -> int:
-    """How many weights of a module :func:`prune_mask` marks, at the recipe's ratio by default."""
+    """Number of weights of a module that :func:`prune_mask` marks, by default at the recipe's ratio."""
     compare = recipe.compare or method_for(module, recipe).compare(module)
     ratio = recipe.ratio if ratio is None else ratio
     size, k = comparison_group(shape, ratio=ratio, compare=compare, pattern=recipe.pattern, where=module)

@@ -1,4 +1,4 @@
-"""Which weights go: exactly k of every comparison group, ties to the lowest index."""
+"""Select exactly k weights of every comparison group; ties go to the lowest index."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def select(
     score : array, shape (out_features, in_features)
         NumPy or torch; may be overwritten.
     weight : array, same shape
-        Weights that are already zero count toward the target: they go first.
+        Weights that are already zero count toward the target and are selected first.
     ratio : float in [0, 1]
-        ``int(ratio * size)`` weights of each comparison group go. Not used with ``pattern``.
+        ``int(ratio * size)`` weights of each comparison group are selected. Not used with ``pattern``.
     compare : {"module", "row", "column"}
         Comparison group: the whole matrix, each output row, or each input column.
     pattern : (N, M), optional
-        In each run of M consecutive inputs of a row the N lowest go.
+        The N lowest of every M consecutive inputs of a row are selected.
     lowest_k : callable
         The backend's kernel.
     where : str
-        Named in errors.
+        Used in error messages.
 
     Returns
     -------
-    bool array, same shape; True = becomes zero
+    bool array, same shape; True = is set to zero
 
     Raises
     ------
@@ -74,7 +74,7 @@ def comparison_group(
     pattern: tuple[int, int] | None = None,
     where: str = "module",
 ) -> tuple[int, int]:
-    """Size of a comparison group, and how many of its weights go; see :func:`select`."""
+    """Size of a comparison group, and how many of its weights are selected; see :func:`select`."""
     rows, columns = shape
     if pattern is None:
         size = {"module": rows * columns, "row": columns, "column": rows}[compare]

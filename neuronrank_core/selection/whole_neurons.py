@@ -1,4 +1,4 @@
-"""Whole neurons removed for good: which go."""
+"""Select the whole neurons to remove."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ Array = Any
 
 
 def kept_neurons(context: ScoringContext) -> NDArray[np.int64]:
-    """Neurons that stay, ascending: all but the ``int(ratio * neurons)`` lowest scores, ties to the lowest index.
+    """Indices of the kept neurons, ascending: all but the ``int(ratio * neurons)`` lowest scores.
+
+    Of equal scores the lowest index is removed first.
 
     Raises
     ------
     InputError
         If the method has no score for whole neurons.
     AllZeroMetricError, NonFiniteError
-        If there is nothing to choose by.
+        If all scores are zero, or a score is NaN or Inf.
     """
     where = f"layer {context.layer} neurons"
     score = np.asarray(method_of(context.recipe).neuron_score(context), dtype=np.float64)

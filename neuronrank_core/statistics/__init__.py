@@ -1,1 +1,1 @@
-"""Statistics of a layer's neurons: the table, TF, DF and IDF, topics."""
+"""Statistics of a layer's neurons: the table; TF, DF and IDF; topics."""

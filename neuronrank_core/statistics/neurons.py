@@ -1,4 +1,4 @@
-"""TF, DF, IDF and spikiness of one layer's neurons, each worked out when it is first asked for."""
+"""TF, DF, IDF and spikiness of one layer's neurons, each computed on first access."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from neuronrank_core.statistics.table import LayerStatistics
 
 
 class NeuronStatistics:
-    """What the corpus says about each neuron, in the recipe's mode; every vector has shape (neurons,).
+    """Statistics of each neuron over the corpus; every vector has shape (neurons,).
 
     Parameters
     ----------
     table : LayerStatistics
     recipe : Recipe
-        ``tfidf_k``, ``q_active``, ``seed`` and ``token_weight`` matter.
+        Uses ``tfidf_k``, ``q_active``, ``seed`` and ``token_weight``.
     kernels : Kernels
-        Backend of the work over sampled tokens.
+        Backend for operations over sampled tokens.
     layer : int or str
-        Named in errors.
+        Used in error messages.
     labels : int64 array, shape (sampled tokens,), optional
-        Group of each sampled token, in [0, groups), none empty, where groups are known beforehand. By default its
-        document (doc mode), or its topic found by clustering (topic mode).
+        Group of each sampled token, in [0, groups), no group empty. By default its document (doc mode) or its topic
+        found by clustering (topic mode).
     mode : {"doc", "topic", "token"}, optional
         How groups are formed; the recipe's ``tfidf_mode`` by default.
 
@@ -57,7 +57,7 @@ class NeuronStatistics:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """Group of each sampled token, shape (sampled tokens,); none is empty."""
+        """Group of each sampled token, shape (sampled tokens,); no group is empty."""
         if self._labels is not None:
             return self._labels
         sample = self._column("sample")
@@ -68,7 +68,7 @@ class NeuronStatistics:
 
     @cached_property
     def groups(self) -> int:
-        """Number of groups: documents, topics that have tokens, or tokens."""
+        """Number of groups: documents, non-empty topics, or tokens."""
         return int(self.table.tokens.sum()) if self.mode == "token" else int(self.labels.max()) + 1
 
     @cached_property

@@ -11,7 +11,7 @@ from neuronrank_core.statistics import topics as kmeans
 
 
 class NumpyKernels:
-    """The reference."""
+    """The reference implementation."""
 
     quantile_threshold = staticmethod(tfidf.quantile_threshold)
     active_tokens = staticmethod(tfidf.active_tokens)
@@ -25,6 +25,6 @@ class NumpyKernels:
         return np.asarray(np.linalg.norm(np.asarray(weight, dtype=np.float64), axis=0))
 
     def asarray(self, vector: NDArray[np.generic], like: Array) -> Array:
-        """Return the vector in double precision, whatever the weight's."""
+        """Return the vector in double precision, regardless of the weight's precision."""
         del like
         return np.asarray(vector, dtype=np.float64)

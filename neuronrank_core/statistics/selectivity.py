@@ -1,4 +1,4 @@
-"""Which neurons single out which groups of text, and which tokens: what makes the statistics readable."""
+"""Describe neurons for a reader: the groups and tokens that each neuron is selective for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from neuronrank_core.statistics.tfidf import inverse_document_frequency
 
 
 def lift(group_means: ArrayLike) -> Vector:
-    """How much more strongly each neuron fires in a group than in the mean of the groups.
+    """Mean signal of each neuron in a group, relative to its mean over the groups.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def lift(group_means: ArrayLike) -> Vector:
 
 
 def typical_terms(terms: Sequence[str], labels: ArrayLike, groups: int, most: int) -> list[list[str]]:
-    """The terms that are most typical of each group, by TF-IDF with the groups as documents.
+    """Find the most typical terms of each group, by TF-IDF with the groups as documents.
 
     Parameters
     ----------
@@ -39,12 +39,12 @@ def typical_terms(terms: Sequence[str], labels: ArrayLike, groups: int, most: in
         Group of each token, in [0, groups).
     groups : int
     most : int
-        Terms to name of each group.
+        Maximum number of terms per group.
 
     Returns
     -------
     list of lists
-        For each group, its terms from the most typical on; on a tie, in alphabetical order.
+        Terms of each group, most typical first; ties in alphabetical order.
     """
     words, index = np.unique(np.asarray(terms, dtype=object).astype(str), return_inverse=True)
     counts = np.zeros((groups, len(words)), dtype=np.int64)
@@ -55,7 +55,7 @@ def typical_terms(terms: Sequence[str], labels: ArrayLike, groups: int, most: in
 
 
 def by_selectivity(idf: ArrayLike, spikiness: ArrayLike) -> NDArray[np.int64]:
-    """Neurons from the most specialised to the most general: by IDF, and by spikiness where that ties.
+    """Sort neurons from the most specialised to the most general: by IDF, then by spikiness.
 
     Parameters
     ----------
@@ -64,13 +64,13 @@ def by_selectivity(idf: ArrayLike, spikiness: ArrayLike) -> NDArray[np.int64]:
     Returns
     -------
     int64 array, shape (neurons,)
-        Indices; on a tie, the lowest first.
+        Indices; ties in ascending order.
     """
     return np.lexsort((-np.asarray(spikiness), -np.asarray(idf)))
 
 
 def strongest_tokens(signal: ArrayLike, documents: ArrayLike, most: int) -> NDArray[np.int64]:
-    """Tokens at which a neuron fires most, at most one of each document.
+    """Find the tokens where a neuron fires most strongly, at most one per document.
 
     Parameters
     ----------
@@ -79,12 +79,12 @@ def strongest_tokens(signal: ArrayLike, documents: ArrayLike, most: int) -> NDAr
     documents : int array, shape (tokens,)
         Document of each token.
     most : int
-        How many tokens to name.
+        Maximum number of tokens.
 
     Returns
     -------
     int64 array, shape (at most ``most``,)
-        Indices, the strongest first; on a tie, the lowest first. Tokens at which the neuron rests are left out.
+        Indices, strongest first; ties in ascending order. Tokens with signal 0 are omitted.
     """
     a, document = np.asarray(signal), np.asarray(documents)
     order = np.argsort(-a, kind="stable")

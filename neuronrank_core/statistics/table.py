@@ -1,7 +1,7 @@
 """The statistics of one layer: a table with one row per document.
 
-A row depends on its document alone. Two tables of disjoint documents therefore merge by union, exactly,
-whatever the order and the grouping; resuming, data-parallel collection and re-scoring all rest on that.
+A row depends only on its document. Tables of disjoint documents can therefore be merged exactly, in any order and
+grouping. Resuming, data-parallel collection and re-scoring rely on this.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from neuronrank_core.recipe import TOKENS_PER_DOCUMENT
 
 #: Kinds of statistics: mean squares of linear inputs; moments of the signal; sampled tokens.
 INPUTS, SIGNAL, SAMPLE = "inputs", "signal", "sample"
-#: What no method needs, but the allocation between layers: norms of the residual stream.
+#: Norms of the residual stream: needed by the allocation between layers, not by any method.
 RESIDUAL = "residual"
-#: Linear layers that read the same input as another, whose column they share.
+#: Linear layers that share the input of another layer, and with it the statistics column.
 SHARED_INPUT = {"up_proj": "gate_proj", "k_proj": "q_proj", "v_proj": "q_proj"}
 
 
@@ -32,22 +32,22 @@ class LayerStatistics:
     Parameters
     ----------
     document : int64 array, shape (documents,)
-        Identity of each document; unique.
+        Unique identifier of each document.
     tokens : int64 array, shape (documents,)
-        Tokens counted in each document (padding is not).
+        Tokens in each document, without padding.
     input_mean_square : dict of float32 arrays, shape (documents, in_features)
-        Mean square of the input of a linear layer, by the layer's name. Layers that share an input share
-        the array of the first: ``gate_proj`` stands for ``up_proj`` too, ``q_proj`` for ``k_proj`` and ``v_proj``.
+        Mean square of a linear layer's input, by the layer's name. Layers that share an input share the array of the
+        first: that of ``gate_proj`` applies to ``up_proj``, that of ``q_proj`` to ``k_proj`` and ``v_proj``.
     signal_mean, signal_mean_square, signal_max : float32 arrays, shape (documents, neurons)
-        Moments and peak of the signal over the document's tokens.
+        Mean, mean square and peak of the signal over the document's tokens.
     open_gate : int64 array, shape (documents, neurons)
-        Tokens at which the gate's pre-activation exceeds the threshold.
+        Number of tokens where the gate's pre-activation exceeds the threshold.
     sample : float32 array, shape (sampled tokens, neurons)
-        Signal rows of sampled tokens, document after document.
+        Signal rows of sampled tokens, in the order of the documents.
     sample_tokens : int64 array, shape (documents,)
-        How many rows of ``sample`` belong to each document.
+        Number of rows of ``sample`` per document.
     residual_norm : float32 array, shape (documents, tokens)
-        Norm of the hidden states that leave the layer, at each token; for documents of one length.
+        Norm of the layer's output hidden state at each token; requires documents of equal length.
     """
 
     document: NDArray[np.int64]
@@ -71,7 +71,7 @@ class LayerStatistics:
                 raise InputError(f"statistics column {name} has {len(column)} rows, expected {rows}")
 
     def columns(self) -> dict[str, NDArray[np.generic]]:
-        """Every column that is present, by name; those of ``input_mean_square`` as ``input_mean_square.NAME``."""
+        """All present columns by name; those of ``input_mean_square`` as ``input_mean_square.NAME``."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "input_mean_square"}
         inputs = {f"input_mean_square.{name}": column for name, column in self.input_mean_square.items()}
         return {name: column for name, column in {**plain, **inputs}.items() if column is not None}
@@ -83,7 +83,7 @@ class LayerStatistics:
         Raises
         ------
         InputError
-            If a column is unknown or missing, or if the columns do not fit together.
+            If a column is unknown or missing, or the numbers of rows do not match.
         """
         prefix = "input_mean_square."
         inputs = {name.removeprefix(prefix): column for name, column in columns.items() if name.startswith(prefix)}
@@ -101,7 +101,7 @@ class LayerStatistics:
         return column
 
     def sample_documents(self) -> NDArray[np.int64]:
-        """Row of the table that each sampled token belongs to, shape (sampled tokens,)."""
+        """Table row of each sampled token, shape (sampled tokens,)."""
         if self.sample_tokens is None:
             raise InputError("this statistics table holds no sampled tokens")
         return np.repeat(np.arange(len(self.document)), self.sample_tokens)
@@ -115,7 +115,7 @@ class LayerStatistics:
 
 
 def merge(tables: Iterable[LayerStatistics]) -> LayerStatistics:
-    """Unite tables of disjoint documents: exact, commutative, associative.
+    """Merge tables of disjoint documents: exact, commutative, associative.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def merge(tables: Iterable[LayerStatistics]) -> LayerStatistics:
     Raises
     ------
     InputError
-        If there is none, a document stands in two tables, or the columns differ.
+        If no table is given, two tables share a document, or the columns differ.
     """
     tables = list(tables)
     if not tables:
@@ -146,14 +146,14 @@ def merge(tables: Iterable[LayerStatistics]) -> LayerStatistics:
 
 
 def _sample_order(tables: list[LayerStatistics], order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices that put concatenated sample rows in the order of their documents."""
+    """Indices that sort concatenated sample rows by document."""
     lengths = np.concatenate([np.asarray(table.sample_tokens) for table in tables])
     starts = np.cumsum(lengths) - lengths
     return np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in order])
 
 
 def sample_positions(tokens: int, tokens_per_document: int = TOKENS_PER_DOCUMENT) -> NDArray[np.int64]:
-    """Positions of the tokens to sample: evenly strided, all of them where the document is shorter.
+    """Positions of the tokens to sample: evenly spaced, or all tokens if the document is shorter.
 
     Returns
     -------
@@ -174,26 +174,26 @@ def document_statistics(
     padding: ArrayLike | None = None,
     layer: int | str = "?",
 ) -> LayerStatistics:
-    """The row of one document, from what was seen at each of its tokens.
+    """Compute the row of one document from the activations at its tokens.
 
     Parameters
     ----------
     document : int
-        Identity of the document.
+        Identifier of the document.
     signal : array, shape (tokens, neurons), optional
         Magnitude of each neuron's activation, >= 0.
     gate : array, shape (tokens, neurons), optional
-        Pre-activation of the gate, for the open-gate count; needed with ``signal``.
+        Pre-activation of the gate, for the open-gate count; by default the signal.
     inputs : dict of arrays, shape (tokens, in_features), optional
         Inputs of linear layers.
     threshold : float
         The gate is open where ``gate > threshold``.
     tokens_per_document : int
-        At most this many tokens are sampled.
+        Maximum number of tokens to sample.
     padding : bool array, shape (tokens,), optional
-        True where a token is padding; such tokens are never counted.
+        True for padding tokens, which are ignored.
     layer : int or str
-        Named in errors.
+        Used in error messages.
 
     Returns
     -------
@@ -203,9 +203,9 @@ def document_statistics(
     Raises
     ------
     NonFiniteError
-        If a signal or input holds NaN or Inf.
+        If a signal, gate or input contains NaN or Inf.
     InvalidValueError
-        If there are no tokens.
+        If there are no tokens, or the arrays differ in their numbers of tokens.
     """
     real = slice(None) if padding is None else ~np.asarray(padding, dtype=bool)
     seen = {name: _finite(values, real, name, layer) for name, values in (inputs or {}).items()}

@@ -1,4 +1,4 @@
-"""Statistics on disk: safetensors, no pickle."""
+"""Statistics on disk, as safetensors files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from neuronrank_core.errors import InputError
 from neuronrank_core.statistics.table import INPUTS, RESIDUAL, SAMPLE, SIGNAL, LayerStatistics
 
-#: Raised by one when a reader of the old format would misread the new one.
+#: Incremented when the format changes incompatibly.
 FORMAT_VERSION = 1
-#: How the names of the columns of each kind begin.
+#: Prefixes of the column names of each kind.
 _COLUMNS = {
     INPUTS: ("input_mean_square.",),
     SIGNAL: ("signal_", "open_gate"),
@@ -34,12 +34,11 @@ def save_statistics(path: Path | str, table: LayerStatistics, header: Mapping[st
     path : path
         A ``.safetensors`` file; overwritten.
     table : LayerStatistics
-        What to write.
     header : dict, optional
-        Anything JSON can hold: the model, the text, the sampling.
+        JSON-serialisable metadata: the model, the text, the sampling.
     """
     metadata = {"format": str(FORMAT_VERSION)}
-    if header:  # Alone, the format leaves the file no choice of order: equal tables are equal files.
+    if header:  # Without a header there is one metadata entry, so equal tables give equal files.
         metadata["header"] = json.dumps(dict(header), sort_keys=True)
     columns = {name: np.ascontiguousarray(column) for name, column in table.columns().items()}
     save_file(columns, str(path), metadata=metadata)
@@ -52,12 +51,12 @@ def load_statistics(path: Path | str, kinds: Collection[str] = KINDS) -> tuple[L
     ----------
     path : path
     kinds : collection of str
-        Kinds of statistics to read (:mod:`neuronrank_core.methods.base`); columns of others are left in the file.
+        Kinds of statistics to read (:mod:`neuronrank_core.methods.base`); other columns are not loaded.
 
     Raises
     ------
     InputError
-        If the file is missing, is no statistics table, or was written by a newer version.
+        If the file is missing, is not a statistics table, or was written by a newer version.
     """
     try:
         with safe_open(str(path), framework="np") as file:
@@ -74,5 +73,5 @@ def load_statistics(path: Path | str, kinds: Collection[str] = KINDS) -> tuple[L
             columns = {name: file.get_tensor(name) for name in names}
             return LayerStatistics.from_columns(columns), json.loads(metadata.get("header", "{}"))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        hint = (error.hint if isinstance(error, InputError) else "") or "it is missing or damaged: collect again"
+        hint = (error.hint if isinstance(error, InputError) else "") or "the file is missing or damaged: collect again"
         raise InputError(f"cannot read statistics from {path}: {error}", hint=hint) from error

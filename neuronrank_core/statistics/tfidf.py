@@ -25,7 +25,7 @@ def over_documents(column: ArrayLike, tokens: ArrayLike) -> Vector:
     """
     weight = np.asarray(tokens, dtype=np.float64)
     rows = np.asarray(column, dtype=np.float64) * weight[:, None]
-    # Row after row, so that the result depends on the order of the documents alone and not on the machine.
+    # Sum row by row, so that the result depends only on the order of the documents, not on the machine.
     return np.asarray(np.add.reduce(rows, axis=0) / weight.sum())
 
 
@@ -40,7 +40,7 @@ def term_frequency(signal_mean: ArrayLike, tokens: ArrayLike) -> Vector:
 
 
 def topic_term_frequency(group_means: ArrayLike) -> Vector:
-    """Mean over topics of the topic's mean signal (topic mode): rare topics count as much as common ones.
+    """Mean over topics of the topic's mean signal (topic mode); all topics have equal weight.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def topic_term_frequency(group_means: ArrayLike) -> Vector:
 
 
 def membership(labels: ArrayLike, groups: int) -> Vector:
-    """One row per group, 1 where a token belongs to it, shape (groups, tokens): sums over groups are products."""
+    """Membership matrix: 1 where a token belongs to a group, else 0, shape (groups, tokens)."""
     return np.asarray(np.asarray(labels) == np.arange(groups)[:, None], dtype=np.float64)
 
 
@@ -76,14 +76,13 @@ def group_means(sample: ArrayLike, labels: ArrayLike, groups: int) -> Vector:
 def quantile_threshold(sample: ArrayLike, q: float) -> NDArray[np.float32]:
     """`tau`: the q-quantile of each neuron's sampled signal over the whole corpus.
 
-    The order statistic at or above the quantile (NumPy's ``method="higher"``): no rounding enters, and the same
-    sampled tokens reach it as reach an interpolated quantile.
+    The order statistic at or above the quantile (NumPy's ``method="higher"``). It needs no rounding, and the same
+    sampled tokens are at or above it as with an interpolated quantile.
 
     Parameters
     ----------
     sample : array, shape (tokens, neurons)
-        All sampled tokens, of all groups. A threshold taken from one group alone would make every neuron
-        active in every group.
+        Sampled tokens of all groups. With a separate threshold per group, every neuron would be active in every group.
     q : float in (0, 1)
 
     Returns
@@ -103,15 +102,15 @@ def active_tokens(sample: ArrayLike, tau: ArrayLike, labels: ArrayLike, groups: 
 def document_frequency(active: ArrayLike, group_tokens: ArrayLike, q: float) -> Counts:
     """`df`: the number of groups in which the neuron is active.
 
-    Active means that at least a fraction ``1 - q`` of the group's sampled tokens reaches the neuron's
-    corpus-typical strength.
+    A neuron is active in a group if at least a fraction ``1 - q`` of the group's sampled tokens reaches the neuron's
+    threshold ``tau``.
 
     Parameters
     ----------
     active : int array, shape (groups, neurons)
-        Tokens of the group at or above the threshold.
+        Number of tokens of the group at or above the threshold.
     group_tokens : int array, shape (groups,)
-        Sampled tokens of each group; empty groups are not groups.
+        Number of sampled tokens of each group; empty groups are ignored.
     q : float in (0, 1)
 
     Returns
@@ -120,7 +119,7 @@ def document_frequency(active: ArrayLike, group_tokens: ArrayLike, q: float) -> 
     """
     check_quantile(q)
     size = np.asarray(group_tokens, dtype=np.int64)
-    # (1 - q) * size is meant exactly, but 0.4 * 65 may come out a hair above 26. It is never 0, as q < 1.
+    # Correct for rounding: in floating point 0.4 * 65 may exceed 26. At least one token is needed, as q < 1.
     needed = np.maximum(np.ceil((1.0 - q) * size - 1e-9), 1)
     return np.asarray(np.sum((np.asarray(active) >= needed[:, None]) & (size > 0)[:, None], axis=0, dtype=np.int64))
 
@@ -131,7 +130,7 @@ def inverse_document_frequency(df: ArrayLike, groups: int) -> Vector:
     Raises
     ------
     InvalidValueError
-        If a ``df`` lies outside [0, groups]: something was counted twice.
+        If a ``df`` is outside [0, groups].
     """
     counts = np.asarray(df, dtype=np.float64)
     if counts.size and not (counts.min() >= 0 and counts.max() <= groups):
@@ -140,7 +139,7 @@ def inverse_document_frequency(df: ArrayLike, groups: int) -> Vector:
 
 
 def spikiness(peak: ArrayLike, mean: ArrayLike) -> Vector:
-    """Peak signal / mean signal, >= 1; 1 (flat) for a neuron that never fires.
+    """Peak signal / mean signal, >= 1; 1 for a neuron that never fires.
 
     Parameters
     ----------
@@ -156,7 +155,7 @@ def signal_variance(
 ) -> Vector:
     """Variance of the signal's means between documents + ``token_weight`` * mean variance between tokens.
 
-    Documents count by their tokens, so that ``token_weight = 1`` is the variance over all tokens (the law of
+    Documents are weighted by their tokens, so that ``token_weight = 1`` gives the variance over all tokens (law of
     total variance).
 
     Parameters

@@ -13,21 +13,21 @@ from neuronrank_core.statistics.tfidf import membership
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
-#: Dimensions that signal rows are projected to.
+#: Dimension of the random projection.
 PROJECTION_DIM = 128
 #: Lloyd iterations.
 ITERATIONS = 4
 
 
 def topic_draws(tokens: int, features: int, k: int, seed: int) -> tuple[NDArray[np.float32], Labels]:
-    """All random numbers of a clustering, so that every backend sees the same ones.
+    """Draw all random numbers of a clustering, the same for every backend.
 
     Returns
     -------
     projection : float32 array, shape (features, PROJECTION_DIM)
         Gaussian, scaled by ``1 / sqrt(PROJECTION_DIM)``.
     initial : int64 array, shape (k,)
-        Distinct tokens whose rows are the initial centroids.
+        Indices of distinct tokens whose rows are the initial centroids.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def unit_rows(rows: ArrayLike) -> Matrix:
 
 
 def assign(rows: ArrayLike, centroids: ArrayLike) -> Labels:
-    """Centroid with the largest dot product for each row, the lowest index on a tie; shape (tokens,)."""
+    """Centroid with the largest dot product for each row, shape (tokens,); ties go to the lowest index."""
     return np.asarray(np.argmax(np.asarray(rows) @ np.asarray(centroids).T, axis=1))
 
 
@@ -70,7 +70,7 @@ def spherical_kmeans(rows: ArrayLike, centroids: ArrayLike, iterations: int = IT
     centroids : array, shape (k, dim)
         Initial centroids, unit rows.
     iterations : int
-        How often to assign and update; the labels returned belong to the centroids returned.
+        Number of assign-and-update steps; the returned labels are those of the returned centroids.
 
     Returns
     -------
@@ -91,7 +91,7 @@ def topics(sample: ArrayLike, k: int, seed: int) -> Labels:
     sample : array, shape (tokens, neurons)
         Signal rows of the sampled tokens of all documents, clustered together.
     k : int
-        Number of topics; some may end empty.
+        Number of topics; some may be empty.
     seed : int
 
     Returns
@@ -105,10 +105,10 @@ def topics(sample: ArrayLike, k: int, seed: int) -> Labels:
 
 
 def topic_margins(sample: ArrayLike, k: int, seed: int) -> tuple[float, Matrix]:
-    """How clear the choices of :func:`topics` were: (best - second best) / best similarity, 0 for a token at rest.
+    """Margins of the assignments of :func:`topics`: (best - second best) / best similarity, 0 for an all-zero row.
 
-    Backends may differ where a choice is nearly a tie: for the token itself, and, where it came before an update, for
-    all that follow from the centroid it moved.
+    Backends may differ where an assignment is nearly a tie: in that token's topic and, if an update followed, in
+    everything that depends on the updated centroid.
 
     Parameters
     ----------
@@ -118,9 +118,9 @@ def topic_margins(sample: ArrayLike, k: int, seed: int) -> tuple[float, Matrix]:
     Returns
     -------
     updates : float
-        The least margin of all choices that an update followed.
+        Smallest margin of all assignments that were followed by an update.
     last : float64 array, shape (tokens,)
-        The margin of each token's topic.
+        Margin of each token's final topic.
     """
     a = np.asarray(sample)
     projection, initial = topic_draws(a.shape[0], a.shape[1], k, seed)

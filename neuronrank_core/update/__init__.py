@@ -1,1 +1,1 @@
-"""Re-fitting the weights that stay."""
+"""Update of the remaining weights."""

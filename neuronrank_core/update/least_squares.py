@@ -1,10 +1,10 @@
-"""Weight update after masking: the weights that stay are re-fitted to the dense layer's outputs.
+"""Weight update after masking: the remaining weights are fitted to the dense layer's outputs.
 
-For one linear layer with inputs X (one token a row) and dense weight W, find V, zero where the mask says so, that
-minimises ``|X V' - Y|^2``, where Y are the outputs to reproduce. Only two sums over tokens enter: the Gram matrix
-``G = X' X`` and ``T = Y' X`` (``T = W G`` where Y are the dense layer's own outputs on X).
+For one linear layer with inputs X (one row per token) and dense weight W, find V, zero under the mask, that
+minimises ``|X V' - Y|^2``, where Y are the outputs to reproduce. Only two sums over tokens are needed: the Gram matrix
+``G = X' X`` and ``T = Y' X`` (``T = W G`` if Y are the dense layer's own outputs on X).
 
-The functions use operators alone, so that the same lines update NumPy arrays and torch tensors.
+The functions use only operators, so that they work for NumPy arrays and torch tensors.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Array = Any
-#: ADMM iterations; the error has levelled off by then.
+#: ADMM iterations; more do not reduce the error noticeably.
 ITERATIONS = 20
-#: Added to the diagonal of the Gram matrix scaled to a unit diagonal, and holding the weights to their dense values:
-#: keeps the solve well-posed and, with few calibration tokens, the update from fitting noise (docs/measured/log.md).
+#: Added to the diagonal of the Gram matrix scaled to a unit diagonal, as a penalty on changes from the dense weights.
+#: Keeps the solve well-posed and reduces overfitting to few calibration tokens (docs/measured/log.md).
 DAMPING = 0.3
-#: Of the weights that are to go, how many are chosen at each iteration of a gradual update: all of them after three
-#: quarters of the iterations, and the nearer to that the fewer at a time.
+#: Fraction of the final zeros that is chosen by each iteration of a gradual update: 1 from three quarters of the
+#: iterations on, with decreasing steps up to there.
 SHARES = tuple(min(1.0, (4 / 3 * i / ITERATIONS) ** (1 / 3)) for i in range(1, ITERATIONS + 1))
 
 
 def row_errors(weight: Array, gram: Array, target: Array) -> Array:
-    """Squared reconstruction error of each output row, up to a constant of the row, shape (out_features,).
+    """Squared reconstruction error of each output row, up to a constant per row, shape (out_features,).
 
     Parameters
     ----------
@@ -48,24 +48,24 @@ def least_squares_update(
     damping: float = DAMPING,
     iterations: int = ITERATIONS,
 ) -> Array:
-    """Re-fit the weights that stay, by the alternating direction method of multipliers.
+    """Update the remaining weights by the alternating direction method of multipliers (ADMM).
 
     Boža 2024, "Fast and effective weight update for pruned large language models", arXiv 2401.02938: inputs scaled to
-    a unit diagonal, penalty 1, one factorisation for all rows whatever their masks. A row whose error the update does
-    not lower keeps its weights, so the layer's reconstruction error never grows.
+    a unit diagonal, penalty 1, one factorisation for all rows regardless of their masks. A row whose error the update
+    does not reduce keeps its masked dense weights, so the update never increases the reconstruction error.
 
     Parameters
     ----------
     weight : array, shape (out_features, in_features)
         Dense weight.
     mask : bool array, same shape
-        True where the weight becomes zero.
+        True where the weight is set to zero.
     gram : array, shape (in_features, in_features)
-        ``X' X`` of the calibration inputs; its scale does not matter.
+        ``X' X`` of the calibration inputs, up to a scale factor.
     inverse : callable
         Inverse of a symmetric positive definite matrix, in the backend's double precision.
     target : array, shape (out_features, in_features), optional
-        ``Y' X`` where Y are not the dense layer's outputs on X.
+        ``Y' X``; by default Y are the dense layer's outputs on X.
     damping : float
         See :data:`DAMPING`.
     iterations : int, >= 1
@@ -89,25 +89,24 @@ def gradual_update(
     damping: float = DAMPING,
     shares: Sequence[float] = SHARES,
 ) -> Array:
-    """Choose weights and re-fit those that stay in turn, a few more at every iteration.
+    """Alternate between choosing weights to zero, more at every iteration, and updating the remaining ones.
 
-    The gradual pruning of the same paper: a weight whose work others have taken over by now is chosen, and one that
-    has taken over work stays. The mask of the last iteration is final.
+    The gradual pruning of the same paper: selection uses the updated weights, so that it takes into account which
+    weights already compensate for others. The mask of the last iteration is final.
 
     Parameters
     ----------
     weight, gram, inverse, target, damping
         See :func:`least_squares_update`.
     choose : callable
-        ``choose(candidate, share)`` is the mask, by the weights as they are at that moment, of this share of all that
-        are to go. Not asked again where the share no longer grows.
+        ``choose(candidate, share)`` returns the mask for this fraction of the final zeros, by the current weights. Not
+        called again once the share stops increasing.
     shares : sequence of float
-        One an iteration; see :data:`SHARES`.
+        One per iteration; see :data:`SHARES`.
 
     Returns
     -------
-    array, same shape, exactly zero under the last mask, and in no row with a larger error than the dense weights
-    under it
+    array, same shape, exactly zero under the last mask; no row has a larger error than the masked dense weights
     """
     target = weight @ gram if target is None else target
     scale = gram.diagonal() ** 0.5
@@ -135,24 +134,23 @@ def gradual_update(
 def absorb(
     weight: Array, kept: Any, gram: Array, inverse: Callable[[Array], Array], *, damping: float = DAMPING
 ) -> Array:
-    """Least-squares weights of the kept inputs that reproduce the outputs of all of them.
+    """Least-squares weights of the kept inputs that reproduce the outputs of all inputs.
 
-    Closed form: with ``G`` the Gram matrix of the inputs, ``W_kept + W_gone G_gone,kept (G_kept,kept)^-1``. Every row
-    loses the same inputs, so one solve serves all.
+    Closed form with the Gram matrix ``G``: ``W_kept + W_removed G_removed,kept (G_kept,kept)^-1``. All rows lose the
+    same inputs, so one solve is enough.
 
     Parameters
     ----------
     weight : array, shape (out_features, in_features)
         Dense weight.
     kept : int array, shape (kept,)
-        Inputs that stay.
+        Indices of the kept inputs.
     gram : array, shape (in_features, in_features)
         ``X' X`` of the calibration inputs.
     inverse : callable
         Inverse of a symmetric positive definite matrix, in the backend's double precision.
     damping : float
-        Added to the diagonal of the Gram matrix scaled to a unit diagonal, and holding the weights to their dense
-        values.
+        See :data:`DAMPING`.
 
     Returns
     -------

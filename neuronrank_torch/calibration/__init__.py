@@ -1,1 +1,1 @@
-"""Running calibration text through a model layer by layer, and collecting statistics on the way."""
+"""Run calibration text through a model layer by layer and collect statistics."""

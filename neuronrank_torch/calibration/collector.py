@@ -1,4 +1,4 @@
-"""Collects the statistics of one layer with hooks: a table for each of its blocks, with one row per document."""
+"""Collects the statistics of one layer with hooks: one table per block, with one row per document."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from neuronrank_torch.model.structure import Decoder, Layer
 
 
 class LayerCollector(ExitStack):
-    """Watches a layer while micro-batches of equally long documents without padding run through it.
+    """Collects statistics while micro-batches of equally long documents without padding run through a layer.
 
-    Use as a context manager; hooks are there inside it alone. Reductions happen inside the hooks, while the
-    activations are still in the cache, and only the rows stay.
+    A context manager: the hooks are installed only inside it. They reduce activations while these are still in the
+    cache, and keep only the resulting rows.
 
-    Experts are computed all in one go by their module, so that there is nothing to hook inside. Each expert's gate and
-    up are therefore computed once more, document by document, from the tokens that are routed to it.
+    A module computes all of its experts at once, so a single expert cannot be hooked. Each expert's gate and up are
+    therefore computed again, document by document, from the tokens routed to it.
 
     Parameters
     ----------
     layer : Layer
     blocks : sequence of Block
-        Of that layer, to collect a table for each.
+        Blocks of that layer; a table is collected for each.
     recipe : Recipe
-        Says which statistics are needed, of which signal.
+        Determines the required statistics and their signal.
     """
 
     def __init__(self, layer: Layer, blocks: Sequence[Block], recipe: Recipe) -> None:
@@ -66,12 +66,12 @@ class LayerCollector(ExitStack):
         self._routed = hidden, chosen
 
     def add_documents(self, first: int, tokens: int) -> None:
-        """Turn what the hooks saw since the last call into rows.
+        """Convert what the hooks reduced since the last call into rows.
 
         Parameters
         ----------
         first : int
-            Number of the micro-batch's first document; the others follow.
+            Index of the first document of the micro-batch; the others follow.
         tokens : int
             Length of each document.
 
@@ -101,7 +101,7 @@ class LayerCollector(ExitStack):
     def statistics(self, ranks: Ranks = ALONE) -> list[LayerStatistics | None]:
         """The table of each block, with the documents of all ranks.
 
-        None for a block that needs no statistics, and for an expert that no token was routed to.
+        None for a block that needs no statistics, or an expert that received no tokens.
         """
         return [builder.table(ranks) for builder in self._builders]
 
@@ -118,7 +118,7 @@ class _TableBuilder:
         self._batch: dict[str, Tensor] = {}
 
     def watch(self) -> list[Any]:
-        """Have the hooks of the block's modules reduce what they see."""
+        """Install hooks that reduce the activations of the block's modules."""
         hooks = []
         for role, projection in self.block.projections.items():
             if INPUTS in self.kinds and role not in SHARED_INPUT:
@@ -129,7 +129,7 @@ class _TableBuilder:
         return hooks
 
     def compute(self, x: Tensor) -> None:
-        """Reduce what an expert makes of its tokens, shape (1, tokens, hidden_size)."""
+        """Compute an expert on its tokens, shape (1, tokens, hidden_size), and reduce its activations."""
         weights, activation = self.block.weights, self.block.activation  # type: ignore[attr-defined]
         gate = linear(x, weights["gate_proj"])
         product = activation(gate) * linear(x, weights["up_proj"])
@@ -153,7 +153,7 @@ class _TableBuilder:
             self._see_signal(gate if activation is None else activation(gate))
 
     def see_product(self, product: Tensor) -> None:
-        """Reduce what enters ``down_proj``, shape (documents, tokens, neurons)."""
+        """Reduce the input of ``down_proj``, shape (documents, tokens, neurons)."""
         if self.recipe.signal == "product":
             self._see_signal(product)
 
@@ -165,7 +165,7 @@ class _TableBuilder:
             mean, square, peak = kernels.signal_moments(activation)
             self._batch |= {"signal_mean": mean, "signal_mean_square": square, "signal_max": peak}
         elif not activation.sum(dtype=torch.float32).isfinite():
-            # The moments would tell; the sample holds some tokens alone. A sum is cheaper than a look at each value.
+            # No moments to check, and the sample holds only some tokens. One sum is cheaper than an elementwise test.
             raise self._non_finite("signal")
 
     def _non_finite(self, name: str) -> NonFiniteError:
@@ -175,7 +175,7 @@ class _TableBuilder:
         )
 
     def add_rows(self, first: int, tokens: int) -> None:
-        """Turn what was reduced since the last call into rows; see :meth:`LayerCollector.add_documents`."""
+        """Convert what was reduced since the last call into rows; see :meth:`LayerCollector.add_documents`."""
         columns = {name: np.asarray(column.cpu()) for name, column in self._batch.items()}
         self._batch = {}
         for name, column in columns.items():
@@ -193,23 +193,23 @@ class _TableBuilder:
         self._rows.append(LayerStatistics.from_columns(plain))
 
     def table(self, ranks: Ranks) -> LayerStatistics | None:
-        """The table of all documents of all ranks; None where there are no rows."""
+        """The table of all documents of all ranks; None if there are no rows."""
         rows = ranks.union(self._rows) if self.kinds else []
         return merge(rows) if rows else None
 
 
 def head_statistics(decoder: Decoder, hidden: Tensor, device: torch.device, ranks: Ranks = ALONE) -> LayerStatistics:
-    """Statistics of what enters the head: the hidden states after the decoder's final norm.
+    """Statistics of the head's input: the hidden states after the decoder's final norm.
 
     Parameters
     ----------
     decoder : Decoder
     hidden : Tensor, shape (documents, tokens, hidden_size)
-        After the last layer.
+        Hidden states after the last layer.
     device : torch.device
-        Where the norm is.
+        Device of the norm.
     ranks : Ranks
-        Each has hidden states of its own; the table is of all.
+        Each rank has its own hidden states; the table covers all.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Gram matrices of the inputs of linear layers, for the weight update after masking."""
+"""Gram matrices of linear layers' inputs, for the weight update after masking."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class GramCollector(ExitStack):
     Parameters
     ----------
     blocks : sequence of Block
-        Of the layer.
+        Blocks of the layer.
     roles : iterable of str
-        Projections whose inputs are wanted; see ``SHARED_INPUT`` for those they stand for.
+        Projections whose inputs are collected; ``SHARED_INPUT`` lists the others that these cover.
     dense : Mlp, optional
-        The MLP as it was before its gate and up changed. Given where ``down_proj`` is among the roles: ``cross`` then
-        holds ``H_dense' H``, from which the dense layer's outputs on the same input can be fitted.
+        The MLP before its gate and up were pruned. If given and ``down_proj`` is among the roles, ``cross`` is
+        ``H_dense' H``, by which ``down_proj`` can be fitted to the dense layer's outputs.
     """
 
     def __init__(self, blocks: Sequence[Block], roles: Iterable[str], dense: Mlp | None = None) -> None:
@@ -51,7 +51,7 @@ class GramCollector(ExitStack):
         return weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float32)
 
     def sum_over(self, ranks: Ranks) -> None:
-        """Add what the other ranks have summed, when all text has run; raises NonFiniteError on NaN or Inf."""
+        """Add the sums of the other ranks, after all text has run; raises NonFiniteError on NaN or Inf."""
         if not all(bool(gram.isfinite().all()) for gram in self.gram.values()):
             raise NonFiniteError(
                 f"NaN or Inf in the inputs of layer {self.blocks[0].where}", hint="try --dtype float32"

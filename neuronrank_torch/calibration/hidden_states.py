@@ -1,4 +1,4 @@
-"""Hidden states of the calibration text: where they are kept, and their norms."""
+"""Hidden states of the calibration text: their storage and norms."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ HiddenStates = Literal["memory", "disk"]
 
 
 def in_file(file: Path, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Room for hidden states in a file, which is gone when nobody needs it any more."""
+    """Allocate hidden states in a memory-mapped file, which is deleted when no longer used."""
     size = torch.Size(shape).numel()
     if hasattr(os, "posix_fallocate"):
-        # A disk that is full is an error now, and not the end of the process when the map is written to.
+        # Reserve the space now: a full disk then raises an error, instead of killing the process on a later write.
         with file.open("wb") as stream:
             os.posix_fallocate(stream.fileno(), 0, max(1, size * like.element_size()))
     mapped = torch.from_file(str(file), shared=True, size=size, dtype=like.dtype).view(shape)
-    with suppress(OSError):  # Not POSIX: it goes with the folder.
+    with suppress(OSError):  # Outside POSIX, the file is deleted with its folder.
         file.unlink()
     return mapped
 
 
-#: Makes room for hidden states: called with their shape and a tensor of their precision, where the model works.
+#: Allocates hidden states, given their shape and a tensor with their precision on the model's device.
 Room = Callable[[tuple[int, ...], Tensor], Tensor]
 
 
 def in_memory(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Room for hidden states where the model works."""
+    """Allocate hidden states on the model's device."""
     return like.new_empty(shape)
 
 
 def room(where: HiddenStates, file: Path, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Room for hidden states in memory, or on disk in this file."""
+    """Allocate hidden states in memory, or on disk in the given file."""
     return in_memory(shape, like) if where == "memory" else in_file(file, shape, like)
 
 

@@ -1,8 +1,8 @@
-"""Runs calibration sequences through a decoder, one layer at a time, each layer called by the model's own forward.
+"""Runs calibration sequences through a decoder one layer at a time, with each layer called by the model's own forward.
 
 The model runs once on a single sequence with every layer's forward replaced. When it calls layer i, all sequences
-are run through that layer with the arguments of that very call, which depend on positions alone. Nothing is recorded
-for later, so rotary tables, masks and caches stay the model's business, whatever its family or version.
+are run through that layer with the arguments of that call, which depend only on positions. The model itself creates
+rotary tables, masks and caches, so this works independently of its family and version.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Stop(Exception):  # noqa: N818 (no error: it ends a forward pass early)
 
 
 class LayerRun:
-    """All calibration sequences, standing before one layer.
+    """All calibration sequences at the input of one layer.
 
     Parameters
     ----------
@@ -38,13 +38,13 @@ class LayerRun:
     hidden : Tensor, shape (sequences, seqlen, hidden_size)
         Hidden states before the layer, shared by all layers and overwritten by :meth:`feed` with ``keep``.
     forward : callable
-        The layer's forward with the model's arguments bound; takes hidden states alone.
+        The layer's forward with the model's other arguments bound; takes only hidden states.
     batch_size : int
-        Sequences in a micro-batch.
+        Sequences per micro-batch.
     first : int
-        Number of the first sequence.
+        Index of the first sequence.
     on_batch : callable
-        Called with the layer's number after each micro-batch.
+        Called with the layer's index after each micro-batch.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class LayerRun:
         keep : bool
             Replace the hidden states by the layer's output.
         after : callable
-            Called after each micro-batch with the number of its first sequence.
+            Called after each micro-batch with the index of its first sequence.
         """
         for start in range(0, len(self.hidden), self.batch_size):
             batch = self.hidden[start : start + self.batch_size]
@@ -80,7 +80,7 @@ class LayerRun:
 
 @contextmanager
 def _replaced(layers: list[nn.Module], handler: Handler) -> Iterator[None]:
-    """Have ``handler(index, original_forward, args, kwargs)`` called in place of every layer's forward."""
+    """Replace every layer's forward by ``handler(index, original_forward, args, kwargs)``."""
     own = [layer.__dict__.get("forward") for layer in layers]
     try:
         for index, layer in enumerate(layers):
@@ -98,7 +98,7 @@ def _redirect(handler: Handler, index: int, forward: Forward, *args: Any, **kwar
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two arguments of a layer are equal, as far as tensors and plain values in them go."""
+    """Whether two arguments of a layer are equal; compares tensors and plain values, also in containers."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
@@ -114,7 +114,7 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
     Raises
     ------
     InputError
-        If the model hands its layers arguments that depend on the text, which one call cannot stand for; or as
+        If the model passes its layers arguments that depend on the text, so that they differ between sequences; or as
         :func:`neuronrank_torch.model.limits.check_tokens`.
     """
     check_tokens(decoder.body, sequences)
@@ -131,8 +131,8 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
         seen.append((*args[1:], kwargs))
         if not _same(seen[0], seen[-1]):
             raise InputError(
-                f"{type(decoder.body).__name__} gives its layers arguments that depend on the text",
-                hint="this family of models cannot be pruned yet",
+                f"{type(decoder.body).__name__} passes its layers arguments that depend on the text",
+                hint="this model family cannot be pruned yet",
             )
         del seen[1:]
         raise _Stop
@@ -145,7 +145,7 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
 
 
 def _example(sequences: Tensor) -> Tensor:
-    """One sequence to call the model with, shape (1, seqlen); any where there is none, as on a rank without text."""
+    """One sequence to call the model with, shape (1, seqlen); zeros if there are none, as on a rank without text."""
     return sequences[:1] if len(sequences) else sequences.new_zeros(1, sequences.shape[1])
 
 
@@ -160,30 +160,30 @@ def run_layers(
     first: int = 0,
     on_batch: Callable[[int], None] = lambda index: None,
 ) -> Tensor:
-    """Visit the layers in order; each visit decides how often its layer runs and whether the output is kept.
+    """Visit the layers in order; each visit decides how often its layer runs and whether its output is kept.
 
     Parameters
     ----------
     decoder : Decoder
     sequences : int64 Tensor, shape (sequences, seqlen)
-        Token ids, equally long, without padding.
+        Token ids of equal length, without padding.
     visit : callable
         Called once per layer with a :class:`LayerRun`.
     batch_size : int
-        Sequences in a micro-batch.
+        Sequences per micro-batch.
     resident : callable
-        Context around each visit in which the layer of that number has its weights; elsewhere it needs none.
+        ``resident(index)`` is a context around each visit that loads the layer's weights; they are not needed outside.
     room : callable
         See :data:`Room`.
     first : int
-        Number of the first sequence: those before it are another rank's.
+        Index of the first sequence; those before it belong to other ranks.
     on_batch : callable
-        Called with the layer's number after each micro-batch of each pass.
+        Called with the layer's index after each micro-batch of each pass.
 
     Returns
     -------
     Tensor, shape (sequences, seqlen, hidden_size)
-        Hidden states after the last layer (before it, where the last visit kept nothing).
+        Hidden states after the last layer (before it, if the last visit kept no output).
     """
     hidden = embed(decoder, sequences, room)
     last = len(decoder.layers) - 1
@@ -194,7 +194,7 @@ def run_layers(
             visit(LayerRun(decoder.layers[index], hidden, bound, batch_size, first, on_batch))
         if index == last:
             raise _Stop
-        # The model only carries this on to the next call, where the hidden states are taken from the buffer again.
+        # Only a placeholder: the next layer reads its hidden states from the buffer.
         return args[0]
 
     with _replaced([layer.module for layer in decoder.layers], visit_layer), suppress(_Stop):
@@ -204,13 +204,13 @@ def run_layers(
 
 @contextmanager
 def layers_done(decoder: Decoder, hidden: Tensor) -> Iterator[None]:
-    """Have the model's forward go on from hidden states that have left the last layer, instead of running its layers.
+    """Let the model's forward continue from given hidden states after the last layer, without running its layers.
 
     Parameters
     ----------
     decoder : Decoder
     hidden : Tensor, shape (sequences, seqlen, hidden_size)
-        From :func:`run_layers`. The model is then called with the same sequences in the same order, some at a time.
+        From :func:`run_layers`. Call the model with the same sequences in the same order, in batches of any size.
     """
     batches = iter(hidden)
     last = len(decoder.layers) - 1

@@ -1,4 +1,4 @@
-"""A folder of statistics that ``neuronrank collect`` wrote: one table for each layer, and what they were made of."""
+"""A statistics folder written by ``neuronrank collect``: one table per layer, and the settings of the collection."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from neuronrank_torch.files.json import read_json, read_sealed
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import Unit
 
-#: Settings that the tables were collected with and no recipe can change afterwards.
+#: Settings of the collection that a recipe cannot change afterwards.
 _FIXED = ("signal", "threshold", "tokens_per_document")
 
 
 class StatisticsFolder:
-    """Statistics of one model on one text; tables are read when they are asked for.
+    """Statistics of one model on one text; tables are read on request.
 
     Parameters
     ----------
@@ -30,16 +30,16 @@ class StatisticsFolder:
     Attributes
     ----------
     header : dict
-        What ``statistics.json`` says: ``format``, ``model``, ``fingerprint`` (as
-        :meth:`neuronrank_torch.model.source.ModelSource.digests` gives it), ``model_type``, ``layers``, ``dataset``,
+        Content of ``statistics.json``: ``format``, ``model``, ``fingerprint`` (from
+        :meth:`neuronrank_torch.model.source.ModelSource.digests`), ``model_type``, ``layers``, ``dataset``,
         ``text_sha256``, ``nsamples``, ``seqlen``, ``seed``, ``bos``, ``signal``, ``threshold``,
-        ``tokens_per_document``, ``batch_size``, ``documents`` (numbers in the whole draw of ``nsamples``, ascending),
+        ``tokens_per_document``, ``batch_size``, ``documents`` (indices among all ``nsamples`` documents, ascending),
         ``dtype``, ``versions``.
 
     Raises
     ------
     InputError
-        If there is no such folder, or it was written by a newer version.
+        If the folder does not exist, or was written by a newer version.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -53,12 +53,12 @@ class StatisticsFolder:
 
     @property
     def units(self) -> list[Unit]:
-        """What there are tables of: the layers, and the head where it has a weight of its own."""
+        """Units that have a table: the layers, and the head if its weight is not tied."""
         head = "lm_head"
         return [*range(self.layers), *([head] if (self.path / file_name(head)).exists() else [])]
 
     def table(self, unit: Unit, kinds: Collection[str] = KINDS) -> LayerStatistics:
-        """Read the table of a layer, by its number, or of the ``lm_head``.
+        """Read the table of a layer, by its index, or of the ``lm_head``.
 
         Parameters
         ----------
@@ -69,21 +69,21 @@ class StatisticsFolder:
         Raises
         ------
         InputError
-            If the file cannot be read, or is of other documents.
+            If the file cannot be read, or covers other documents than the header lists.
         """
         file = self.path / file_name(unit)
         table, _ = load_statistics(file, kinds)
         if table.document.tolist() != self.header["documents"]:
-            raise InputError(f"{file} is not of the documents that {STATISTICS.header} lists", hint="collect again")
+            raise InputError(f"{file} does not match the documents in {STATISTICS.header}", hint="collect again")
         return table
 
     def check_model(self, source: ModelSource) -> None:
-        """Refuse another model than the one that the statistics are of.
+        """Check that the statistics belong to this model.
 
         Raises
         ------
         InputError
-            Says what differs.
+            If they do not; states the first difference.
         """
         theirs = {"model_type": self.header["model_type"], "file": self.header["fingerprint"]}
         changes = differences(theirs, {"model_type": source.model_type, "file": source.digests()})
@@ -94,7 +94,7 @@ class StatisticsFolder:
             )
 
     def check_layers(self, layers: int) -> None:
-        """Refuse a model of another depth; raises InputError."""
+        """Raise InputError if the model has another number of layers."""
         if layers != self.layers:
             raise InputError(
                 f"{self.path} holds statistics of {self.layers} layers, but the model has {layers}",
@@ -102,18 +102,18 @@ class StatisticsFolder:
             )
 
     def fitted(self, recipe: Recipe) -> Recipe:
-        """The recipe with what these statistics decide: documents, their length, and dense propagation.
+        """The recipe with the settings that these statistics fix: documents, their length, and dense propagation.
 
         Raises
         ------
         InvalidValueError
-            If the recipe reads a signal, threshold or sample that was not collected.
+            If the recipe needs another signal, threshold or sample than was collected.
         InputError
-            If it needs the text itself.
+            If it needs the calibration text.
         """
         if recipe.update != "none":
             raise InputError(
-                f"--update {recipe.update} needs calibration text, which statistics do not replace",
+                f"--update {recipe.update} needs calibration text, not only statistics",
                 hint="leave out --update, or prune without --stats",
             )
         for name in _FIXED:
@@ -136,7 +136,7 @@ class StatisticsFolder:
         return fitted
 
     def calibration(self) -> dict[str, Any]:
-        """What a report says of the text behind the statistics."""
+        """Calibration entry of a report: the text that the statistics were collected on."""
         return {
             "statistics": str(self.path),
             "dataset": self.header["dataset"],
@@ -146,7 +146,7 @@ class StatisticsFolder:
 
 
 def file_name(unit: Unit) -> str:
-    """Name of the file that holds the table of a layer or of the head."""
+    """File name of the table of a layer or the head."""
     return f"layer-{unit:05d}.safetensors" if isinstance(unit, int) else f"{unit}.safetensors"
 
 
@@ -154,10 +154,10 @@ def _read_header(folder: Path) -> dict[str, Any]:
     file = folder / STATISTICS.header
     if not file.is_file():
         raise InputError(
-            f"{folder} is no statistics folder: it has no {STATISTICS.header}",
-            hint="name a folder that `neuronrank collect --save` wrote",
+            f"{folder} is not a statistics folder: it has no {STATISTICS.header}",
+            hint="use a folder written by `neuronrank collect --save`",
         )
-    # A newer version may seal in another way.
+    # Check the version first: a newer one may use another checksum.
     version = read_json(file, hint="collect again").get("format")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise InputError(f"{folder} has format {version}, newer than {FORMAT_VERSION}", hint="upgrade neuronrank")

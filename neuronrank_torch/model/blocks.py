@@ -1,6 +1,6 @@
-"""Parts of a layer that are pruned together: an MLP, an expert, attention, the head; and the matrices that they have.
+"""Blocks that are pruned as a unit (an MLP, an expert, attention, the head) and their weight matrices.
 
-A block stores modules and names, never tensors: streaming installs new parameters whenever a layer's turn comes.
+A block stores modules and names, never tensors: streaming installs new parameters each time it loads a layer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from neuronrank_core.errors import InputError
 
-#: The roles of an MLP's and of attention's matrices, which name them in statistics and reports in every family.
+#: Roles of the matrices of an MLP and of attention: their names in statistics and reports, for every model family.
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -27,19 +27,19 @@ def _whole(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """The matrix that plays a role: a module's weight, or a part of one.
+    """The matrix in a given role: a module's weight, or a part of one.
 
     Parameters
     ----------
     module : nn.Module
-        That holds the parameter.
+        The module that has the parameter.
     attribute : str
         Name of the parameter.
     part : callable
-        From the parameter to the matrix, shape (out_features, in_features), sharing its memory: what is written to the
-        matrix is written to the parameter.
+        Maps the parameter to the matrix, a view of shape (out_features, in_features): writing to the matrix changes
+        the parameter.
     output_part : callable
-        From the module's output, shape (..., features), to the output of this matrix.
+        Maps the module's output, shape (..., features), to the output of this matrix.
     """
 
     module: nn.Module
@@ -49,15 +49,15 @@ class Projection:
 
     @property
     def weight(self) -> Tensor:
-        """The matrix as it is now, shape (out_features, in_features); writing to it changes the model."""
+        """The current matrix, shape (out_features, in_features); writing to it changes the model."""
         return self.part(getattr(self.module, self.attribute).detach())
 
     def on_input(self, see: Callable[[Tensor], None]) -> RemovableHandle:
-        """Have ``see`` called with the module's input at each forward pass."""
+        """Register a hook that calls ``see`` with the module's input at each forward pass."""
         return self.module.register_forward_pre_hook(lambda module, args: see(args[0]))
 
     def on_output(self, see: Callable[[Tensor], None]) -> RemovableHandle:
-        """Have ``see`` called with this matrix's output at each forward pass."""
+        """Register a hook that calls ``see`` with this matrix's output at each forward pass."""
         return self.module.register_forward_hook(lambda module, args, output: see(self.output_part(output)))
 
 
@@ -68,13 +68,13 @@ class Block:
     Parameters
     ----------
     where : int or str
-        The layer's number, or what else errors call the block.
+        Index of the layer, or another name of the block in error messages.
     module : nn.Module
-        Whose forward is the block's.
+        The module that runs the block's forward.
     projections : dict of Projection
-        By role.
+        The matrices by role.
     prefix : str
-        Of the roles in a report, such as ``experts.3.``.
+        Prefix of the roles in a report, such as ``experts.3.``.
     """
 
     where: int | str
@@ -84,11 +84,11 @@ class Block:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The matrices as they are now, by role."""
+        """The current matrices by role."""
         return {role: projection.weight for role, projection in self.projections.items()}
 
     def copied(self) -> Any:
-        """The same block on a copy of its module, which later changes do not reach."""
+        """The same block on a deep copy of its module."""
         memo: dict[int, Any] = {}
         module = copy.deepcopy(self.module, memo)
         projections = {role: replace(p, module=memo[id(p.module)]) for role, p in self.projections.items()}
@@ -102,9 +102,9 @@ class Mlp(Block):
     Parameters
     ----------
     activation_name : str
-        Attribute of the module that holds the activation function.
+        Name of the module's attribute for the activation function.
     expert : int, optional
-        Number among the routed experts of its layer.
+        Index among the routed experts of its layer.
     """
 
     activation_name: str = "act_fn"
@@ -112,18 +112,18 @@ class Mlp(Block):
 
     @property
     def activation(self) -> Callable[[Tensor], Tensor]:
-        """Of the gate; raises InputError where it is not under the usual name."""
+        """Activation function of the gate; raises InputError if the module has no attribute of that name."""
         activation: Callable[[Tensor], Tensor] | None = getattr(self.module, self.activation_name, None)
         if activation is None:
             raise InputError(
                 f"layer {self.where}: {type(self.module).__name__} has no activation function under the name"
                 f" `{self.activation_name}`",
-                hint="this family of models cannot be pruned yet",
+                hint="this model family cannot be pruned yet",
             )
         return activation
 
     def product(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What the MLP hands to ``down_proj`` for an input, shape (..., neurons), by its own forward up to there."""
+        """Input of ``down_proj`` for an input of the MLP, shape (..., neurons), computed by the MLP's own forward."""
         seen: list[Tensor] = []
 
         def stop(product: Tensor) -> None:
@@ -140,12 +140,12 @@ class Mlp(Block):
         return seen[0]
 
     def remove_neurons(self, kept: Tensor, down_weight: Tensor) -> None:
-        """Keep only some neurons: gate and up lose rows, down loses columns.
+        """Remove all other neurons: rows of gate and up, columns of down.
 
         Parameters
         ----------
         kept : int64 Tensor, shape (kept,)
-            Neurons that stay, ascending.
+            Indices of the neurons to keep, ascending.
         down_weight : Tensor, shape (out_features, kept)
             New weight of ``down_proj``.
         """
@@ -154,7 +154,7 @@ class Mlp(Block):
             id(self.projections[role].module): self.projections[role].module for role in MLP_PROJECTIONS[:2]
         }
         for module in producers.values():
-            # A matrix that holds gate and up, one above the other, loses the rows of both.
+            # A fused matrix (gate above up) loses the rows of both.
             rows = torch.cat([kept + start for start in range(0, len(module.weight), neurons)])
             for name, parameter in list(module.named_parameters(recurse=False)):
                 shorter = nn.Parameter(parameter[rows].clone(), requires_grad=parameter.requires_grad)

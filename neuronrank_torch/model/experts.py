@@ -1,4 +1,4 @@
-"""Mixtures of experts as transformers lays them out: one module a layer, whose two parameters hold all experts."""
+"""Mixtures of experts as stored by transformers: one module per layer, whose two parameters hold all experts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch.model.blocks import Mlp, Projection
 
-#: What a module of experts has: its parameters, and the first arguments of its forward.
+#: Parameters of a supported experts module, and the first arguments of its forward.
 _PARAMETERS, _ARGUMENTS = {"gate_up_proj", "down_proj"}, ["hidden_states", "top_k_index"]
 
 
@@ -26,15 +26,15 @@ class Experts:
     Parameters
     ----------
     module : nn.Module
-        With ``gate_up_proj``, shape (experts, 2 * neurons, hidden_size), and ``down_proj``, shape (experts,
-        hidden_size, neurons). Its forward takes hidden states, shape (tokens, hidden_size), and the experts that each
-        token is routed to, shape (tokens, experts a token).
+        Has ``gate_up_proj``, shape (experts, 2 * neurons, hidden_size), and ``down_proj``, shape (experts,
+        hidden_size, neurons). Its forward takes hidden states, shape (tokens, hidden_size), and the indices of each
+        token's experts, shape (tokens, experts per token).
     """
 
     module: Any
 
     def mlps(self, index: int) -> tuple[Mlp, ...]:
-        """Each expert as an MLP of its own; ``index`` is the layer's number."""
+        """Each expert as an :class:`Mlp`; ``index`` is that of the layer."""
         return tuple(
             Mlp(
                 f"{index} expert {expert}",
@@ -51,7 +51,7 @@ class Experts:
         )
 
     def on_routed(self, see: Callable[[Tensor, Tensor], None]) -> RemovableHandle:
-        """Have ``see`` called with the hidden states and the chosen experts at each forward pass."""
+        """Register a hook that calls ``see`` with the hidden states and the chosen experts at each forward pass."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             del module
@@ -71,26 +71,26 @@ def _half(parameter: Tensor, expert: int, number: int) -> Tensor:
 
 
 def find_experts(layer: nn.Module, index: int) -> Experts | None:
-    """The routed experts of a layer, None where it has none.
+    """The routed experts of a layer, None if it has none.
 
     Raises
     ------
     UnsupportedModelError
-        If it has some in another layout, which would be taken for something else.
+        If it stores experts in an unsupported layout.
     """
     found = [m for m in layer.modules() if isinstance(down := getattr(m, "down_proj", None), Tensor) and down.ndim == 3]
     if not found:
         return None
     if len(found) > 1 or not _fits(found[0]):
         raise UnsupportedModelError(
-            f"layer {index}: {type(found[0]).__name__} keeps its experts in another layout than Mixtral and Qwen3-MoE",
+            f"layer {index}: {type(found[0]).__name__} stores experts differently from Mixtral and Qwen3-MoE",
             hint="its experts cannot be pruned yet",
         )
     return Experts(found[0])
 
 
 def _fits(module: Any) -> bool:
-    """Whether an expert is act(gate) * up of one matrix, gate above up, with the down of another, and nothing more."""
+    """Whether experts are ``down(act(gate) * up)`` without biases, with gate above up in one fused parameter."""
     if {name for name, _ in module.named_parameters()} != _PARAMETERS or not hasattr(module, "act_fn"):
         return False
     experts, hidden, neurons = module.down_proj.shape
@@ -104,11 +104,11 @@ def _fits(module: Any) -> bool:
 
 
 def tokens_of(chosen: Tensor, expert: int, seqlen: int) -> list[Tensor]:
-    """Positions of each document's tokens that are routed to an expert.
+    """Positions of the tokens routed to an expert, for each document.
 
     Parameters
     ----------
-    chosen : int64 Tensor, shape (documents * seqlen, experts a token)
+    chosen : int64 Tensor, shape (documents * seqlen, experts per token)
     expert, seqlen : int
     """
     return [torch.nonzero(hit).flatten() for hit in (chosen == expert).any(dim=-1).view(-1, seqlen)]

@@ -1,6 +1,6 @@
-"""What can be pruned in a model: its decoder layers with their MLPs and attention, found by structure, not by class.
+"""The prunable parts of a model: decoder layers with their MLPs and attention, found by structure, not by class.
 
-Structure is resolved once, by :func:`find_decoder`; everything after it works on the objects that it returns.
+:func:`find_decoder` resolves the structure once; all other code works on the objects that it returns.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from neuronrank_torch.model.families import LAYOUTS
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A decoder layer that knows its parts.
+    """A decoder layer and its prunable parts.
 
     Parameters
     ----------
     index : int
-        Its number, from 0.
+        Index of the layer, from 0.
     module : nn.Module
     mlps : tuple of Mlp
-        Its MLP; or, in a mixture, each of its routed experts.
+        Its MLP or, in a mixture of experts, each routed expert.
     attention : Block, optional
-        The q/k/v/o projections, where it has them.
+        Its q/k/v/o projections, if present.
     experts : Experts, optional
-        The module that runs the routed experts, in a mixture.
+        The module that runs the routed experts, in a mixture of experts.
     """
 
     index: int
@@ -40,21 +40,21 @@ class Layer:
 
     @property
     def mlp(self) -> Mlp:
-        """The one MLP of a layer that is not a mixture; raises UnsupportedModelError for one that is."""
+        """The MLP of the layer; raises UnsupportedModelError for a mixture of experts."""
         if self.experts is not None:
             raise UnsupportedModelError(
                 f"layer {self.index} ({type(self.module).__name__}) is a mixture of experts",
-                hint="only `prune` works with those yet",
+                hint="only `prune` supports mixtures of experts yet",
             )
         return self.mlps[0]
 
     def blocks(self, *, include_attention: bool = False) -> tuple[Block, ...]:
-        """What is pruned in this layer: its MLPs, and attention where asked for.
+        """The blocks to prune in this layer: its MLPs, and attention if requested.
 
         Raises
         ------
         InputError
-            If attention is asked for and the layer has no q/k/v/o projections.
+            If attention is requested and the layer has no q/k/v/o projections.
         """
         if not include_attention:
             return self.mlps
@@ -73,7 +73,7 @@ class Decoder:
     Parameters
     ----------
     body : nn.Module
-        The module whose forward calls the layers one after another (``model.model`` in most families).
+        The module whose forward calls the layers in order (``model.model`` in most families).
     layers : list of Layer
     """
 
@@ -82,7 +82,7 @@ class Decoder:
 
 
 def find_decoder(model: nn.Module) -> Decoder:
-    """Find the decoder of a transformers model, and what can be pruned in each of its layers.
+    """Find the decoder of a transformers model and the prunable parts of its layers.
 
     Parameters
     ----------
@@ -95,14 +95,14 @@ def find_decoder(model: nn.Module) -> Decoder:
     Raises
     ------
     MissingStatisticsError
-        If no list of layers with gated MLPs or experts is there, or one of its layers has neither.
+        If the model has no list of layers with gated MLPs or experts, or one of the layers has neither.
     UnsupportedModelError
-        If a layer has several, or experts that cannot be pruned.
+        If a layer has several gated MLPs, or experts that cannot be pruned.
     """
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     for body in model.modules():
         if embeddings is not None and all(module is not embeddings for module in body.modules()):
-            continue  # Layers that see pictures or sound, not tokens.
+            continue  # Layers of an image or audio encoder.
         layers = getattr(body, "layers", None)
         if isinstance(layers, nn.ModuleList) and any(
             _find_mlps(m, i) or find_experts(m, i) for i, m in enumerate(layers)
@@ -112,13 +112,13 @@ def find_decoder(model: nn.Module) -> Decoder:
 
 
 def resolve_layer(module: nn.Module, index: int) -> Layer:
-    """What can be pruned in a layer; refuses one of which nothing, or only a part, could be."""
+    """Find the prunable parts of a layer; raises an error if its MLP cannot be pruned as a whole."""
     experts, mlps = find_experts(module, index), _find_mlps(module, index)
     if experts is not None:
         if mlps:
             raise UnsupportedModelError(
                 f"layer {index} ({type(module).__name__}) has a shared expert besides the routed ones",
-                hint="only mixtures of routed experts alone can be pruned yet",
+                hint="only mixtures without shared experts can be pruned yet",
             )
         mlps = experts.mlps(index)
     elif not mlps:
@@ -151,7 +151,7 @@ def untied_head(model: nn.Module) -> Block:
     Raises
     ------
     InputError
-        If there is none, or if it shares its weight with the embeddings, which pruning would damage.
+        If there is none, or it shares its weight with the embeddings, which pruning would change.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if not isinstance(head, nn.Linear):

@@ -1,1 +1,1 @@
-"""Pruning a model: all layers, one layer, and what is removed."""
+"""Pruning of a model: all layers, one layer, and the sparsity types."""

@@ -1,4 +1,4 @@
-"""The pass through the dense model that tells how much each layer can give up."""
+"""A pass through the dense model that determines the sparsity ratio of each layer."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class AllocationPass:
     Parameters
     ----------
     layers : sequence of Layer
-        Those that are pruned.
+        The layers to prune.
     recipe : Recipe
     kernels : TorchKernels
     ranks : Ranks
-        Who shares the text.
+        Processes that share the text.
     """
 
     def __init__(self, layers: Sequence[Layer], recipe: Recipe, kernels: TorchKernels, ranks: Ranks) -> None:
-        # The error of a removal needs what Wanda needs, whatever the method.
+        # The removal error needs the statistics of Wanda, regardless of the method.
         self.recipe, self.statistics = recipe, replace(recipe, method="wanda", include_attention=False)
         self.layers, self.kernels, self.ranks = layers, kernels, ranks
         self.histograms: list[NDArray[np.int64]] = []
 
     def visit(self, run: LayerRun) -> None:
-        """Run a dense layer, and count its weights by the error that their removal causes."""
+        """Run a dense layer and count its weights by removal error."""
         if run.layer not in self.layers:
             run.feed(keep=True)
             return
@@ -50,12 +50,12 @@ class AllocationPass:
             self.count(run.layer, replace(table, residual_norm=residual_norm(run.hidden, self.ranks)))
 
     def count(self, layer: Layer, table: LayerStatistics) -> None:
-        """Count the weights of a dense layer by the error that their removal causes, by its statistics.
+        """Count the weights of a dense layer by removal error, computed from its statistics.
 
         Parameters
         ----------
         layer : Layer
-            Layers come in order.
+            Layers must be given in order.
         table : LayerStatistics
             With mean squares of the inputs and norms of the residual stream.
         """

@@ -1,4 +1,4 @@
-"""Prunes one decoder layer: calibrate, score and mask, re-fit, propagate."""
+"""Prunes one decoder layer: calibrate, score and mask, update, propagate."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from neuronrank_torch.model.blocks import Block, Mlp
 from neuronrank_torch.pruning.result import LayerReport, ModuleReport
 from neuronrank_torch.pruning.sparsity_types import SparsityType, sparsity_type_of
 
-#: An expert that saw fewer calibration tokens is pruned by magnitude. Wanda was measured to be worse than magnitude
-#: with 2 tokens, and far better with 8: the figures are in docs/understand/experts.md.
+#: An expert that received fewer calibration tokens is pruned by magnitude. In measurements, Wanda was worse than
+#: magnitude with 2 tokens and far better with 8 (docs/understand/experts.md).
 MINIMUM_TOKENS = 8
 
 Table = LayerStatistics | None
@@ -26,14 +26,14 @@ Table = LayerStatistics | None
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What is to be done in one layer; what depends on other layers is decided before.
+    """Settings for pruning one layer, including those that depend on other layers.
 
     Parameters
     ----------
     recipe : Recipe
     kernels : TorchKernels
     ratio : float, optional
-        Share of the MLP's weights to remove, where it is not the recipe's.
+        Share of the MLP's weights to remove; by default the recipe's ratio.
     """
 
     recipe: Recipe
@@ -42,12 +42,12 @@ class LayerPlan:
 
     @property
     def sparsity_type(self) -> SparsityType:
-        """What is removed."""
+        """The sparsity type of the recipe."""
         return sparsity_type_of(self.recipe)
 
     @property
     def updating(self) -> bool:
-        """Whether the weights that stay are re-fitted."""
+        """Whether the remaining weights are updated."""
         return self.recipe.update != "none"
 
     @property
@@ -56,11 +56,11 @@ class LayerPlan:
         return self.sparsity_type.stages(self.recipe) if self.updating else [()]
 
     def passes(self, *, outputs_needed: bool) -> int:
-        """How often the layer runs over the calibration text."""
+        """Number of passes of the calibration text through the layer."""
         return len(self.stages) + (outputs_needed and self.recipe.propagate == "pruned")
 
     def context(self, block: Block, table: Table) -> ScoringContext:
-        """What a block's weights, as they are now, are scored by."""
+        """Scoring context of a block with its current weights."""
         recipe = replace(self.recipe, method="magnitude") if starved(block, table, self.recipe) else self.recipe
         scored = {role: weight.float() for role, weight in block.weights.items()}
         return ScoringContext(block.where, recipe, scored, table, self.kernels, ratio=self.ratio)
@@ -72,12 +72,12 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     Parameters
     ----------
     run : LayerRun
-        The calibration sequences, standing before the layer.
+        The calibration sequences at the layer's input.
     plan : LayerPlan
     ranks : Ranks
-        Who shares the text; all prune by the statistics of all of it.
+        Processes that share the text; each prunes by the statistics of the whole text.
     outputs_needed : bool
-        Whether a later layer, or the head, calibrates on this layer's output.
+        Whether a later layer or the head needs this layer's output for calibration.
     """
     started, keep = time.perf_counter(), plan.recipe.propagate == "dense"
     blocks = run.layer.blocks(include_attention=plan.recipe.include_attention)
@@ -90,7 +90,7 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     tables = collector.statistics(ranks)
     gram.sum_over(ranks)
 
-    # Score and mask; re-fit what reads the first inputs.
+    # Score and mask; update the modules that read the first inputs.
     keeps_dense = plan.updating and plan.sparsity_type.keeps_dense_weights
     dense = [block.copied() for block in blocks] if keeps_dense else blocks
     sizes = [weight.numel() for block in blocks for weight in block.weights.values()]
@@ -99,7 +99,7 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
         for block, before, table in zip(blocks, dense, tables, strict=True)
     ]
 
-    # Re-fit what reads the outputs of what is pruned by now: a pass each.
+    # Update the modules that read outputs of pruned modules, with one pass per stage.
     for inputs in later:
         gram = GramCollector(blocks, inputs, next(block for block in dense if isinstance(block, Mlp)))
         with gram:
@@ -117,7 +117,7 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
 def prune_by_statistics(
     index: int | str, blocks: Sequence[Block], tables: Sequence[Table], plan: LayerPlan
 ) -> LayerReport:
-    """Prune blocks by statistics that are there already, or by their weights alone."""
+    """Prune blocks by existing statistics, or by their weights alone."""
     started = time.perf_counter()
     sizes = [weight.numel() for block in blocks for weight in block.weights.values()]
     for block, table in zip(blocks, tables, strict=True):
@@ -126,7 +126,7 @@ def prune_by_statistics(
 
 
 def starved(block: Block, table: Table, recipe: Recipe) -> bool:
-    """Whether an expert's tokens are too few for the recipe's method; never for one that looks at weights alone."""
+    """Whether an expert received too few tokens for the recipe's method; never if that uses only the weights."""
     if not isinstance(block, Mlp) or block.expert is None or not method_of(recipe).requires(recipe):
         return False
     if table is None or table.tokens.sum() < MINIMUM_TOKENS:
@@ -135,7 +135,7 @@ def starved(block: Block, table: Table, recipe: Recipe) -> bool:
 
 
 def _notes(index: int | str, blocks: Sequence[Block], tables: Sequence[Table], recipe: Recipe) -> tuple[str, ...]:
-    """What the user should know of experts that were pruned by magnitude."""
+    """Notes for the user about experts that were pruned by magnitude."""
     few = [
         f"{block.expert} ({0 if table is None else table.tokens.sum()})"
         for block, table in zip(blocks, tables, strict=True)
@@ -144,13 +144,13 @@ def _notes(index: int | str, blocks: Sequence[Block], tables: Sequence[Table], r
     if not few:
         return ()
     return (
-        f"layer {index}: too few calibration tokens (in brackets) reached these experts, which are pruned by magnitude:"
+        f"layer {index}: these experts received too few calibration tokens (in brackets) and are pruned by magnitude:"
         f" {', '.join(few)}",
     )
 
 
 def module_reports(blocks: Sequence[Block], sizes: Sequence[int] | None = None) -> dict[str, ModuleReport]:
-    """Sparsity of each module as it is now, by name; ``sizes`` are their weights before, if some were removed."""
+    """Current sparsity of each module, by name; ``sizes`` are the original numbers of weights, if some were removed."""
     weights = {block.prefix + role: weight for block in blocks for role, weight in block.weights.items()}
     before = sizes or [weight.numel() for weight in weights.values()]
     return {

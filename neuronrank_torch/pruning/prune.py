@@ -1,4 +1,4 @@
-"""Prunes a model: layer by layer, in memory or with one layer at a time in memory."""
+"""Prunes a model layer by layer, with all layers or only one at a time in memory."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ def prune(
     Parameters
     ----------
     model : transformers model
-        A decoder with gated MLPs, on the device to work on. Should the run fail, layers already done stay pruned.
+        A decoder with gated MLPs, on the device to use. If the run fails, finished layers remain pruned.
     tokenizer : transformers tokenizer
     recipe : Recipe
     texts : str or iterable of str
-        Calibration text; not looked at by methods that need none.
+        Calibration text; not used by methods that need none.
     batch_size : int, optional
-        Sequences in a micro-batch; by default about 2048 tokens' worth.
+        Sequences per micro-batch; by default as many as make about 2048 tokens.
     progress : callable
         See :data:`neuronrank_torch.progress.Progress`; a step is one micro-batch through one layer.
     store : LayerStore, optional
-        Where the layers' weights are while they are not at work; by default they stay in memory.
+        Storage of the weights of layers that are not being processed; by default they stay in memory.
     statistics : StatisticsFolder, optional
-        Statistics of this very model to prune by, instead of calibration text.
+        Statistics of this model, used instead of calibration text.
     ranks : Ranks
         Processes that share the text, each with the whole model and the same arguments; from
-        :func:`neuronrank_torch.distributed.process_group.launched`. All end with the same pruned model.
+        :func:`neuronrank_torch.distributed.process_group.launched`. All produce the same pruned model.
 
     Returns
     -------
@@ -74,11 +74,11 @@ def prune(
     InvalidValueError
         If ``batch_size`` is below 1.
     InputError
-        If the text is too short, or the recipe asks for modules that the model does not have.
+        If the text is too short, or the recipe includes modules that the model does not have.
     MissingStatisticsError
         If the model has no gated MLP.
     AllZeroMetricError, NonFiniteError
-        If there is nothing to choose by, or a number is NaN or Inf.
+        If all scores are zero, or a value is NaN or Inf.
     """
     started = time.perf_counter()
     if statistics is not None:
@@ -113,29 +113,29 @@ def prune(
 
 
 class _PruneRun:
-    """One run over one model: what is decided for the whole model, and then the layers in order."""
+    """State of one run over one model: settings for the whole model, then the layers in order."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, progress: Progress, store: LayerStore, ranks: Ranks) -> None:
         self.model, self.recipe, self.progress, self.store, self.ranks = model, recipe, progress, store, ranks
         self.decoder = find_decoder(model)
         refuse_modes(self.decoder, recipe)
         self.head = untied_head(model) if recipe.prune_lm_head else None
-        # Where a streamed model works; its layers are elsewhere now.
+        # The layers of a streamed model are on the meta device until they are loaded.
         self.device = next(p.device for p in model.parameters() if not p.is_meta)
         self.kernels = TorchKernels(self.device)
         self.reports: list[LayerReport] = []
         self.depth = len(self.decoder.layers)
         self.first, self.notes = first_pruned(recipe, self.depth)
-        #: Sparsity ratios by layer, where they are not the recipe's.
+        #: Sparsity ratios by layer, if allocated between layers.
         self.ratios: dict[int | str, float] = {}
         self.what, self.steps, self.total = "", 0, 0
 
     def plan(self, unit: Unit) -> LayerPlan:
-        """What is to be done in a layer or the head."""
+        """The plan for a layer or the head."""
         return LayerPlan(self.recipe, self.kernels, self.ratios.get(unit))
 
     def by_statistics(self, statistics: StatisticsFolder | None) -> None:
-        """Prune by statistics that are there already, or by the weights alone."""
+        """Prune by existing statistics, or by the weights alone."""
         if statistics is not None:
             statistics.check_layers(self.depth)
             if self.recipe.allocate != "uniform":
@@ -168,7 +168,7 @@ class _PruneRun:
                 self._record(unit, None)
 
     def _count(self, statistics: StatisticsFolder, dense: AllocationPass) -> None:
-        """Compute the allocation by statistics instead of a pass over text."""
+        """Compute the allocation from statistics instead of a pass over text."""
         for layer in self.decoder.layers[self.first :]:
             table = statistics.table(layer.index, {INPUTS, RESIDUAL})
             with self.store.resident(layer.index):
@@ -194,7 +194,7 @@ class _PruneRun:
         return all(map(self.store.done, range(self.depth))) and not self._head_left()
 
     def _count_steps(self, sequences: int, batch_size: int) -> None:
-        """Steps in all, and how many of them an earlier process has done: a finished layer is only run through."""
+        """Count all steps, and those done by an earlier process; a finished layer only propagates the text."""
         share = self.ranks.share(sequences, batch_size)
         batches = -(-(share.stop - share.start) // batch_size)
         layers = range(self.depth)
@@ -205,7 +205,7 @@ class _PruneRun:
             self.steps += batches * self.depth * (self.store.ratios() is not None)
 
     def _passes(self, index: int, *, done: bool) -> int:
-        """How often layer ``index`` runs over the calibration text."""
+        """Number of passes of the calibration text through layer ``index``."""
         if index < self.first or done:
             return int(self._outputs_needed(index))
         return self.plan(index).passes(outputs_needed=self._outputs_needed(index))
@@ -229,7 +229,7 @@ class _PruneRun:
         self.progress(f"{self.what} layer {index + 1} of {self.depth}", self.steps, self.total, "micro-batches")
 
     def _allocate(self, look: Callable[[AllocationPass], object]) -> None:
-        """Give each layer its sparsity ratio, once ``look`` has shown the pass every dense layer."""
+        """Set the sparsity ratio of each layer; ``look`` feeds every dense layer to the allocation pass."""
         ratios = self.store.ratios()
         if ratios is None:
             dense = AllocationPass(self.decoder.layers[self.first :], self.recipe, self.kernels, self.ranks)
@@ -239,7 +239,7 @@ class _PruneRun:
         self.ratios = dict(enumerate(ratios, self.first))
 
     def _visit(self, run: LayerRun) -> None:
-        """Prune one layer, unless it is finished or to be left alone: then only run the text through it."""
+        """Prune one layer; if it is finished or not to be pruned, only run the text through it."""
         needed = self._outputs_needed(run.index)
         if not self.store.done(run.index) and run.index >= self.first:
             self._record(run.index, prune_layer(run, self.plan(run.index), self.ranks, outputs_needed=needed))
@@ -256,7 +256,7 @@ class _PruneRun:
         return self.head is not None and not self.store.done(HEAD)
 
     def _recalled(self, unit: Unit) -> bool:
-        """Whether a unit was finished before; its report is taken over."""
+        """Whether a unit was finished by an earlier process; if so, reuse its report."""
         if not self.store.done(unit):
             return False
         report = self.store.report(unit)
@@ -271,7 +271,7 @@ class _PruneRun:
 
 
 def _idle(ranks: Ranks, sequences: int, batch_size: int) -> list[str]:
-    """What the user should know where there are more ranks than micro-batches."""
+    """Note for the user if there are more ranks than micro-batches."""
     batches = -(-sequences // batch_size)
     if ranks.size <= batches:
         return []

@@ -1,4 +1,4 @@
-"""What a run did: sparsity reached per module, time per layer, and everything needed to repeat it."""
+"""Result of a run: sparsity per module, time per layer, and everything needed to repeat it."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that a figure depends on."""
+    """Versions of the software that results depend on."""
     return {
         "neuronrank": __version__,
         "python": platform.python_version(),

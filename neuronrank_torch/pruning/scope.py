@@ -1,4 +1,4 @@
-"""What a run will prune, computed from shapes alone: what cannot be is refused before any costly work."""
+"""Scope of a run, computed from shapes alone, so that unsupported requests fail before any costly work."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 
 
 def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[str]]:
-    """The layers (and the head) that a recipe prunes in a model, with the zeros it will choose.
+    """The layers (and the head) that a recipe prunes in a model, with the numbers of zeros.
 
     Returns
     -------
     layers : list of LayerReport
     notes : list of str
-        What the user should know.
+        Notes for the user.
 
     Raises
     ------
     InputError
-        If the recipe asks for modules that the model does not have, or that its pattern does not fit.
+        If the recipe includes modules that the model does not have, or its pattern does not divide their inputs.
     MissingStatisticsError
         If the model has no gated MLP.
     """
@@ -43,7 +43,7 @@ def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[
 
 
 def first_pruned(recipe: Recipe, layers: int) -> tuple[int, list[str]]:
-    """First layer that the recipe prunes in a model of so many layers, and what the user should know."""
+    """Index of the first layer that the recipe prunes in a model of ``layers`` layers, and notes for the user."""
     last = recipe.pruning_last
     if last is not None and last > layers:
         return 0, [f"--pruning_last is {last} but the model has {layers} layers: all are pruned"]
@@ -51,12 +51,12 @@ def first_pruned(recipe: Recipe, layers: int) -> tuple[int, list[str]]:
 
 
 def refuse_modes(decoder: Decoder, recipe: Recipe) -> None:
-    """Refuse what a model with experts cannot be pruned by.
+    """Refuse settings that do not support a mixture of experts.
 
     Raises
     ------
     InputError
-        Names the flag.
+        If the recipe has such a setting and the model has experts; names the flag.
     """
     layer = next((layer for layer in decoder.layers if layer.experts is not None), None)
     modes = {

@@ -1,4 +1,4 @@
-"""Where a run finds the weights of the unit at work, and what becomes of them afterwards."""
+"""Storage of the weights of units (layers, head) before and after they are processed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from neuronrank_torch.pruning.result import LayerReport
 
 
 class LayerStore(Protocol):
-    """What pruning asks of the place where weights are kept: memory, or the folder that a run writes."""
+    """Interface to the storage of weights: memory, or the folder that a run writes."""
 
     def resident(self, unit: Unit) -> AbstractContextManager[None]:
-        """Context in which a unit has its weights."""
+        """Context in which the weights of a unit are loaded."""
         ...
 
     def done(self, unit: Unit) -> bool:
-        """Whether a unit was finished by an earlier process, so that text has only to be propagated through it."""
+        """Whether an earlier process finished a unit, so that text only needs to be propagated through it."""
         ...
 
     def report(self, unit: Unit) -> LayerReport | None:
-        """What was done to a finished unit; None where it was left alone."""
+        """Report of a finished unit; None if it was not pruned."""
         ...
 
     def keep(self, unit: Unit, report: LayerReport | None) -> None:
@@ -32,20 +32,20 @@ class LayerStore(Protocol):
         ...
 
     def ratios(self) -> list[float] | None:
-        """Sparsity ratios of the layers that an earlier process computed."""
+        """Sparsity ratios of the layers, if an earlier process computed them."""
         ...
 
     def keep_ratios(self, ratios: list[float]) -> None:
-        """Called once they are computed, before the first layer is pruned."""
+        """Save the sparsity ratios; called once, before the first layer is pruned."""
         ...
 
     def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Memory for hidden states of this shape, with the precision of ``like``."""
+        """Allocate hidden states of this shape, with the precision of ``like``."""
         ...
 
 
 class InMemory:
-    """All weights in memory, where they stay."""
+    """Keeps all weights in memory."""
 
     def resident(self, unit: Unit) -> AbstractContextManager[None]:
         """See :class:`LayerStore`."""
@@ -53,24 +53,24 @@ class InMemory:
         return nullcontext()
 
     def done(self, unit: Unit) -> bool:
-        """Nothing is."""
+        """Return False: nothing is stored."""
         del unit
         return False
 
     def report(self, unit: Unit) -> LayerReport | None:
-        """Never asked for, since nothing is done."""
+        """Never called, because no unit is done."""
         raise KeyError(unit)
 
     def keep(self, unit: Unit, report: LayerReport | None) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def ratios(self) -> list[float] | None:
-        """None are."""
+        """Return None: nothing is stored."""
         return None
 
     def keep_ratios(self, ratios: list[float]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Memory on the device of ``like``."""
+        """Allocate on the device of ``like``."""
         return in_memory(shape, like)

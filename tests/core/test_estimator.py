@@ -208,7 +208,7 @@ def test_a_weight_that_does_not_fit_is_refused(shape: tuple[int, ...], axis: int
 
 
 def test_errors_that_other_errors_would_hide() -> None:
-    with pytest.raises(InputError, match="wanda looks at the layer's inputs"):
+    with pytest.raises(InputError, match="wanda needs the layer's inputs"):
         NeuronRank("wanda").fit(A).scores(np.ones((6, 2)))
     assert NeuronRank("wanda").fit(A).scores(np.ones((2, 6)), axis=1).shape == (2, 6)
     with pytest.raises(InputError, match="not fitted yet"):

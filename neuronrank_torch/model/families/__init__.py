@@ -1,4 +1,4 @@
-"""How families of models name and store the matrices of their MLPs: one small file of data each."""
+"""Names and storage of the MLP matrices in each model family, one file per layout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pkgutil import iter_modules
 
 from neuronrank_torch.model.families.layout import MlpLayout
 
-#: Every layout, by the name of its file.
+#: Every layout by file name.
 LAYOUTS: dict[str, MlpLayout] = {
     module.name: import_module(f"{__name__}.{module.name}").LAYOUT
     for module in iter_modules(__path__)

@@ -1,4 +1,4 @@
-"""Phi-3, Phi-4, GLM: gate and up are one matrix, gate above up."""
+"""Phi-3, Phi-4, GLM: gate and up are fused in one matrix, gate above up."""
 
 from neuronrank_torch.model.families.layout import MlpLayout, Part
 

@@ -1,4 +1,4 @@
-"""LLaMA, Mistral, Qwen, Gemma, SmolLM and most others: a module each for gate, up and down."""
+"""LLaMA, Mistral, Qwen, Gemma, SmolLM and most others: separate modules for gate, up and down."""
 
 from neuronrank_torch.model.families.layout import MlpLayout, Part
 

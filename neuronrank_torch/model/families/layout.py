@@ -1,4 +1,4 @@
-"""What a layout says, and the MLP that it finds in a module."""
+"""Description of an MLP layout, and detection of MLPs that match it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Part:
     Parameters
     ----------
     name : str
-        Attribute of the MLP that holds the linear layer.
+        Attribute of the MLP for the linear layer.
     number, of : int
-        Which part of the rows, of how many.
+        Index of the part, and number of parts.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Part:
     of: int = 1
 
     def projection(self, linear: nn.Linear) -> Projection:
-        """The matrix that this part of a linear layer is."""
+        """The part of a linear layer as a projection."""
         if self.of == 1:
             return Projection(linear)
         take = partial(_chunk, number=self.number, of=self.of)
@@ -40,13 +40,13 @@ def _chunk(tensor: Tensor, number: int, of: int, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class MlpLayout:
-    """Which linear layer of an MLP, or which part of one, plays each role.
+    """The linear layer of an MLP, or part of one, in each role.
 
     Parameters
     ----------
     gate_proj, up_proj, down_proj : Part
     activation : str
-        Attribute of the MLP that holds the activation function.
+        Attribute of the MLP for the activation function.
     """
 
     gate_proj: Part
@@ -55,7 +55,7 @@ class MlpLayout:
     activation: str = "act_fn"
 
     def find(self, module: nn.Module, where: int | str) -> Mlp | None:
-        """The MLP that a module is; None if it is not one of this layout."""
+        """The module as an MLP; None if it does not have this layout."""
         parts: dict[str, Part] = {role: getattr(self, role) for role in MLP_PROJECTIONS}
         linears = {role: getattr(module, part.name, None) for role, part in parts.items()}
         projections = {

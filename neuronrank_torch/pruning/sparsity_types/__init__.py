@@ -1,4 +1,4 @@
-"""What can be removed, one file each, found by being here."""
+"""Sparsity types, one file each, found in this folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pkgutil import iter_modules
 from neuronrank_core import Recipe
 from neuronrank_torch.pruning.sparsity_types.base import SparsityType
 
-#: Every sparsity type, by the name of its file.
+#: Every sparsity type by file name.
 SPARSITY_TYPES: dict[str, SparsityType] = {
     module.name: import_module(f"{__name__}.{module.name}").SPARSITY_TYPE
     for module in iter_modules(__path__)
@@ -20,6 +20,6 @@ __all__ = ["SPARSITY_TYPES", "SparsityType", "sparsity_type_of"]
 
 
 def sparsity_type_of(recipe: Recipe) -> SparsityType:
-    """The one that handles the recipe's ``sparsity_type``."""
+    """The :class:`SparsityType` that handles the recipe's ``sparsity_type``."""
     [found] = [one for one in SPARSITY_TYPES.values() if one.handles(recipe.sparsity_type)]
     return found

@@ -1,4 +1,4 @@
-"""What a sparsity type says: what it removes and how, and what it changes in the configuration."""
+"""Base class of the sparsity types."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from neuronrank_torch.pruning.result import ModuleReport
 
 
 class SparsityType(ABC):
-    """What a run removes from each block of a layer. Instances hold no state."""
+    """Defines what is removed from a block, how, and how the configuration changes. Instances are stateless."""
 
-    #: Whether the re-fit of a block needs its dense weights after the first of them are gone.
+    #: Whether the update of a block needs its dense weights after pruning has started.
     keeps_dense_weights = False
 
     @abstractmethod
     def handles(self, sparsity_type: str) -> bool:
-        """Whether a value of ``--sparsity_type`` is of this type."""
+        """Whether a value of ``--sparsity_type`` denotes this type."""
 
     @abstractmethod
     def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:
-        """Inputs whose Gram matrices the re-fit needs, by role: one pass over the text for each group, in order.
+        """Groups of inputs, by role, whose Gram matrices the update needs; one pass over the text per group.
 
-        With pruned propagation a group sees what the groups before it, already pruned, hand on.
+        With pruned propagation, the inputs of a group come from the pruned modules of earlier groups.
         """
 
     @abstractmethod
     def planned(self, block: Block, recipe: Recipe) -> dict[str, ModuleReport]:
-        """What will be removed from a block, by its shapes alone.
+        """What will be removed from a block, computed from its shapes alone.
 
         Raises
         ------
@@ -41,12 +41,12 @@ class SparsityType(ABC):
 
     @abstractmethod
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> Any:
-        """Choose and remove; re-fit what the inputs in ``gram`` allow. Returns what :meth:`refit` needs to know."""
+        """Prune a block and update the modules whose inputs are in ``gram``. Returns ``chosen`` for :meth:`refit`."""
 
     def refit(self, block: Block, context: ScoringContext, chosen: Any, gram: GramCollector) -> None:
-        """Re-fit the modules of a block whose inputs are in ``gram``, which a later stage collected."""
+        """Update the modules of a block whose inputs are in ``gram``, which was collected in a later stage."""
         del block, context, chosen, gram
 
     def change_config(self, decoder: Decoder) -> None:
-        """State in the model's configuration what has changed in all of its layers."""
+        """Adapt the model's configuration after all layers have been pruned."""
         del decoder

@@ -1,4 +1,4 @@
-"""Whole neurons are removed for good: an ordinary, smaller model remains."""
+"""Removal of whole neurons, which leaves a smaller model with an unchanged architecture."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Neurons(SparsityType):
         return sparsity_type == "neurons"
 
     def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:
-        """Only ``down_proj`` is re-fitted."""
+        """Only ``down_proj`` is updated."""
         del recipe
         return [("down_proj",)]
 
     def planned(self, block: Block, recipe: Recipe) -> dict[str, ModuleReport]:
-        """The weights that go with the neurons."""
+        """The weights that are removed with the neurons."""
         neurons = block.projections["down_proj"].weight.shape[1]
         goes = int(recipe.ratio * neurons)
         sizes = {role: weight.numel() for role, weight in block.weights.items()}
@@ -45,7 +45,7 @@ class Neurons(SparsityType):
         block.remove_neurons(kept, new)
 
     def change_config(self, decoder: Decoder) -> None:
-        """State the number of neurons that is left, which is the same in every layer."""
+        """Set ``intermediate_size`` to the number of remaining neurons, which is the same in every layer."""
         config: Any = decoder.body.config
         config.intermediate_size = decoder.layers[0].mlp.projections["down_proj"].weight.shape[1]
 

@@ -1,4 +1,4 @@
-"""Single weights become zero: unstructured, or N of every M consecutive inputs of a row."""
+"""Single weights are set to zero: unstructured, or N of every M consecutive inputs of a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from neuronrank_torch.pruning.sparsity_types.base import SparsityType
 
 
 class Weights(SparsityType):
-    """Zeros the lowest scores of each module."""
+    """Sets the lowest-scoring weights of each module to zero."""
 
     keeps_dense_weights = True
 
@@ -27,13 +27,13 @@ class Weights(SparsityType):
         return sparsity_type == "unstructured" or ":" in sparsity_type
 
     def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:
-        """Every module is re-fitted to the input that the pruned modules before it give it."""
+        """With pruned propagation, every module is updated on its inputs from the pruned modules before it."""
         attention = ("q_proj", "o_proj") if recipe.include_attention else ()
         inputs = (*attention, "gate_proj", "down_proj")
         return [(role,) for role in inputs] if recipe.propagate == "pruned" else [inputs]
 
     def planned(self, block: Block, recipe: Recipe) -> dict[str, ModuleReport]:
-        """The zeros of each module; a pattern has to divide its inputs."""
+        """The number of zeros of each module; M of a pattern must divide its number of inputs."""
         shapes = {role: (weight.shape[0], weight.shape[1]) for role, weight in block.weights.items()}
         return {
             block.prefix + role: ModuleReport(rows * columns, target_zeros(role, (rows, columns), recipe))
@@ -41,7 +41,7 @@ class Weights(SparsityType):
         }
 
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> dict[str, Tensor]:
-        """Zero the lowest scores of each module, by scores of its dense weights; returns the masks."""
+        """Zero the lowest-scoring weights of each module, scored on its dense weights; returns the masks."""
         masks = {role: prune_mask(role, context) for role in block.projections}
         for role, projection in block.projections.items():
             projection.weight.masked_fill_(masks[role], 0)
@@ -50,13 +50,13 @@ class Weights(SparsityType):
         return masks
 
     def refit(self, block: Block, context: ScoringContext, chosen: dict[str, Tensor], gram: GramCollector) -> None:
-        """Re-fit the weights that stay to the outputs of the dense weights, which are those in ``context``."""
+        """Fit the remaining weights to the outputs of the dense weights, which are in ``context``."""
         for role, projection in block.projections.items():
             inputs = gram.gram.get(SHARED_INPUT.get(role, role))
             if inputs is None:
                 continue
             dense = context.weights[role]
-            # down_proj also makes up for what gate and up lost: its target is the dense product, not the pruned one.
+            # down_proj also compensates for the pruning of gate and up: its target uses the dense product.
             target = dense @ gram.cross if role == "down_proj" and gram.cross is not None else None
             if context.recipe.update == "gradual":
                 fitted = gradual_update(dense, partial(gradual_mask, role, context), inputs, inverse, target=target)

@@ -123,7 +123,7 @@ def test_a_collection_that_was_cut_off_goes_on(
         ("collect --dataset gone.txt", "file not found: gone.txt"),
         ("collect --save there", "there already exists"),
         ("collect --save model --force", "model is not a statistics folder"),
-        ("prune --stats gone --save out", "gone is no statistics folder"),
+        ("prune --stats gone --save out", "gone is not a statistics folder"),
         ("prune --stats there --save there --force", "there is not a saved model"),
         ("prune --stats there --save out --update least-squares", "--update least-squares needs calibration text"),
         (

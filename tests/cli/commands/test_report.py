@@ -194,7 +194,7 @@ def test_weights_that_were_changed_since_the_run_are_named(place: Path) -> None:
         (["pruned", "--save", "no/report.html"], "Error: cannot write no/report.html: there is no folder no"),
         (["<b>tiny", "--save", "new.html"], "Error: <b>tiny has no neuronrank.json"),
         (["pruned", "--device", "2:4", "--save", "new.html"], "Error: device 2:4 is not available"),
-        (["pruned", "--stats", "nowhere", "--save", "new.html"], "Error: nowhere is no statistics folder"),
+        (["pruned", "--stats", "nowhere", "--save", "new.html"], "Error: nowhere is not a statistics folder"),
         (["pruned", "--model", "nowhere.gguf", "--save", "new.html"], "Error: model not found: nowhere.gguf"),
         (["pruned", "--stats", "stats", "--dataset", "no.txt", "--save", "new.html"], "Error: file not found: no.txt"),
         (["pruned", "--stats", "stats", "--nr-tfidf-k", 9999, "--save", "new.html"], "Error: --nr-tfidf-k is 9999"),

@@ -225,7 +225,7 @@ def test_tables_and_warnings(run: Run, searched: list[object], text: Path) -> No
         ("--storage gone/x.db", "cannot keep trials in gone/x.db"),
         ("--save gone/best.toml", "cannot write gone/best.toml: there is no folder gone"),
         ("--save best", "--save best is not the name of a .toml file"),
-        ("--stats gone", "gone is no statistics folder"),
+        ("--stats gone", "gone is not a statistics folder"),
         ("--eval-dataset gone.txt", "file not found: gone.txt"),
     ],
 )

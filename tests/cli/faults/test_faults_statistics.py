@@ -95,8 +95,8 @@ def _shorter(folder: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "not there": (lambda d: shutil.rmtree(d), "is no statistics folder", "neuronrank collect"),
-    "a model": (lambda d: (d / "statistics.json").rename(d / "config.json"), "no statistics folder", "collect"),
+    "not there": (lambda d: shutil.rmtree(d), "is not a statistics folder", "neuronrank collect"),
+    "a model": (lambda d: (d / "statistics.json").rename(d / "config.json"), "not a statistics folder", "collect"),
     "newer": (lambda d: _header(d, format=99), "stats has format 99, newer than", "upgrade neuronrank"),
     "newer table": (_newer, "its format 99 is newer than", "upgrade neuronrank"),
     "header cut": (lambda d: os.truncate(d / "statistics.json", 99), "cannot read stats/statistics.json", "collect"),
@@ -109,7 +109,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "other type": (lambda d: _header(d, documents="many"), "cannot read stats/statistics.json", "collect"),
     "table gone": (lambda d: (d / "layer-00002.safetensors").unlink(), "layer-00002", "collect"),
     "table cut": (lambda d: os.truncate(d / "layer-00002.safetensors", 900), "layer-00002", "collect"),
-    "fewer documents": (_shorter, "layer-00002.safetensors is not of the documents", "collect"),
+    "fewer documents": (_shorter, "layer-00002.safetensors does not match the documents", "collect"),
 }
 
 

@@ -30,7 +30,7 @@ def test_arguments_that_depend_on_the_text_are_refused(family: str) -> None:
     model = small(family)
     model.model.rotary_emb = TextDependent(model.model.rotary_emb)
     name = type(model.model).__name__
-    with pytest.raises(InputError, match=f"{name} gives its layers arguments that depend on the text"):
+    with pytest.raises(InputError, match=f"{name} passes its layers arguments that depend on the text"):
         run_layers(find_decoder(model), text(), lambda layer: layer.feed(keep=True))
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
 

@@ -199,7 +199,7 @@ def test_topics_are_held_against_what_was_collected(stats: Path) -> None:
     ("change", "message"),
     [
         (lambda h: h.update(format=2), "newer than 1"),
-        (lambda h: h.update(documents=[0, 1, 2, 3, 4, 7]), "not of the documents"),
+        (lambda h: h.update(documents=[0, 1, 2, 3, 4, 7]), "does not match the documents"),
     ],
 )
 def test_a_folder_that_cannot_be_trusted(stats: Path, tmp_path: Path, change: Any, message: str) -> None:
@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_be_trusted(stats: Path, tmp_path: Path, change: An
 
 @pytest.mark.parametrize("name", ["gone", "model"])
 def test_no_folder_of_statistics(source: Path, name: str) -> None:
-    with pytest.raises(InputError, match=f"{name} is no statistics folder"):
+    with pytest.raises(InputError, match=f"{name} is not a statistics folder"):
         StatisticsFolder(source.with_name(name))
 
 

@@ -80,7 +80,7 @@ def test_a_plan_names_what_a_run_does(tmp_path: Path) -> None:
     ("model", "message"),
     [
         (shared_expert, r"layer 0 .* has a shared expert"),
-        (another_layout, r"layer 0: GptOssExperts keeps its experts in"),
+        (another_layout, r"layer 0: GptOssExperts stores experts differently"),
     ],
 )
 def test_layouts(model: Any, message: str, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_experts_that_only_look_alike(change: str) -> None:
     else:
         experts.norm = nn.LayerNorm(4)
     assert find_experts(model.model.layers[0], 0) is not None
-    with pytest.raises(UnsupportedModelError, match=r"layer 1: .* keeps its experts in another layout"):
+    with pytest.raises(UnsupportedModelError, match=r"layer 1: .* stores experts differently"):
         find_decoder(model)
 
 

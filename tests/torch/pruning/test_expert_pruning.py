@@ -116,7 +116,7 @@ def test_an_expert_with_few_tokens_gets_the_mask_of_magnitude(method: str, monke
         ours, theirs = zeros(model, 0, expert), zeros(magnitude, 0, expert)
         assert all(torch.equal(ours[name], theirs[name]) for name in NAMES) == (expert in few)
     assert report.notes[0] == (
-        "layer 0: too few calibration tokens (in brackets) reached these experts, which are pruned by magnitude: "
+        "layer 0: these experts received too few calibration tokens (in brackets) and are pruned by magnitude: "
         + ", ".join(f"{expert} ({n})" for expert, n in few.items())
     )
 
