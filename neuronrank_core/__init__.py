@@ -11,10 +11,12 @@ from neuronrank_core.errors import (
     MissingStatisticsError,
     NeuronRankError,
     NonFiniteError,
+    UnsupportedModelError,
 )
 from neuronrank_core.estimator import NeuronRank
 from neuronrank_core.kernels import lowest_k
-from neuronrank_core.methods import METHODS, Method
+from neuronrank_core.methods import METHODS
+from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.recipe import PRESETS, Recipe
 from neuronrank_core.selection.masks import prune_mask
@@ -39,6 +41,7 @@ __all__ = [
     "NonFiniteError",
     "Recipe",
     "ScoringContext",
+    "UnsupportedModelError",
     "__version__",
     "document_statistics",
     "load_statistics",

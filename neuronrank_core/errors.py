@@ -1,7 +1,5 @@
 """Errors shown to the user: a one-line message that states the problem, and a hint that suggests a fix."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from neuronrank_core.errors import InputError, InvalidValueError
 from neuronrank_core.kernels import Counts, Vector
+from neuronrank_core.methods import METHODS, check_recipe, method_of, mode, requires
 from neuronrank_core.methods.context import ScoringContext
-from neuronrank_core.methods.registry import METHODS, check_recipe, method_of, mode, requires
 from neuronrank_core.recipe import Recipe
 from neuronrank_core.selection.masks import prune_mask
 from neuronrank_core.selection.whole_neurons import kept_neurons
@@ -43,7 +43,7 @@ class NeuronRank:
     Parameters
     ----------
     method : str
-        Key of :data:`neuronrank_core.methods.registry.METHODS`.
+        Key of :data:`neuronrank_core.methods.METHODS`.
     layer : int or str
         Used in error messages.
     **settings

@@ -1,12 +1,10 @@
 """The search space of a tuning run, and its initial recipes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
-from neuronrank_core.methods.registry import check_recipe, exponents, method_of, without_effect
+from neuronrank_core.methods import check_recipe, exponents, method_of, without_effect
 from neuronrank_core.recipe import MODES, PRESETS, Exponents, Recipe
 
 #: Lowest value, highest value and step. Steps keep recipes readable and include 0, which omits a factor.

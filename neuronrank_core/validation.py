@@ -1,7 +1,5 @@
 """Allowed values of dataclass fields, declared with the field."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 from dataclasses import field, fields

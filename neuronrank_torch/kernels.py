@@ -1,7 +1,5 @@
 """The core's kernels on torch tensors: same names and results, tested for equality."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The progress callback: every long call takes it as ``progress`` and passes it on unchanged."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 #: Called with (stage, done, total, unit) when a stage starts and whenever the run gets further in it. The stage says

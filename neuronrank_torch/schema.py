@@ -1,7 +1,5 @@
 """Results as JSON and back: a result is a frozen dataclass whose fields are the keys of the JSON object."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict

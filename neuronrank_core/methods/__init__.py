@@ -1,27 +1,94 @@
-"""The pruning methods, one file each, and a recipe's settings resolved with its method's defaults."""
+"""All methods by name, found in this folder; and a recipe's settings resolved with its method's defaults.
 
+A method is declared once, in a module of this package that assigns ``METHOD`` an instance of a subclass of
+:class:`Method`: its formula, required statistics, comparison group and defaults.
+"""
+
+from collections.abc import Iterable
+from importlib import import_module
+from pkgutil import iter_modules
+
+from neuronrank_core.errors import InvalidValueError
 from neuronrank_core.methods.base import Method
-from neuronrank_core.methods.registry import (
-    METHODS,
-    check_recipe,
-    exponents,
-    method_for,
-    method_of,
-    mode,
-    needs_text,
-    requires,
-    without_effect,
-)
+from neuronrank_core.methods.scoring import NEURON_AXIS
+from neuronrank_core.recipe import Exponents, Recipe
+from neuronrank_core.statistics.table import SAMPLE, SIGNAL
 
-__all__ = [
-    "METHODS",
-    "Method",
-    "check_recipe",
-    "exponents",
-    "method_for",
-    "method_of",
-    "mode",
-    "needs_text",
-    "requires",
-    "without_effect",
-]
+_SHARED = ("base", "context", "scoring")
+
+#: Every method by name.
+METHODS: dict[str, Method] = {
+    method.name: method
+    for module in iter_modules(__path__)
+    if module.name not in _SHARED
+    for method in [import_module(f"{__name__}.{module.name}").METHOD]
+}
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The recipe's method; raises InvalidValueError if its name is unknown."""
+    if recipe.method not in METHODS:
+        raise InvalidValueError("method", recipe.method, "one of " + ", ".join(METHODS))
+    return METHODS[recipe.method]
+
+
+def method_for(module: str, recipe: Recipe) -> Method:
+    """The method that scores a module: the recipe's for the MLP, its ``beyond_mlp`` for attention and head."""
+    method = method_of(recipe)
+    return method if module in NEURON_AXIS else METHODS[method.beyond_mlp]
+
+
+def mode(recipe: Recipe) -> str:
+    """How groups are formed: the mode that the method fixes, or the recipe's ``tfidf_mode``."""
+    return method_of(recipe).mode_in(recipe)
+
+
+def exponents(recipe: Recipe) -> Exponents:
+    """The recipe's exponents, completed with the method's defaults."""
+    return method_of(recipe).exponents(recipe)
+
+
+def requires(recipe: Recipe) -> frozenset[str]:
+    """Kinds of statistics to collect; empty means that scoring needs no calibration text."""
+    method = method_of(recipe)
+    beyond = recipe.include_attention or recipe.prune_lm_head
+    return method.requires(recipe) | (METHODS[method.beyond_mlp].requires(recipe) if beyond else frozenset())
+
+
+def needs_text(recipe: Recipe) -> bool:
+    """Whether a run reads calibration text."""
+    return bool(requires(recipe)) or recipe.update != "none" or recipe.allocate != "uniform"
+
+
+def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
+    """Those of the named fields that do not affect the recipe's result."""
+    needed = requires(recipe)
+    dead = frozenset().union(*(method.reads for method in METHODS.values())) - method_of(recipe).reads
+    if mode(recipe) != "topic":
+        dead |= {"tfidf_k"}
+    if mode(recipe) != "token":
+        dead |= {"threshold"}
+    if SAMPLE not in needed:
+        dead |= {"tfidf_k", "q_active", "tokens_per_document"}
+    if not needed & {SIGNAL, SAMPLE}:
+        dead |= {"tfidf_mode", "signal", "threshold"}
+    if recipe.pattern:
+        dead |= {"compare"}
+    return sorted(dead & set(names))
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Check that the recipe's method supports its settings.
+
+    Raises
+    ------
+    InvalidValueError
+        If the method is unknown, cannot score whole neurons and the recipe removes them, or clusters sampled tokens
+        into more topics than there are tokens.
+    """
+    if recipe.whole_neurons and not method_of(recipe).ranks_neurons:
+        able = ", ".join(name for name, method in METHODS.items() if method.ranks_neurons)
+        raise InvalidValueError("method", recipe.method, f"with sparsity_type neurons, one of {able}")
+    tokens = recipe.nsamples * min(recipe.seqlen, recipe.tokens_per_document)
+    if mode(recipe) == "topic" and SAMPLE in requires(recipe) and recipe.tfidf_k > tokens:
+        raise InvalidValueError("tfidf_k", recipe.tfidf_k, f"[1, {tokens}], the number of sampled tokens")

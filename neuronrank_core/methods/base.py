@@ -1,7 +1,5 @@
 """Base class of the pruning methods."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict

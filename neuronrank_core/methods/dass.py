@@ -6,8 +6,6 @@ sparsity. The paper's N:M groups run along the neurons of gate and up; here, as 
 inputs, where the neuron's factor cancels.
 """
 
-from __future__ import annotations
-
 from neuronrank_core.kernels import Array
 from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.context import ScoringContext

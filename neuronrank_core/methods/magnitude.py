@@ -1,7 +1,5 @@
 """Magnitude: Han et al. 2015, "Learning both weights and connections for efficient neural networks"."""
 
-from __future__ import annotations
-
 from neuronrank_core.kernels import Array
 from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.context import ScoringContext

@@ -1,7 +1,5 @@
 """NeuronRank's original form: the seed formula with tokens as groups; a neuron is active where its gate is open."""
 
-from __future__ import annotations
-
 from neuronrank_core.methods.neuronrank_tfidf import NeuronRankTfidf
 
 

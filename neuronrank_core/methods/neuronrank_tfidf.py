@@ -1,7 +1,5 @@
 """The seed formula of NeuronRank: ``|W|^weight_exp * TF^tf_exp * IDF^idf_exp * spikiness^spikiness_exp``."""
 
-from __future__ import annotations
-
 from neuronrank_core.kernels import Array, Vector
 from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.context import ScoringContext

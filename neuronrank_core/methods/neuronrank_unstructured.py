@@ -4,8 +4,6 @@ In the additive form of an earlier implementation (``|W| + variance``), the vari
 whole neurons were removed (perplexity 63158). Here the variance is a factor instead.
 """
 
-from __future__ import annotations
-
 from neuronrank_core.kernels import Array, Vector
 from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.context import ScoringContext

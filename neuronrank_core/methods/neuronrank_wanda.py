@@ -5,8 +5,6 @@ over the whole module, so that strong neurons keep more weights. ``tf_exp = 0`` 
 ``dass.py`` implements the closest prior art and describes the differences.
 """
 
-from __future__ import annotations
-
 from neuronrank_core.kernels import Array, Vector
 from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.context import ScoringContext

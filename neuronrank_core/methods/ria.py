@@ -4,8 +4,6 @@ As published: relative importance of a weight in its row and column, times the s
 within each output row. The paper's channel permutation for N:M is not implemented.
 """
 
-from __future__ import annotations
-
 from neuronrank_core.kernels import Array
 from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.context import ScoringContext

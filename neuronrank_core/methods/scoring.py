@@ -5,8 +5,6 @@
 The functions over weights use only operators, so that they work for NumPy arrays and torch tensors.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 #: Axis of the neurons in a weight matrix: rows of gate/up, columns of down.

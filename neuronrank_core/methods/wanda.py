@@ -1,7 +1,5 @@
 """Wanda: Sun et al. 2023, "A simple and effective pruning approach for large language models", arXiv 2306.11695."""
 
-from __future__ import annotations
-
 from neuronrank_core.kernels import Array
 from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.context import ScoringContext

@@ -8,8 +8,6 @@ Outlier-weighed layer-wise sparsity (OWL, Yin et al. 2023, arXiv 2310.05175) has
 layers by their share of outlying Wanda scores. It uses neither the neurons nor the norm of the residual stream.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

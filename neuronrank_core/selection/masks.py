@@ -1,12 +1,10 @@
 """Compute a layer's masks from its statistics; used by every backend."""
 
-from __future__ import annotations
-
 import math
 
 from neuronrank_core.kernels import Array
+from neuronrank_core.methods import method_for
 from neuronrank_core.methods.context import ScoringContext
-from neuronrank_core.methods.registry import method_for
 from neuronrank_core.methods.scoring import NEURON_AXIS
 from neuronrank_core.recipe import Recipe
 from neuronrank_core.selection.patterns import comparison_group, select

@@ -1,7 +1,5 @@
 """Select exactly k weights of every comparison group; ties go to the lowest index."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Select the whole neurons to remove."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -9,8 +7,8 @@ from numpy.typing import NDArray
 
 from neuronrank_core.errors import AllZeroMetricError, NonFiniteError
 from neuronrank_core.kernels import lowest_k
+from neuronrank_core.methods import method_of
 from neuronrank_core.methods.context import ScoringContext
-from neuronrank_core.methods.registry import method_of
 
 Array = Any
 

@@ -1,7 +1,5 @@
 """TF, DF, IDF and spikiness of one layer's neurons, each computed on first access."""
 
-from __future__ import annotations
-
 from functools import cached_property
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The reference kernels, in NumPy."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

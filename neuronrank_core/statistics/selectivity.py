@@ -1,7 +1,5 @@
 """Describe neurons for a reader: the groups and tokens that each neuron is selective for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

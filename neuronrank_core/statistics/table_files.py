@@ -1,7 +1,5 @@
 """Statistics on disk, as safetensors files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Term frequency, document frequency, inverse document frequency, spikiness: neurons as terms, text as a corpus."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

@@ -3,8 +3,6 @@
 Dhillon & Modha 2001, "Concept decompositions for large sparse text data using clustering".
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

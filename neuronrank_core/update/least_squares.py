@@ -7,8 +7,6 @@ minimises ``|X V' - Y|^2``, where Y are the outputs to reproduce. Only two sums 
 The functions use only operators, so that they work for NumPy arrays and torch tensors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from neuronrank_core.errors import InputError, MissingStatisticsError, NonFiniteError
+from neuronrank_core import InputError, MissingStatisticsError, NonFiniteError, Recipe
 from neuronrank_core.methods import METHODS, method_of
-from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics.table import (
     INPUTS,
     SAMPLE,

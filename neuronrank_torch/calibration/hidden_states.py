@@ -1,7 +1,5 @@
 """Hidden states of the calibration text: their storage and norms."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import suppress

@@ -5,8 +5,6 @@ are run through that layer with the arguments of that call, which depend only on
 rotary tables, masks and caches, so this works independently of its family and version.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress

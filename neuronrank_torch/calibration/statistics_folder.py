@@ -1,7 +1,5 @@
 """A statistics folder written by ``neuronrank collect``: one table per layer, and the settings of the collection."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path

@@ -3,8 +3,6 @@
 A block stores modules and names, never tensors: streaming installs new parameters each time it loads a layer.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Mixtures of experts as stored by transformers: one module per layer, whose two parameters hold all experts."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass

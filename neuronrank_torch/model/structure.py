@@ -3,8 +3,6 @@
 :func:`find_decoder` resolves the structure once; all other code works on the objects that it returns.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import nn

@@ -1,7 +1,5 @@
 """A pass through the dense model that determines the sparsity ratio of each layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Prunes one decoder layer: calibrate, score and mask, update, propagate."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

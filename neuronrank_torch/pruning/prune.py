@@ -1,7 +1,5 @@
 """Prunes a model layer by layer, with all layers or only one at a time in memory."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

@@ -1,11 +1,8 @@
 """Scope of a run, computed from shapes alone, so that unsupported requests fail before any costly work."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from neuronrank_core import Recipe
-from neuronrank_core.errors import InputError
+from neuronrank_core import InputError, Recipe
 from neuronrank_torch.model.structure import Decoder, find_decoder, untied_head
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of

@@ -1,7 +1,5 @@
 """Storage of the weights of units (layers, head) before and after they are processed."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 

@@ -42,6 +42,7 @@ def test_public_names_are_pinned() -> None:
             "PRESETS",
             "Recipe",
             "ScoringContext",
+            "UnsupportedModelError",
             "__version__",
             "document_statistics",
             "load_statistics",

@@ -1,7 +1,5 @@
 """Description of an MLP layout, and detection of MLPs that match it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Base class of the sparsity types."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any
 

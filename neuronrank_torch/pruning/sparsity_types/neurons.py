@@ -1,7 +1,5 @@
 """Removal of whole neurons, which leaves a smaller model with an unchanged architecture."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Single weights are set to zero: unstructured, or N of every M consecutive inputs of a row."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from torch import Tensor
