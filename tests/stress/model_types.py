@@ -1,0 +1,583 @@
+"""Prunes a tiny random model of every type of transformers; says which are pruned, refused, and pruned wrongly.
+
+    python tests/stress/model_types.py --json sweep.jsonl --page docs/reference/model-types.md
+
+One line of JSON a type. What is right is decided by hooks on plain forward passes and by looking at all parameters of
+the layers, never by the code under test. Exit code 1 if a type is wrong or crashes. Linux and macOS only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import re
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
+)
+from transformers.pytorch_utils import Conv1D
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
+
+from tiny import tiny_tokenizer
+from tiny_types import TYPES, tiny_type
+
+from neuronrank_core import NeuronRankError, Recipe
+from neuronrank_core.errors import first_line
+from neuronrank_torch import find_decoder, prune, run_prune
+from neuronrank_torch.calibration.layerwise import run_layers
+from neuronrank_torch.model.quiet import quiet_transformers
+from neuronrank_torch.runs.job import Job
+from neuronrank_torch.text.sequences import calibration_sequences
+from neuronrank_torch.text.sources import load_text
+
+SECONDS = 60
+SMALL = {"method": "wanda", "nsamples": 4, "seqlen": 16}
+BASE = Recipe(**SMALL, sparsity_ratio=0.5)
+#: What is tried where a plain prune is right.
+COLUMNS = ("2:4", "gradual", "neurons", "attention", "streamed")
+OUTCOMES = ("pruned", "refused", "wrong", "crash", "not built")
+
+
+class TooLong(BaseException):
+    """A type took longer than its limit."""
+
+
+@dataclass
+class Result:
+    """What came of a type.
+
+    Parameters
+    ----------
+    model_type : str
+    outcome : str
+        One of :data:`OUTCOMES`.
+    line : str
+        The refusal, or the exception and where it was raised.
+    problems : list of str
+        What is wrong.
+    layout : list of str
+        The matrices of the MLPs, as found by name.
+    columns : dict
+        By name: "yes", "refused: ...", "wrong: ...", "crash: ..." or "-".
+    seconds : float
+    """
+
+    model_type: str
+    outcome: str = "not built"
+    line: str = ""
+    problems: list[str] = field(default_factory=list)
+    layout: list[str] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+# What a layer holds, by brute force.
+
+_MLP = re.compile(r"mlp|feed_?forward|ffn|fc|dense|expert|moe|intermediate|(gate|up|down)_?proj|(^|\.)w[123](\.|$)")
+_OTHER = re.compile(r"attn|attention|router|norm|mamba|ssm|conv|lora|laurel|altup|indexer|(^|\.)(shared_expert_)?gate(\.|$)")
+
+
+def mlp_parts(layer: nn.Module) -> dict[str, Tensor]:
+    """Matrices of a layer's MLPs and experts, by their path; found by their names alone."""
+    parts: dict[str, Tensor] = {}
+    for path, module in layer.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            matrix = isinstance(module, (nn.Linear, Conv1D)) and name == "weight"
+            if (parameter.ndim == 3 or (parameter.ndim == 2 and (matrix or "expert" in path))) and min(
+                parameter.shape[-2:]
+            ) > 1:
+                full = f"{path}.{name}".removesuffix(".weight")
+                if _MLP.search(full.lower()) and not _OTHER.search(full.lower()):
+                    parts[full] = parameter
+    return parts
+
+
+def layout_of(layers: Iterable[nn.Module]) -> list[str]:
+    """The MLP matrices of all layers, numbers left out."""
+    found = set()
+    for layer in layers:
+        kinds = {f"{path}.weight": type(module).__name__ for path, module in layer.named_modules()}
+        for path, part in mlp_parts(layer).items():
+            kind = "3d" if part.ndim == 3 else kinds.get(f"{path}.weight", "2d")
+            found.add(f"{re.sub(r'[.]?[0-9]+', '', path)} ({kind})" if kind != "Linear" else re.sub(r"\.\d+", "", path))
+    return sorted(found)
+
+
+Calls = list[tuple[nn.Module, Tensor]]
+
+
+@torch.no_grad()
+def plain_calls(model: Any, sequences: Tensor) -> Calls:
+    """Each call of a module of a list, in order, with the hidden states it was given, by the model's own forward."""
+    members = [m for parent in model.modules() if isinstance(parent, nn.ModuleList) for m in parent]
+    calls: list[Calls] = []
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        if isinstance(hidden, Tensor):
+            calls[-1].append((module, hidden.detach().clone()))
+
+    hooks = [m.register_forward_pre_hook(see, with_kwargs=True) for m in dict.fromkeys(members)]
+    try:
+        for sequence in sequences:
+            calls.append([])
+            model(input_ids=sequence[None], use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    orders = {tuple(id(module) for module, _ in one) for one in calls}
+    if len(orders) > 1:
+        return calls[0]
+    return [(called[0][0], torch.cat([hidden for _, hidden in called])) for called in zip(*calls, strict=True)]
+
+
+def decoder_layers(model: Any, calls: Calls) -> list[nn.Module]:
+    """The list of modules that does most of the work in a forward pass on tokens, members that were not called too."""
+    called = {id(module) for module, _ in calls}
+    lists = [
+        m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and any(id(member) in called for member in m)
+    ]
+    nested = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
+    outer = [one for one in lists if id(one) not in nested]
+    return list(max(outer, key=lambda one: sum(p.numel() for p in one.parameters()), default=[]))
+
+
+# The checks.
+
+
+def hidden_state_problems(model: Any, layers: list[nn.Module], calls: Calls, sequences: Tensor) -> list[str]:
+    """Whether each layer is visited as often, in the order and with the hidden states of a plain forward pass."""
+    decoder = find_decoder(model)
+    problems = []
+    if [id(layer.module) for layer in decoder.layers] != [id(layer) for layer in layers]:
+        problems.append(f"{len(decoder.layers)} layers of {type(decoder.body).__name__} are not the {len(layers)} that run")
+        layers = [layer.module for layer in decoder.layers]
+    visits: Calls = []
+
+    def visit(run: Any) -> None:
+        visits.append((run.layer.module, run.hidden.clone()))
+        run.feed(keep=True)
+
+    with torch.no_grad():
+        run_layers(decoder, sequences, visit, batch_size=2)
+    number = {id(layer): i for i, layer in enumerate(layers)}
+    plain = [(number[id(module)], hidden) for module, hidden in calls if id(module) in number]
+    ours = [(number[id(module)], hidden) for module, hidden in visits]
+    if [i for i, _ in plain] != [i for i, _ in ours]:
+        problems.append(f"layers run in the order {[i for i, _ in plain]}, are visited as {[i for i, _ in ours]}")
+    for (i, right), (j, seen) in zip(plain, ours, strict=False):
+        if i != j:
+            break
+        if right.shape != seen.shape or not torch.allclose(seen, right, rtol=1e-4, atol=1e-4 * float(right.abs().max())):
+            far = float((seen - right).abs().max() / right.abs().max()) if right.shape == seen.shape else seen.shape
+            problems.append(f"hidden states before layer {i} differ from a plain forward pass by {far}")
+            break
+    return problems
+
+
+def share_of_zeros(parameter: Tensor) -> float:
+    return float((parameter == 0).float().mean())
+
+
+def zero_problems(layers: list[nn.Module], before: dict[str, Tensor], model: Any) -> list[str]:
+    """Whether every MLP matrix is half zeros, and nothing else has changed."""
+    left, parts = [], set()
+    for i, layer in enumerate(layers):
+        for path, part in mlp_parts(layer).items():
+            parts.add(id(part))
+            if not 0.4 <= share_of_zeros(part) <= 0.6:
+                left.append(f"{i}.{path} ({share_of_zeros(part):.0%})")
+    problems = [f"left dense: {', '.join(left[:6])}{' ...' if len(left) > 6 else ''}"] if left else []
+    changed = [
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in parts and not torch.equal(parameter, before[name])
+    ]
+    return problems + ([f"changed: {', '.join(changed[:4])}"] if changed else [])
+
+
+@torch.no_grad()
+def mask_problems(dense: Any, pruned: Any, layers: Callable[[Any], list[nn.Module]], sequences: Tensor) -> tuple[int, list[str]]:
+    """Wanda's masks of the first and the last layer, computed anew from what a plain forward pass gives each Linear.
+
+    Returns
+    -------
+    looked at : int
+        Matrices.
+    problems : list of str
+    """
+    squares: dict[str, list[Tensor]] = {}
+    hooks, found = [], {}
+    of_dense, of_pruned = layers(dense), layers(pruned)
+    for i in {0, len(of_dense) - 1}:
+        modules = dict(of_dense[i].named_modules())
+        for path in mlp_parts(of_dense[i]):
+            if type(modules.get(path)) is nn.Linear:
+                name = f"{i}.{path}"
+                found[name] = (modules[path].weight, dict(of_pruned[i].named_modules())[path].weight)
+
+                def see(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                    squares.setdefault(name, []).append(args[0].reshape(-1, args[0].shape[-1]).double().square())
+
+                hooks.append(modules[path].register_forward_pre_hook(see))
+    try:
+        for sequence in sequences:
+            dense(input_ids=sequence[None], use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    looked, problems = 0, []
+    for name, (weight, after) in found.items():
+        rows = torch.cat(squares.get(name, [torch.zeros(0, weight.shape[1])]))
+        if len(rows) != sequences.numel():
+            continue  # An expert in a module of its own, or a layer that runs more than once.
+        looked += 1
+        score = weight.double().abs() * rows.mean(0).sqrt()
+        mask, k = after == 0, weight.shape[1] // 2
+        if not (mask.sum(1) == k).all():
+            problems.append(f"{name}: not {k} zeros in every row")
+            continue
+        threshold = score.sort(1).values[:, k - 1 : k + 1]
+        wrong = (mask & (score > threshold[:, 1:] * 0.9999)) | (~mask & (score < threshold[:, :1] * 1.0001))
+        near = threshold[:, 1:] < threshold[:, :1] * 1.0002
+        if (wrong & ~near).any():
+            problems.append(f"{name}: {int((wrong & ~near).sum())} of {mask.numel()} weights against Wanda's score")
+    return looked, problems
+
+
+# A type.
+
+
+@dataclass
+class Case:
+    """A dense model, and what a plain forward pass does in it; see :func:`prepared`."""
+
+    model_type: str
+    model: Any
+    sequences: Tensor
+    calls: Calls
+    positions: list[str]
+
+    def layers(self, model: Any) -> list[nn.Module]:
+        """The decoder layers of a copy of the model."""
+        return [model.get_submodule(name) for name in self.positions]
+
+    def pruned(self, **chosen: Any) -> Any:
+        """A pruned copy."""
+        model = copy.deepcopy(self.model)
+        prune(model, tiny_tokenizer(), Recipe(**{**SMALL, **chosen}), text(), batch_size=2)
+        return model
+
+
+_TEXT: list[str] = []
+
+
+def text() -> str:
+    """Calibration text."""
+    if not _TEXT:
+        _TEXT.append(load_text("builtin", "calibration")[:20_000])
+    return _TEXT[0]
+
+
+def prepared(model_type: str, model: Any) -> Case:
+    """Raises what the model raises on tokens alone."""
+    sequences = calibration_sequences(tiny_tokenizer(), BASE, text())
+    calls = plain_calls(model, sequences)
+    if not all(hidden.isfinite().all() for _, hidden in calls):
+        raise ArithmeticError("NaN or Inf in a plain forward pass")
+    names = {id(module): name for name, module in model.named_modules()}
+    return Case(model_type, model, sequences, calls, [names[id(layer)] for layer in decoder_layers(model, calls)])
+
+
+def examined(model_type: str, columns: Iterable[str] = COLUMNS) -> Result:
+    """Build, prune and check a type, within the time limit."""
+    result, started = Result(model_type), time.perf_counter()
+    with time_limit(SECONDS), warnings.catch_warnings(), quiet_transformers():
+        warnings.simplefilter("ignore")
+        try:
+            _examine(result, columns)
+        except TooLong:
+            result.line = f"{result.line or result.outcome}: more than {SECONDS} s"
+            result.outcome = "crash" if result.outcome != "not built" else "not built"
+    result.seconds = round(time.perf_counter() - started, 1)
+    return result
+
+
+def _examine(result: Result, columns: Iterable[str]) -> None:
+    try:
+        model = tiny_type(result.model_type)
+    except Exception as error:
+        result.line = said(error)
+        return
+    result.outcome = "crash"
+    try:
+        case: Case | None = prepared(result.model_type, model)
+    except Exception as error:
+        case, result.line = None, f"no forward pass on tokens alone: {said(error)}"
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    layers = case.layers(model) if case else []
+    result.layout = layout_of(layers or _longest_list(model))
+    if case:
+        case.model = copy.deepcopy(model)
+    try:
+        prune(model, tiny_tokenizer(), BASE, text(), batch_size=2)
+    except NeuronRankError as error:
+        result.outcome, result.line = "refused", first_line(error)
+        if "\n" in str(error):
+            result.outcome, result.problems = "wrong", ["a refusal of several lines"]
+        changed = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+        if changed:
+            result.problems.append(f"refused after it had changed {changed[0]}")
+        return
+    except Exception as error:
+        result.line = said(error)
+        return
+    if case is None:
+        found = [layer.module for layer in find_decoder(model).layers]
+        result.problems = zero_problems(found, before, model)
+        result.outcome = "wrong" if result.problems else "pruned"
+        return
+    result.outcome = "wrong"
+    calls = plain_calls(case.model, case.sequences)
+    result.problems += hidden_state_problems(case.model, case.layers(case.model), calls, case.sequences)
+    result.problems += zero_problems(layers, before, model)
+    dense = case.pruned(propagate="dense")
+    looked, problems = mask_problems(case.model, dense, case.layers, case.sequences)
+    result.problems += problems
+    result.columns["masks"] = str(looked)
+    if result.problems:
+        return
+    result.outcome = "pruned"
+    for name in columns:
+        try:
+            result.columns[name] = _CHECKS[name](case, model)
+        except NeuronRankError as error:
+            result.columns[name] = f"refused: {first_line(error)}"
+        except Exception as error:
+            result.columns[name] = f"crash: {said(error)}"
+
+
+def _longest_list(model: Any) -> list[nn.Module]:
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    return list(max(lists, key=lambda one: sum(p.numel() for p in one.parameters()), default=[]))
+
+
+def said(error: BaseException) -> str:
+    """An exception in a line, with where it came from."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {first_line(error)[:160]} ({Path(where.filename).name}:{where.lineno})"
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    def ring(*_: Any) -> None:
+        raise TooLong
+
+    old = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
+
+
+# The columns.
+
+
+@torch.no_grad()
+def logits(model: Any, sequences: Tensor) -> Tensor:
+    return model(input_ids=sequences[:1], use_cache=False).logits
+
+
+def _two_of_four(case: Case, _: Any) -> str:
+    model = case.pruned(sparsity_type="2:4")
+    for i, layer in enumerate(case.layers(model)):
+        for path, part in mlp_parts(layer).items():
+            rows = part.T if isinstance(layer.get_submodule(path) if part.ndim == 2 else None, Conv1D) else part
+            if not ((rows == 0).unflatten(-1, (-1, 4)).sum(-1) == 2).all():
+                return f"wrong: {i}.{path} is not 2:4"
+    return "yes"
+
+
+@torch.no_grad()
+def _gradual(case: Case, plain: Any) -> str:
+    refitted = case.pruned(update="gradual")
+    outputs = []
+    for model in (case.model, plain, refitted):
+        seen: list[Tensor] = []
+        module = find_decoder(model).layers[0].mlp.module
+        hook = module.register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(output[0] if isinstance(output, tuple) else output)
+        )
+        for sequence in case.sequences:
+            model(input_ids=sequence[None], use_cache=False)
+        hook.remove()
+        outputs.append(torch.cat([x.flatten() for x in seen]))
+    without, with_update = (float((x - outputs[0]).norm() / outputs[0].norm()) for x in outputs[1:])
+    if with_update > without:
+        return f"wrong: error {without:.3f} without, {with_update:.3f} with"
+    bad = [
+        f"{i}.{path}"
+        for i, layer in enumerate(case.layers(refitted))
+        for path, part in mlp_parts(layer).items()
+        if not 0.4 <= share_of_zeros(part) <= 0.6
+    ]
+    return f"wrong: {bad[0]} left dense" if bad else "yes"
+
+
+def _neurons(case: Case, _: Any) -> str:
+    model = case.pruned(method="neuronrank_wanda", sparsity_type="neurons", sparsity_ratio=0.25)
+    for i, (layer, was) in enumerate(zip(case.layers(model), case.layers(case.model), strict=True)):
+        for (path, part), old in zip(mlp_parts(layer).items(), mlp_parts(was).values(), strict=True):
+            if 4 * part.numel() != 3 * old.numel():
+                return f"wrong: {i}.{path} has {tuple(part.shape)} of {tuple(old.shape)}"
+    here = logits(model, case.sequences)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again, info = type(model).from_pretrained(folder, output_loading_info=True)
+    lost = [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]
+    if lost:
+        return f"wrong: {str(lost[0])} does not load"
+    if not torch.equal(logits(again.eval(), case.sequences), here):
+        return "wrong: other logits once loaded"
+    return "yes"
+
+
+def _attention(case: Case, _: Any) -> str:
+    model = case.pruned(include_attention=True)
+    for i, layer in enumerate(case.layers(model)):
+        for path, module in layer.named_modules():
+            name = path.rpartition(".")[2]
+            if isinstance(module, nn.Linear) and re.fullmatch(r"[qkvo]_proj", name) and "attn" in path:
+                if not 0.4 <= share_of_zeros(module.weight) <= 0.6:
+                    return f"wrong: {i}.{path} has {share_of_zeros(module.weight):.0%} zeros"
+    return "yes" if logits(model, case.sequences).isfinite().all() else "wrong: logits are not finite"
+
+
+def _streamed(case: Case, plain: Any) -> str:
+    if case.model_type not in CAUSAL:
+        return "-"
+    with tempfile.TemporaryDirectory() as temporary:
+        source, right, out = (Path(temporary, name) for name in ("source", "right", "out"))
+        for model, place in ((case.model, source), (plain, right)):
+            model.save_pretrained(place)
+        tiny_tokenizer().save_pretrained(source)
+        Path(temporary, "text.txt").write_text(text())
+        run_prune(Job(str(source), str(Path(temporary, "text.txt")), save=str(out), device="cpu", batch_size=2), BASE)
+        original, expected, written = map(_tensors, (source, right, out))
+        if lost := sorted(original.keys() - written.keys()):
+            return f"wrong: {lost[0]} is gone"
+        if expected.keys() != written.keys():
+            return f"wrong: {sorted(expected.keys() ^ written.keys())[0]} is in one of both"
+        for name, tensor in expected.items():
+            other = written[name]
+            if tensor.shape != other.shape or tensor.dtype != other.dtype or not torch.equal(tensor, other):
+                return f"wrong: {name} differs from the prune in memory"
+    return "yes"
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    return {name: x.clone() for file in sorted(folder.glob("*.safetensors")) for name, x in load_file(file).items()}
+
+
+_CHECKS: dict[str, Callable[[Case, Any], str]] = {
+    "2:4": _two_of_four,
+    "gradual": _gradual,
+    "neurons": _neurons,
+    "attention": _attention,
+    "streamed": _streamed,
+}
+
+
+# The page.
+
+
+def page(results: list[Result], day: date) -> str:
+    """The results as Markdown."""
+    outcomes = Counter(result.outcome for result in results)
+    lines = [
+        "---",
+        "orphan: true",
+        "---",
+        "",
+        "# Model types",
+        "",
+        f"Measured {day} with transformers {transformers.__version__} by `python tests/stress/model_types.py`: a tiny random"
+        f" model of each of {len(results)} types that read text, pruned by Wanda in memory.",
+        "",
+        "- *pruned*: every MLP matrix is half zeros, nothing else has changed, each layer saw the hidden states of a plain",
+        "  forward pass, and the masks are those that a plain forward pass gives.",
+        "- *refused*: one line says why; the model is as it was.",
+        "- *not built*: the sweep has no tiny model of it.",
+        "",
+        "| outcome | types |",
+        "| --- | --- |",
+        *[f"| {name} | {outcomes[name]} |" for name in OUTCOMES],
+        "",
+        "Of the pruned ones:",
+        "",
+        "| | yes | refused | wrong | crash |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    kept = [result for result in results if result.outcome == "pruned" and result.columns]
+    for name in COLUMNS:
+        ends = Counter(result.columns.get(name, "-").partition(":")[0] for result in kept)
+        lines.append(f"| {name} | " + " | ".join(str(ends[end]) for end in ("yes", "refused", "wrong", "crash")) + " |")
+    lines += ["", "## By type", "", "| type | outcome | " + " | ".join(COLUMNS) + " | |", "| --- " * (len(COLUMNS) + 3) + "|"]
+    for result in results:
+        cells = [result.columns.get(name, "").partition(":")[0] for name in COLUMNS]
+        remarks = [*result.problems, *([] if result.outcome == "pruned" and not result.line else [result.line])]
+        remarks += [
+            f"{name} {value}" for name, value in result.columns.items() if value.startswith(("wrong", "crash"))
+        ]
+        remark = "; ".join(filter(None, remarks)).replace("|", "\\|").replace("<", "&lt;")
+        lines.append(f"| `{result.model_type}` | {result.outcome} | " + " | ".join(cells) + f" | {remark} |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--only", multiple=True, metavar="TYPE", help="May be given several times; all by default.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Where the lines go besides stdout.")
+@click.option("--page", "page_file", type=click.Path(path_type=Path), help="Write the page of all results.")
+@click.option("--from", "from_file", type=click.Path(path_type=Path), help="Take over results from such lines.")
+def main(only: tuple[str, ...], json_file: Path | None, page_file: Path | None, from_file: Path | None) -> None:
+    """Prune a tiny model of every type."""
+    torch.set_num_threads(1)
+    known = [Result(**json.loads(line)) for line in from_file.read_text().splitlines()] if from_file else []
+    results = {result.model_type: result for result in known}
+    for model_type in only or ([] if known else TYPES):
+        results[model_type] = result = examined(model_type)
+        line = json.dumps(asdict(result))
+        click.echo(line)
+        if json_file:
+            with json_file.open("a") as file:
+                file.write(line + "\n")
+    ordered = [results[name] for name in sorted(results)]
+    if page_file:
+        page_file.write_text(page(ordered, date.today()))
+    click.echo(dict(Counter(result.outcome for result in ordered)), err=True)
+    sys.exit(any(result.outcome in ("wrong", "crash") for result in ordered))
+
+
+if __name__ == "__main__":
+    main()
