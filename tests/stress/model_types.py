@@ -38,7 +38,7 @@ from transformers.pytorch_utils import Conv1D
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
 
 from tiny import tiny_tokenizer
-from tiny_types import TYPES, tiny_type
+from tiny_types import TYPES, VARIANTS, base, tiny_type
 
 from neuronrank_core import NeuronRankError, Recipe
 from neuronrank_core.errors import first_line
@@ -118,11 +118,17 @@ def layout_of(layers: Iterable[nn.Module]) -> list[str]:
         kinds = {f"{path}.weight": type(module).__name__ for path, module in layer.named_modules()}
         for path, part in mlp_parts(layer).items():
             kind = "3d" if part.ndim == 3 else kinds.get(f"{path}.weight", "2d")
-            found.add(f"{re.sub(r'[.]?[0-9]+', '', path)} ({kind})" if kind != "Linear" else re.sub(r"\.\d+", "", path))
+            found.add(re.sub(r"(^|\.)\d+", "", path) + (f" ({kind})" if kind not in ("Linear", "NonDynamicallyQuantizableLinear") else ""))
     return sorted(found)
 
 
 Calls = list[tuple[nn.Module, Tensor]]
+
+
+def inputs(model: Any, sequence: Tensor) -> dict[str, Any]:
+    """What a model is called with: tokens alone."""
+    tokens = {"input_ids": sequence[None], "use_cache": False}
+    return tokens | ({"decoder_input_ids": sequence[None]} if model.config.model_type == "t5gemma2" else {})
 
 
 @torch.no_grad()
@@ -140,7 +146,7 @@ def plain_calls(model: Any, sequences: Tensor) -> Calls:
     try:
         for sequence in sequences:
             calls.append([])
-            model(input_ids=sequence[None], use_cache=False)
+            model(**inputs(model, sequence))
     finally:
         for hook in hooks:
             hook.remove()
@@ -152,13 +158,17 @@ def plain_calls(model: Any, sequences: Tensor) -> Calls:
 
 def decoder_layers(model: Any, calls: Calls) -> list[nn.Module]:
     """The list of modules that does most of the work in a forward pass on tokens, members that were not called too."""
+    return max(lists_at_work(model, calls), key=lambda one: sum(p.numel() for m in one for p in m.parameters()), default=[])
+
+
+def lists_at_work(model: Any, calls: Calls) -> list[list[nn.Module]]:
+    """The outermost lists of modules of which some are called in a forward pass on tokens."""
     called = {id(module) for module, _ in calls}
     lists = [
         m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and any(id(member) in called for member in m)
     ]
     nested = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
-    outer = [one for one in lists if id(one) not in nested]
-    return list(max(outer, key=lambda one: sum(p.numel() for p in one.parameters()), default=[]))
+    return [list(one) for one in lists if id(one) not in nested]
 
 
 # The checks.
@@ -198,8 +208,11 @@ def share_of_zeros(parameter: Tensor) -> float:
     return float((parameter == 0).float().mean())
 
 
-def zero_problems(layers: list[nn.Module], before: dict[str, Tensor], model: Any) -> list[str]:
-    """Whether every MLP matrix is half zeros, and nothing else has changed."""
+def zero_problems(
+    model: Any, layers: list[nn.Module], lists: list[list[nn.Module]], before: dict[str, Tensor]
+) -> list[str]:
+    """Whether every MLP matrix is half zeros, in the other lists that work on tokens too, and nothing else changed."""
+    names = {id(module): name for name, module in model.named_modules()}
     left, parts = [], set()
     for i, layer in enumerate(layers):
         for path, part in mlp_parts(layer).items():
@@ -212,6 +225,15 @@ def zero_problems(layers: list[nn.Module], before: dict[str, Tensor], model: Any
         for name, parameter in model.named_parameters()
         if id(parameter) not in parts and not torch.equal(parameter, before[name])
     ]
+    others = [
+        f"{names[id(member)]}.{path}"
+        for one in lists
+        for member in one
+        if not any(member is layer for layer in layers)
+        for path, part in mlp_parts(member).items()
+        if share_of_zeros(part) < 0.4
+    ]
+    problems += [f"left dense elsewhere: {', '.join(others[:4])}"] if others else []
     return problems + ([f"changed: {', '.join(changed[:4])}"] if changed else [])
 
 
@@ -225,7 +247,7 @@ def mask_problems(dense: Any, pruned: Any, layers: Callable[[Any], list[nn.Modul
         Matrices.
     problems : list of str
     """
-    squares: dict[str, list[Tensor]] = {}
+    given: dict[str, list[Tensor]] = {}
     hooks, found = [], {}
     of_dense, of_pruned = layers(dense), layers(pruned)
     for i in {0, len(of_dense) - 1}:
@@ -236,32 +258,91 @@ def mask_problems(dense: Any, pruned: Any, layers: Callable[[Any], list[nn.Modul
                 found[name] = (modules[path].weight, dict(of_pruned[i].named_modules())[path].weight)
 
                 def see(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                    squares.setdefault(name, []).append(args[0].reshape(-1, args[0].shape[-1]).double().square())
+                    given.setdefault(name, []).append(args[0].reshape(-1, args[0].shape[-1]))
 
                 hooks.append(modules[path].register_forward_pre_hook(see))
     try:
         for sequence in sequences:
-            dense(input_ids=sequence[None], use_cache=False)
+            dense(**inputs(dense, sequence))
     finally:
         for hook in hooks:
             hook.remove()
     looked, problems = 0, []
     for name, (weight, after) in found.items():
-        rows = torch.cat(squares.get(name, [torch.zeros(0, weight.shape[1])]))
+        rows = torch.cat(given.get(name, [torch.zeros(0, weight.shape[1])]))
         if len(rows) != sequences.numel():
             continue  # An expert in a module of its own, or a layer that runs more than once.
         looked += 1
-        score = weight.double().abs() * rows.mean(0).sqrt()
-        mask, k = after == 0, weight.shape[1] // 2
-        if not (mask.sum(1) == k).all():
-            problems.append(f"{name}: not {k} zeros in every row")
-            continue
-        threshold = score.sort(1).values[:, k - 1 : k + 1]
-        wrong = (mask & (score > threshold[:, 1:] * 0.9999)) | (~mask & (score < threshold[:, :1] * 1.0001))
-        near = threshold[:, 1:] < threshold[:, :1] * 1.0002
-        if (wrong & ~near).any():
-            problems.append(f"{name}: {int((wrong & ~near).sum())} of {mask.numel()} weights against Wanda's score")
+        if bad := against_wanda(weight, after == 0, rows):
+            problems.append(f"{name}: {bad}")
     return looked, problems
+
+
+def experts_in(layer: nn.Module) -> dict[str, Any]:
+    """Modules that hold gate and up of all experts in one parameter, by path."""
+    return {p: m for p, m in layer.named_modules() if isinstance(getattr(m, "gate_up_proj", None), nn.Parameter)}
+
+
+@torch.no_grad()
+def expert_problems(dense: Any, pruned: Any, layers: Callable[[Any], list[nn.Module]], sequences: Tensor) -> tuple[int, list[str]]:
+    """As :func:`mask_problems`, of experts that share a parameter, with tokens enough.
+
+    What enters an expert's down is what the module puts out with an identity in place of down.
+    """
+    looked, problems = 0, []
+    for i, (layer, after) in enumerate(zip(layers(dense), layers(pruned), strict=True)):
+        for path, module in experts_in(layer).items():
+            seen: list[tuple[Tensor, Tensor]] = []
+
+            def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seen: Any = seen) -> None:
+                given = [*args, *kwargs.values()]
+                seen.append((given[0], given[1]))
+
+            hook = module.register_forward_pre_hook(see, with_kwargs=True)
+            for sequence in sequences:
+                dense(**inputs(dense, sequence))
+            hook.remove()
+            if not seen or any(chosen.dtype != torch.int64 for _, chosen in seen):
+                continue
+            x, chosen = (torch.cat(list(one)) for one in zip(*seen, strict=True))
+            for expert in range(module.down_proj.shape[0]):
+                tokens = x[(chosen == expert).any(-1)]
+                if len(tokens) < 8:
+                    continue
+                products = _products(module, expert, tokens)
+                for name, rows in (("gate_up_proj", tokens), ("down_proj", products)):
+                    weight, mask = getattr(module, name)[expert], getattr(after.get_submodule(path), name)[expert] == 0
+                    looked += 1
+                    if bad := against_wanda(weight, mask, rows):
+                        problems.append(f"{i}.{path}.{name}[{expert}]: {bad}")
+    return looked, problems
+
+
+def _products(module: Any, expert: int, tokens: Tensor) -> Tensor:
+    down = module.down_proj.detach().clone()
+    hidden, neurons = down.shape[1:]
+    parts = []
+    for start in range(0, neurons, hidden):
+        size = min(hidden, neurons - start)
+        module.down_proj[expert].zero_()
+        module.down_proj[expert, torch.arange(size), torch.arange(start, start + size)] = 1.0
+        index = torch.full((len(tokens), 1), expert)
+        parts.append(module(tokens, index, torch.ones(len(tokens), 1))[:, :size])
+    module.down_proj.copy_(down)
+    return torch.cat(parts, dim=1)
+
+
+def against_wanda(weight: Tensor, mask: Tensor, rows: Tensor) -> str:
+    """What speaks against a mask, "" if nothing: half of each row, with the least |W| * rms of its input, rows of x."""
+    score = weight.double().abs() * rows.double().square().mean(0).sqrt()
+    k = weight.shape[1] // 2
+    if not (mask.sum(1) == k).all():
+        return f"not {k} zeros in every row"
+    threshold = score.sort(1).values[:, k - 1 : k + 1]
+    wrong = (mask & (score > threshold[:, 1:] * 0.9999)) | (~mask & (score < threshold[:, :1] * 1.0001))
+    near = threshold[:, 1:] < threshold[:, :1] * 1.0002
+    bad = int((wrong & ~near).sum())
+    return f"{bad} of {mask.numel()} weights against Wanda's score" if bad else ""
 
 
 # A type.
@@ -334,7 +415,7 @@ def _examine(result: Result, columns: Iterable[str]) -> None:
     except Exception as error:
         case, result.line = None, f"no forward pass on tokens alone: {said(error)}"
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    layers = case.layers(model) if case else []
+    layers, calls_before = (case.layers(model), case.calls) if case else ([], [])
     result.layout = layout_of(layers or _longest_list(model))
     if case:
         case.model = copy.deepcopy(model)
@@ -353,17 +434,18 @@ def _examine(result: Result, columns: Iterable[str]) -> None:
         return
     if case is None:
         found = [layer.module for layer in find_decoder(model).layers]
-        result.problems = zero_problems(found, before, model)
+        result.problems = zero_problems(model, found, [], before)
         result.outcome = "wrong" if result.problems else "pruned"
         return
     result.outcome = "wrong"
     calls = plain_calls(case.model, case.sequences)
     result.problems += hidden_state_problems(case.model, case.layers(case.model), calls, case.sequences)
-    result.problems += zero_problems(layers, before, model)
+    result.problems += zero_problems(model, layers, lists_at_work(model, calls_before), before)
     dense = case.pruned(propagate="dense")
     looked, problems = mask_problems(case.model, dense, case.layers, case.sequences)
-    result.problems += problems
-    result.columns["masks"] = str(looked)
+    more, experts = expert_problems(case.model, dense, case.layers, case.sequences)
+    result.problems += [*problems, *experts]
+    result.columns["masks"] = f"{looked} + {more}"
     if result.problems:
         return
     result.outcome = "pruned"
@@ -406,7 +488,7 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 @torch.no_grad()
 def logits(model: Any, sequences: Tensor) -> Tensor:
-    return model(input_ids=sequences[:1], use_cache=False).logits
+    return model(**inputs(model, sequences[0])).logits
 
 
 def _two_of_four(case: Case, _: Any) -> str:
@@ -430,7 +512,7 @@ def _gradual(case: Case, plain: Any) -> str:
             lambda module, args, output, seen=seen: seen.append(output[0] if isinstance(output, tuple) else output)
         )
         for sequence in case.sequences:
-            model(input_ids=sequence[None], use_cache=False)
+            model(**inputs(model, sequence))
         hook.remove()
         outputs.append(torch.cat([x.flatten() for x in seen]))
     without, with_update = (float((x - outputs[0]).norm() / outputs[0].norm()) for x in outputs[1:])
@@ -446,6 +528,10 @@ def _gradual(case: Case, plain: Any) -> str:
 
 
 def _neurons(case: Case, _: Any) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        case.model.save_pretrained(folder)
+        if (how := _loads(case.model, Path(folder))) != "loads as the same model":
+            return f"- (transformers saves the dense one so that it {how})"
     model = case.pruned(method="neuronrank_wanda", sparsity_type="neurons", sparsity_ratio=0.25)
     for i, (layer, was) in enumerate(zip(case.layers(model), case.layers(case.model), strict=True)):
         for (path, part), old in zip(mlp_parts(layer).items(), mlp_parts(was).values(), strict=True):
@@ -475,7 +561,7 @@ def _attention(case: Case, _: Any) -> str:
 
 
 def _streamed(case: Case, plain: Any) -> str:
-    if case.model_type not in CAUSAL:
+    if base(case.model_type) not in CAUSAL:
         return "-"
     with tempfile.TemporaryDirectory() as temporary:
         source, right, out = (Path(temporary, name) for name in ("source", "right", "out"))
@@ -485,15 +571,30 @@ def _streamed(case: Case, plain: Any) -> str:
         Path(temporary, "text.txt").write_text(text())
         run_prune(Job(str(source), str(Path(temporary, "text.txt")), save=str(out), device="cpu", batch_size=2), BASE)
         original, expected, written = map(_tensors, (source, right, out))
+        problem = ""
         if lost := sorted(original.keys() - written.keys()):
-            return f"wrong: {lost[0]} is gone"
-        if expected.keys() != written.keys():
-            return f"wrong: {sorted(expected.keys() ^ written.keys())[0]} is in one of both"
-        for name, tensor in expected.items():
-            other = written[name]
+            problem = f"wrong: {lost[0]} is gone"
+        elif expected.keys() != written.keys():
+            problem = f"wrong: {sorted(expected.keys() ^ written.keys())[0]} is in one of both"
+        for name in expected.keys() & written.keys():
+            tensor, other = expected[name], written[name]
             if tensor.shape != other.shape or tensor.dtype != other.dtype or not torch.equal(tensor, other):
                 return f"wrong: {name} differs from the prune in memory"
-    return "yes"
+        return f"{problem} ({_loads(plain, out)})" if problem else "yes"
+
+
+def _loads(plain: Any, out: Path) -> str:
+    """Whether a folder loads as the model that was pruned in memory."""
+    try:
+        model, info = type(plain).from_pretrained(out, output_loading_info=True)
+    except Exception as error:
+        return f"does not load: {said(error)}"
+    lost = [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]
+    if lost:
+        return f"{lost[0]} is lost in loading"
+    state = model.state_dict()
+    same = all(torch.equal(state[name], x) for name, x in plain.state_dict().items())
+    return "loads as the same model" if same else "loads as another model"
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -565,7 +666,7 @@ def main(only: tuple[str, ...], json_file: Path | None, page_file: Path | None, 
     torch.set_num_threads(1)
     known = [Result(**json.loads(line)) for line in from_file.read_text().splitlines()] if from_file else []
     results = {result.model_type: result for result in known}
-    for model_type in only or ([] if known else TYPES):
+    for model_type in only or ([] if known else sorted([*TYPES, *VARIANTS])):
         results[model_type] = result = examined(model_type)
         line = json.dumps(asdict(result))
         click.echo(line)

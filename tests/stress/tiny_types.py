@@ -17,6 +17,18 @@ from transformers.pytorch_utils import Conv1D
 
 #: Every type, sorted.
 TYPES = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES})
+#: Parts that a type has only where its configuration says so: by "type+name", fields as in OVERRIDES.
+VARIANTS: dict[str, Any] = {
+    "cohere2_moe+shared": {"num_shared_experts": 1},
+    "doge+experts": {"is_moe": True, "num_experts": 4, "num_experts_per_tok": 2},
+    "ernie4_5_moe+unshared": {"moe_num_shared_experts": 0},
+    "gemma4_text+experts": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48},
+    "granitemoehybrid+dense": {"num_local_experts": 0},
+    "granitemoeshared+unshared": {"shared_intermediate_size": 0},
+    "llama+biases": {"mlp_bias": True, "attention_bias": True},
+    "qwen3_moe+dense": {"mlp_only_layers": [0]},
+    "stablelm+parallel": {"use_parallel_residual": True, "qk_layernorm": True},
+}
 VOCAB, HIDDEN, NEURONS, HEADS, HEAD, LAYERS = 300, 64, 96, 4, 16, 2
 #: No token of the tiny tokenizer, for pictures and sound.
 SPECIAL = 260
@@ -60,6 +72,12 @@ MOST = [
 
 Changes = dict[str, Any]
 _MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16}
+_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.4,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 2.0,
+}
 _ZAMBA = {"attention_hidden_size": 128, "attention_head_dim": 32}
 _INDEXER = {
     "indexer_n_heads": 2,
@@ -75,7 +93,18 @@ _MROPE = {"text_config": {"rope_parameters": {"mrope_section": [4, 2, 2]}}}
 OVERRIDES: dict[str, Changes] = {
     "bamba": _MAMBA2 | {"num_hidden_layers": 3, "attn_layer_indices": [1]},
     "granitemoehybrid": _MAMBA2,
-    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128},
+    "granite": _MULTIPLIERS,
+    "granitemoe": _MULTIPLIERS,
+    "granitemoeshared": _MULTIPLIERS | {"shared_intermediate_size": 48},
+    "granitemoe_swa": {"shared_intermediate_size": 48},
+    "mllama": {"text_config": {"num_hidden_layers": 3, "cross_attention_layers": [1]}},
+    "falcon_h1": {
+        **{f"{name}_multiplier": 0.7 for name in ("embedding", "lm_head", "key", "attention_in", "attention_out")},
+        "ssm_in_multiplier": 0.8,
+        "ssm_out_multiplier": 1.2,
+        "mlp_multipliers": [0.7, 1.3],
+        "ssm_multipliers": [0.8, 0.9, 1.1, 1.2, 1.3],
+        "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "chameleon": {"vocabulary_map": {"<image>": 299, **{f"IMGIMG{c}Z": 260 + i for i, c in enumerate("ABCDE")}}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
@@ -123,9 +152,14 @@ OVERRIDES: dict[str, Changes] = {
 }
 
 
-def tiny_type(model_type: str, seed: int = 0) -> PreTrainedModel:
+def base(name: str) -> str:
+    """The type of a type or a variant."""
+    return name.partition("+")[0]
+
+
+def tiny_type(name: str, seed: int = 0) -> PreTrainedModel:
     """A tiny random model: float32, CPU, eval mode; biases and gains are far from what they start as."""
-    config = tiny_type_config(model_type)
+    config, model_type = tiny_type_config(name), base(name)
     auto = AutoModelForCausalLM if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModelForImageTextToText
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -152,8 +186,9 @@ def randomise(model: Any) -> None:
     model.tie_weights()
 
 
-def tiny_type_config(model_type: str) -> Any:
+def tiny_type_config(name: str) -> Any:
     """The configuration of :func:`tiny_type`."""
+    model_type = base(name)
     kind = CONFIG_MAPPING[model_type]
     first = OVERRIDES.get(model_type, {}).get("first", {})
     default = kind(**first).to_dict()
@@ -161,6 +196,7 @@ def tiny_type_config(model_type: str) -> Any:
     if "is_decoder" in shrunk and not shrunk.get("is_encoder_decoder"):
         shrunk["is_decoder"] = True
     _merge(shrunk, {k: v for k, v in OVERRIDES.get(model_type, {}).items() if k != "first"})
+    _merge(shrunk, VARIANTS.get(name, {}))
     return kind.from_dict(shrunk)
 
 
