@@ -35,7 +35,8 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.pytorch_utils import Conv1D
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
+sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 
 from tiny import tiny_tokenizer
 from tiny_types import TYPES, VARIANTS, base, tiny_type
@@ -93,7 +94,9 @@ class Result:
 # What a layer holds, by brute force.
 
 _MLP = re.compile(r"mlp|feed_?forward|ffn|fc|dense|expert|moe|intermediate|(gate|up|down)_?proj|(^|\.)w[123](\.|$)")
-_OTHER = re.compile(r"attn|attention|router|norm|mamba|ssm|conv|lora|laurel|altup|indexer|(^|\.)(shared_expert_)?gate(\.|$)")
+_OTHER = re.compile(
+    r"attn|attention|router|norm|mamba|ssm|conv|lora|laurel|altup|indexer|(^|\.)(shared_expert_)?gate(\.|$)"
+)
 
 
 def mlp_parts(layer: nn.Module) -> dict[str, Tensor]:
@@ -118,7 +121,10 @@ def layout_of(layers: Iterable[nn.Module]) -> list[str]:
         kinds = {f"{path}.weight": type(module).__name__ for path, module in layer.named_modules()}
         for path, part in mlp_parts(layer).items():
             kind = "3d" if part.ndim == 3 else kinds.get(f"{path}.weight", "2d")
-            found.add(re.sub(r"(^|\.)\d+", "", path) + (f" ({kind})" if kind not in ("Linear", "NonDynamicallyQuantizableLinear") else ""))
+            found.add(
+                re.sub(r"(^|\.)\d+", "", path)
+                + (f" ({kind})" if kind not in ("Linear", "NonDynamicallyQuantizableLinear") else "")
+            )
     return sorted(found)
 
 
@@ -158,14 +164,18 @@ def plain_calls(model: Any, sequences: Tensor) -> Calls:
 
 def decoder_layers(model: Any, calls: Calls) -> list[nn.Module]:
     """The list of modules that does most of the work in a forward pass on tokens, members that were not called too."""
-    return max(lists_at_work(model, calls), key=lambda one: sum(p.numel() for m in one for p in m.parameters()), default=[])
+    return max(
+        lists_at_work(model, calls), key=lambda one: sum(p.numel() for m in one for p in m.parameters()), default=[]
+    )
 
 
 def lists_at_work(model: Any, calls: Calls) -> list[list[nn.Module]]:
     """The outermost lists of modules of which some are called in a forward pass on tokens."""
     called = {id(module) for module, _ in calls}
     lists = [
-        m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and any(id(member) in called for member in m)
+        m
+        for m in model.modules()
+        if isinstance(m, nn.ModuleList) and len(m) and any(id(member) in called for member in m)
     ]
     nested = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
     return [list(one) for one in lists if id(one) not in nested]
@@ -179,7 +189,9 @@ def hidden_state_problems(model: Any, layers: list[nn.Module], calls: Calls, seq
     decoder = find_decoder(model)
     problems = []
     if [id(layer.module) for layer in decoder.layers] != [id(layer) for layer in layers]:
-        problems.append(f"{len(decoder.layers)} layers of {type(decoder.body).__name__} are not the {len(layers)} that run")
+        problems.append(
+            f"{len(decoder.layers)} layers of {type(decoder.body).__name__} are not the {len(layers)} that run"
+        )
         layers = [layer.module for layer in decoder.layers]
     visits: Calls = []
 
@@ -197,7 +209,9 @@ def hidden_state_problems(model: Any, layers: list[nn.Module], calls: Calls, seq
     for (i, right), (j, seen) in zip(plain, ours, strict=False):
         if i != j:
             break
-        if right.shape != seen.shape or not torch.allclose(seen, right, rtol=1e-4, atol=1e-4 * float(right.abs().max())):
+        if right.shape != seen.shape or not torch.allclose(
+            seen, right, rtol=1e-4, atol=1e-4 * float(right.abs().max())
+        ):
             far = float((seen - right).abs().max() / right.abs().max()) if right.shape == seen.shape else seen.shape
             problems.append(f"hidden states before layer {i} differ from a plain forward pass by {far}")
             break
@@ -238,7 +252,9 @@ def zero_problems(
 
 
 @torch.no_grad()
-def mask_problems(dense: Any, pruned: Any, layers: Callable[[Any], list[nn.Module]], sequences: Tensor) -> tuple[int, list[str]]:
+def mask_problems(
+    dense: Any, pruned: Any, layers: Callable[[Any], list[nn.Module]], sequences: Tensor
+) -> tuple[int, list[str]]:
     """Wanda's masks of the first and the last layer, computed anew from what a plain forward pass gives each Linear.
 
     Returns
@@ -258,6 +274,7 @@ def mask_problems(dense: Any, pruned: Any, layers: Callable[[Any], list[nn.Modul
                 found[name] = (modules[path].weight, dict(of_pruned[i].named_modules())[path].weight)
 
                 def see(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                    del module
                     given.setdefault(name, []).append(args[0].reshape(-1, args[0].shape[-1]))
 
                 hooks.append(modules[path].register_forward_pre_hook(see))
@@ -284,7 +301,9 @@ def experts_in(layer: nn.Module) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def expert_problems(dense: Any, pruned: Any, layers: Callable[[Any], list[nn.Module]], sequences: Tensor) -> tuple[int, list[str]]:
+def expert_problems(
+    dense: Any, pruned: Any, layers: Callable[[Any], list[nn.Module]], sequences: Tensor
+) -> tuple[int, list[str]]:
     """As :func:`mask_problems`, of experts that share a parameter, with tokens enough.
 
     What enters an expert's down is what the module puts out with an identity in place of down.
@@ -295,6 +314,7 @@ def expert_problems(dense: Any, pruned: Any, layers: Callable[[Any], list[nn.Mod
             seen: list[tuple[Tensor, Tensor]] = []
 
             def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seen: Any = seen) -> None:
+                del module
                 given = [*args, *kwargs.values()]
                 seen.append((given[0], given[1]))
 
@@ -543,7 +563,7 @@ def _neurons(case: Case, _: Any) -> str:
         again, info = type(model).from_pretrained(folder, output_loading_info=True)
     lost = [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]
     if lost:
-        return f"wrong: {str(lost[0])} does not load"
+        return f"wrong: {lost[0]} does not load"
     if not torch.equal(logits(again.eval(), case.sequences), here):
         return "wrong: other logits once loaded"
     return "yes"
@@ -554,9 +574,9 @@ def _attention(case: Case, _: Any) -> str:
     for i, layer in enumerate(case.layers(model)):
         for path, module in layer.named_modules():
             name = path.rpartition(".")[2]
-            if isinstance(module, nn.Linear) and re.fullmatch(r"[qkvo]_proj", name) and "attn" in path:
-                if not 0.4 <= share_of_zeros(module.weight) <= 0.6:
-                    return f"wrong: {i}.{path} has {share_of_zeros(module.weight):.0%} zeros"
+            asked = isinstance(module, nn.Linear) and re.fullmatch(r"[qkvo]_proj", name) and "attn" in path
+            if asked and not 0.4 <= share_of_zeros(module.weight) <= 0.6:
+                return f"wrong: {i}.{path} has {share_of_zeros(module.weight):.0%} zeros"
     return "yes" if logits(model, case.sequences).isfinite().all() else "wrong: logits are not finite"
 
 
@@ -613,9 +633,30 @@ _CHECKS: dict[str, Callable[[Case, Any], str]] = {
 # The page.
 
 
+def group(result: Result) -> str:
+    """What a type that is refused is grouped by: the names of its MLP's matrices, or what is in the way."""
+    if "depend on the text" in result.line:
+        return "layers that get arguments which depend on the text"
+    if "shared expert besides" in result.line:
+        return "a shared expert besides routed ones"
+    if "another layout" in result.line:
+        return "experts in another layout"
+    return ", ".join(sorted({part.rpartition(".")[2] for part in result.layout})) or "no MLP"
+
+
+def groups(results: list[Result]) -> list[tuple[str, list[str]]]:
+    """Types that are refused, by group, the largest first."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        if result.outcome == "refused":
+            found.setdefault(group(result), []).append(result.model_type)
+    return sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+
+
 def page(results: list[Result], day: date) -> str:
     """The results as Markdown."""
     outcomes = Counter(result.outcome for result in results)
+    types = sum("+" not in result.model_type for result in results)
     lines = [
         "---",
         "orphan: true",
@@ -623,11 +664,11 @@ def page(results: list[Result], day: date) -> str:
         "",
         "# Model types",
         "",
-        f"Measured {day} with transformers {transformers.__version__} by `python tests/stress/model_types.py`: a tiny random"
-        f" model of each of {len(results)} types that read text, pruned by Wanda in memory.",
+        f"Measured {day} with transformers {transformers.__version__} by `python tests/stress/model_types.py`: a tiny",
+        f"random model of each of {types} types that read text, and of some variants, pruned by Wanda in memory.",
         "",
-        "- *pruned*: every MLP matrix is half zeros, nothing else has changed, each layer saw the hidden states of a plain",
-        "  forward pass, and the masks are those that a plain forward pass gives.",
+        "- *pruned*: every MLP matrix is half zeros, nothing else has changed, each layer saw the hidden states of a",
+        "  plain forward pass, and the masks are those that a plain forward pass gives.",
         "- *refused*: one line says why; the model is as it was.",
         "- *not built*: the sweep has no tiny model of it.",
         "",
@@ -644,13 +685,21 @@ def page(results: list[Result], day: date) -> str:
     for name in COLUMNS:
         ends = Counter(result.columns.get(name, "-").partition(":")[0] for result in kept)
         lines.append(f"| {name} | " + " | ".join(str(ends[end]) for end in ("yes", "refused", "wrong", "crash")) + " |")
-    lines += ["", "## By type", "", "| type | outcome | " + " | ".join(COLUMNS) + " | |", "| --- " * (len(COLUMNS) + 3) + "|"]
+    lines += ["", "## Refused, by layout of the MLP", "", "| matrices | types | |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {len(types)} | {', '.join(types)} |" for name, types in groups(results)]
+    lines += [
+        "",
+        "## By type",
+        "",
+        "`type+part` is a type with a part that its configuration leaves out by default.",
+        "",
+        "| type | outcome | " + " | ".join(COLUMNS) + " | |",
+        "| --- " * (len(COLUMNS) + 3) + "|",
+    ]
     for result in results:
         cells = [result.columns.get(name, "").partition(":")[0] for name in COLUMNS]
         remarks = [*result.problems, *([] if result.outcome == "pruned" and not result.line else [result.line])]
-        remarks += [
-            f"{name} {value}" for name, value in result.columns.items() if value.startswith(("wrong", "crash"))
-        ]
+        remarks += [f"{name} {value}" for name, value in result.columns.items() if value.startswith(("wrong", "crash"))]
         remark = "; ".join(filter(None, remarks)).replace("|", "\\|").replace("<", "&lt;")
         lines.append(f"| `{result.model_type}` | {result.outcome} | " + " | ".join(cells) + f" | {remark} |")
     return "\n".join(lines) + "\n"

@@ -22,7 +22,12 @@ VARIANTS: dict[str, Any] = {
     "cohere2_moe+shared": {"num_shared_experts": 1},
     "doge+experts": {"is_moe": True, "num_experts": 4, "num_experts_per_tok": 2},
     "ernie4_5_moe+unshared": {"moe_num_shared_experts": 0},
-    "gemma4_text+experts": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48},
+    "gemma4_text+experts": {
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 48,
+    },
     "granitemoehybrid+dense": {"num_local_experts": 0},
     "granitemoeshared+unshared": {"shared_intermediate_size": 0},
     "llama+biases": {"mlp_bias": True, "attention_bias": True},
@@ -36,30 +41,48 @@ SPECIAL = 260
 #: What a number is at most, by the name of its field; the first that matches counts.
 MOST = [
     (r"(vision_|audio_)?(vocab_size|vocab_size_per_layer_input|decoder_vocab_size|unpadded_vocab_size)", VOCAB),
-    (r"num_attention_heads|n_heads?|num_heads|attention_heads|(en|de)coder_attention_heads|swa_num_attention_heads", HEADS),
+    (
+        r"num_attention_heads|n_heads?|num_heads|attention_heads|(en|de)coder_attention_heads|swa_num_attention_heads",
+        HEADS,
+    ),
     (r"num_(en|de)coder_attention_heads|num_sliding_attention_heads|linear_num_(value_)?heads|index_n_heads", HEADS),
     (r"(swa_)?num_key_value_heads|num_kv_heads|kv_n_heads|linear_num_key_heads|num_global_key_value_heads", 2),
-    (r"(swa_|global_|index_|linear_(key_|value_)?|attention_)?head_dim|head_size|kv_channels|d_kv|d_head|dim_head", HEAD),
+    (
+        r"(swa_|global_|index_|linear_(key_|value_)?|attention_)?head_dim|head_size|kv_channels|d_kv|d_head|dim_head",
+        HEAD,
+    ),
     (r"attention_head_size|resampler_head_dim|qk_head_dim|lightning_head_dim", HEAD),
     (r"qk_rope_head_dim|qk_nope_head_dim|rotary_dim", HEAD // 2),
     (r"v_head_dim", HEAD // 2),
     (r"(q|kv|o)_lora_rank|time_step_rank|mamba_dt_rank|laurel_rank|hc_lowrank|adapter_rank|d_rel", 16),
-    (r"n_inner|dff|dim_ff|d_ff|d_inner|(encoder_|decoder_)?ffn_dim|intermediate_size(_mlp)?|inner_dim|feed_forward_size", NEURONS),
+    (
+        r"n_inner|dff|dim_ff|d_ff|d_inner|(encoder_|decoder_)?ffn_dim|intermediate_size(_mlp)?|inner_dim|feed_forward_size",
+        NEURONS,
+    ),
     (r"(expert_)?ffn_hidden_size|dense_intermediate_size|feedforward_dim|mlp_dim|mlp_hidden_size", NEURONS),
     (r"moe_.*intermediate_size|shared_.*intermediate_size|share_expert_dim|moe_dim", NEURONS // 2),
     (r"intermediate_size.*|.*_intermediate_size", NEURONS),
     (r"(mamba_)?(n_)?(ssm_)?(d_state|state_size)|mamba_d_ssm", 16),
     (r"(.*_)?hidden_size|(.*_)?hidden_dim|d_model|n_embd|embed_dim|emb_dim|dim|embedding_(dim|size)|dim_model", HIDDEN),
     (r".*_embedding_size|hidden_size_.*|word_embed_proj_dim|lru_width|projection_dim|(image|text)_.*_dim", HIDDEN),
-    (r"(projector_|projection_)(hidden_size|input_dim|output_dim|hidden_dim)|.*_output_dim|output_dim|ple_embed_dim", HIDDEN),
+    (
+        r"(projector_|projection_)(hidden_size|input_dim|output_dim|hidden_dim)|.*_output_dim|output_dim|ple_embed_dim",
+        HIDDEN,
+    ),
     (r"hidden_size_per_layer_input", 16),
-    (r"num_hidden_layers|n_layers?|(num_)?(en|de)coder_layers|num_layers|depth|layers|num_blocks|.*num_hidden_layers", LAYERS),
+    (
+        r"num_hidden_layers|n_layers?|(num_)?(en|de)coder_layers|num_layers|depth|layers|num_blocks|.*num_hidden_layers",
+        LAYERS,
+    ),
     (r"num_layers_per_stack|num_global_layers|num_lstm_layers|resampler_depth|num_nextn_predict_layers", 1),
     (r"n(um)?_(local_|routed_)?experts|moe_num_experts|num_routed_experts|zero_expert_num", 4),
     (r"num_experts_per_tok(en)?|moe_top_?k|moe_k|top_k_experts|experts_per_token|num_selected_experts|router_top_k", 2),
     (r"n_group|num_expert_group|topk_group|n_shared_experts|num_shared_experts|moe_num_shared_experts", 1),
     (r"first_k_dense_replace|num_dense_layers|moe_layer_start_index|num_kv_shared_layers", 1),
-    (r"max_position_embeddings|n_positions|n_ctx|max_(source|target)_positions|context_length|max_sequence_length", 256),
+    (
+        r"max_position_embeddings|n_positions|n_ctx|max_(source|target)_positions|context_length|max_sequence_length",
+        256,
+    ),
     (r"max_seq_len(gth)?|seq_length|seq_len|max_seq_length|(text_)?max_length|max_target_len|model_max_length", 256),
     (r"original_max_position_embeddings", 128),
     (r"(mamba_)?chunk_size|attention_chunk_size|(text_)?block_size|lsh_attn_chunk_length|local_attn_chunk_length", 8),
@@ -104,7 +127,10 @@ OVERRIDES: dict[str, Changes] = {
         "ssm_out_multiplier": 1.2,
         "mlp_multipliers": [0.7, 1.3],
         "ssm_multipliers": [0.8, 0.9, 1.1, 1.2, 1.3],
-        "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128},
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_ssm": 128,
+    },
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "chameleon": {"vocabulary_map": {"<image>": 299, **{f"IMGIMG{c}Z": 260 + i for i, c in enumerate("ABCDE")}}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
@@ -116,7 +142,9 @@ OVERRIDES: dict[str, Changes] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "deepseek_vl_hybrid": {"high_res_vision_config": {"global_attn_indexes": [1]}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"mrope_section": [3, 3, 2]}, "moe_intermediate_size": [48, 48]}},
+    "ernie4_5_vl_moe": {
+        "text_config": {"rope_parameters": {"mrope_section": [3, 3, 2]}, "moe_intermediate_size": [48, 48]}
+    },
     "flint": {"mlp_only_layers": [0]},
     "glm5_next": {"text_config": {"num_key_value_heads": HEADS}},
     "glm46v": _MROPE,
@@ -171,7 +199,7 @@ def tiny_type(name: str, seed: int = 0) -> PreTrainedModel:
 def randomise(model: Any) -> None:
     """Matrices keep activations of order one; vectors move away from zeros and ones."""
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
+        for parameter in module.parameters(recurse=False):
             noise = torch.randn(parameter.shape, dtype=parameter.dtype)
             if parameter.ndim == 1:
                 parameter.add_(0.3 * noise)
@@ -227,7 +255,9 @@ def _shrunk(config: dict[str, Any]) -> dict[str, Any]:
             own = {int(layer): changes for layer, changes in value.items()}
             small[name] = {new: _shrunk(own[old]) for new, old in enumerate(kept) if old in own}
         elif _per_layer(value, depth):
-            small[name] = [_as_layer(value[i], depth, kept) for i in kept] if value != [*range(depth)] else [*range(len(kept))]
+            small[name] = (
+                [_as_layer(value[i], depth, kept) for i in kept] if value != [*range(depth)] else [*range(len(kept))]
+            )
         else:
             small[name] = _small(name, value, len(kept) or LAYERS)
     if "kv_lora_rank" in small and "num_key_value_heads" in small:
