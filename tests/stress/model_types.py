@@ -93,7 +93,9 @@ class Result:
 
 # What a layer holds, by brute force.
 
-_MLP = re.compile(r"mlp|feed_?forward|ffn|fc|dense|expert|moe|intermediate|(gate|up|down)_?proj|(^|\.)w[123](\.|$)")
+_MLP = re.compile(
+    r"mlp|feed_?forward|ffn|fc|dense|expert|moe|intermediate|(gate|up|down)_?proj|(^|\.)(w[123]|ff)(\.|$)"
+)
 _OTHER = re.compile(
     r"attn|attention|router|norm|mamba|ssm|conv|lora|laurel|altup|indexer|(^|\.)(shared_expert_)?gate(\.|$)"
 )
@@ -454,7 +456,12 @@ def _examine(result: Result, columns: Iterable[str]) -> None:
         return
     if case is None:
         found = [layer.module for layer in find_decoder(model).layers]
-        result.problems = zero_problems(model, found, [], before)
+        lists = [
+            list(module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and not re.search(r"vision|visual|image|audio|encoder", name)
+        ]
+        result.problems = zero_problems(model, found, lists, before)
         result.outcome = "wrong" if result.problems else "pruned"
         return
     result.outcome = "wrong"
@@ -641,7 +648,8 @@ def group(result: Result) -> str:
         return "a shared expert besides routed ones"
     if "another layout" in result.line:
         return "experts in another layout"
-    return ", ".join(sorted({part.rpartition(".")[2] for part in result.layout})) or "no MLP"
+    depth = 2 if any(re.search(r"dense$", part) for part in result.layout) else 1
+    return ", ".join(sorted({".".join(part.split(".")[-depth:]) for part in result.layout})) or "no MLP found"
 
 
 def groups(results: list[Result]) -> list[tuple[str, list[str]]]:
@@ -655,7 +663,7 @@ def groups(results: list[Result]) -> list[tuple[str, list[str]]]:
 
 def page(results: list[Result], day: date) -> str:
     """The results as Markdown."""
-    outcomes = Counter(result.outcome for result in results)
+    outcomes = Counter((result.outcome, "+" in result.model_type) for result in results)
     types = sum("+" not in result.model_type for result in results)
     lines = [
         "---",
@@ -672,11 +680,11 @@ def page(results: list[Result], day: date) -> str:
         "- *refused*: one line says why; the model is as it was.",
         "- *not built*: the sweep has no tiny model of it.",
         "",
-        "| outcome | types |",
-        "| --- | --- |",
-        *[f"| {name} | {outcomes[name]} |" for name in OUTCOMES],
+        "| outcome | types | variants |",
+        "| --- | --- | --- |",
+        *[f"| {name} | {outcomes[name, False]} | {outcomes[name, True]} |" for name in OUTCOMES],
         "",
-        "Of the pruned ones:",
+        "Of the pruned ones, variants included:",
         "",
         "| | yes | refused | wrong | crash |",
         "| --- | --- | --- | --- | --- |",

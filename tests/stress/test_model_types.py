@@ -164,6 +164,6 @@ def test_the_page_has_every_type_and_no_other_cells(sweep: ModuleType) -> None:
     page = sweep.page(results, date(2026, 11, 26))
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert [row.replace("\\|", "").count("|") for row in rows] == [len(sweep.COLUMNS) + 4] * 3
-    assert "| refused | 1 |" in page
+    assert "| refused | 1 | 0 |" in page
     assert "neurons wrong: it \\| is" in page
     assert "| fc1, fc2 | 1 | b |" in page
