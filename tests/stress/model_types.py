@@ -147,7 +147,7 @@ def plain_calls(model: Any, sequences: Tensor) -> Calls:
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs.get("hidden_states")
-        if isinstance(hidden, Tensor):
+        if isinstance(hidden, Tensor) and hidden.is_floating_point():
             calls[-1].append((module, hidden.detach().clone()))
 
     hooks = [m.register_forward_pre_hook(see, with_kwargs=True) for m in dict.fromkeys(members)]

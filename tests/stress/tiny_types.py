@@ -28,6 +28,7 @@ VARIANTS: dict[str, Any] = {
         "top_k_experts": 2,
         "moe_intermediate_size": 48,
     },
+    "gemma3+bidirectional": {"text_config": {"use_bidirectional_attention": True}},
     "granitemoehybrid+dense": {"num_local_experts": 0},
     "granitemoeshared+unshared": {"shared_intermediate_size": 0},
     "llama+biases": {"mlp_bias": True, "attention_bias": True},
@@ -141,6 +142,13 @@ OVERRIDES: dict[str, Changes] = {
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "deepseek_vl_hybrid": {"high_res_vision_config": {"global_attn_indexes": [1]}},
+    "diffusion_gemma": {
+        "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48},
+    },
+    "dots3_note": {
+        "audio_config": {"adapter_input_size": HIDDEN, "adapter_out_dim": HIDDEN},
+        "vision_config": {"adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN},
+    },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "ernie4_5_vl_moe": {
         "text_config": {"rope_parameters": {"mrope_section": [3, 3, 2]}, "moe_intermediate_size": [48, 48]}
@@ -191,7 +199,10 @@ def tiny_type(name: str, seed: int = 0) -> PreTrainedModel:
     auto = AutoModelForCausalLM if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModelForImageTextToText
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = auto.from_config(config, dtype=torch.float32)
+        if model_type in ("musicgen", "musicgen_melody"):  # The model for text is a part of what the type configures.
+            model = auto._model_mapping[type(config)](config.decoder)
+        else:
+            model = auto.from_config(config, dtype=torch.float32)
         randomise(model)
     return model.eval()
 
