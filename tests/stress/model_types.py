@@ -166,9 +166,13 @@ def plain_calls(model: Any, sequences: Tensor) -> Calls:
 
 def decoder_layers(model: Any, calls: Calls) -> list[nn.Module]:
     """The list of modules that does most of the work in a forward pass on tokens, members that were not called too."""
-    return max(
-        lists_at_work(model, calls), key=lambda one: sum(p.numel() for m in one for p in m.parameters()), default=[]
-    )
+    return max(lists_at_work(model, calls), key=weight_of, default=[])
+
+
+def weight_of(layers: Iterable[nn.Module]) -> tuple[int, int]:
+    """Weights in MLPs, and parameters, of a list of modules."""
+    parts = sum(part.numel() for layer in layers for part in mlp_parts(layer).values())
+    return parts, sum(p.numel() for layer in layers for p in layer.parameters())
 
 
 def lists_at_work(model: Any, calls: Calls) -> list[list[nn.Module]]:
@@ -487,7 +491,7 @@ def _examine(result: Result, columns: Iterable[str]) -> None:
 
 def _longest_list(model: Any) -> list[nn.Module]:
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    return list(max(lists, key=lambda one: sum(p.numel() for p in one.parameters()), default=[]))
+    return list(max(lists, key=weight_of, default=[]))
 
 
 def said(error: BaseException) -> str:
