@@ -35,6 +35,8 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.pytorch_utils import Conv1D
 
+# This checkout, whatever is installed.
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 
@@ -650,7 +652,7 @@ def group(result: Result) -> str:
         return "layers that get arguments which depend on the text"
     if "shared expert besides" in result.line:
         return "a shared expert besides routed ones"
-    if "another layout" in result.line:
+    if re.search("another layout|experts differently", result.line):
         return "experts in another layout"
     depth = 2 if any(re.search(r"dense$", part) for part in result.layout) else 1
     return ", ".join(sorted({".".join(part.split(".")[-depth:]) for part in result.layout})) or "no MLP found"
