@@ -45,12 +45,14 @@ class LayerCollector(ExitStack):
         Blocks of that layer; a table is collected for each.
     recipe : Recipe
         Determines the required statistics and their signal.
+    seqlen : int
+        Length of each document, for layers that pass their shared expert the tokens of all documents in one row.
     """
 
-    def __init__(self, layer: Layer, blocks: Sequence[Block], recipe: Recipe) -> None:
+    def __init__(self, layer: Layer, blocks: Sequence[Block], recipe: Recipe, seqlen: int = 1) -> None:
         super().__init__()
         self.layer = layer
-        self._builders = [_TableBuilder(block, recipe) for block in blocks]
+        self._builders = [_TableBuilder(block, recipe, seqlen) for block in blocks]
         self._routed: tuple[Tensor, Tensor] | None = None
 
     def __enter__(self) -> LayerCollector:
@@ -108,8 +110,8 @@ class LayerCollector(ExitStack):
 class _TableBuilder:
     """Reduces the activations of one block to rows."""
 
-    def __init__(self, block: Block, recipe: Recipe) -> None:
-        self.block, self.recipe = block, recipe
+    def __init__(self, block: Block, recipe: Recipe, seqlen: int) -> None:
+        self.block, self.recipe, self.seqlen = block, recipe, seqlen
         self.expert = block.expert if isinstance(block, Mlp) else None
         method = method_of(recipe)
         self.kinds = (method if isinstance(block, Mlp) else METHODS[method.beyond_mlp]).requires(recipe)
@@ -139,12 +141,16 @@ class _TableBuilder:
             self.see_gate(gate)
             self.see_product(product)
 
+    def _by_document(self, x: Tensor) -> Tensor:
+        return x if x.ndim > 2 else x.view(-1, self.seqlen, x.shape[-1])
+
     def see_input(self, role: str, x: Tensor) -> None:
         """Reduce the input of a projection, shape (documents, tokens, in_features)."""
-        self._batch[f"input_mean_square.{role}"] = kernels.mean_square(x)
+        self._batch[f"input_mean_square.{role}"] = kernels.mean_square(self._by_document(x))
 
     def see_gate(self, gate: Tensor) -> None:
         """Reduce the gate's output, shape (documents, tokens, neurons)."""
+        gate = self._by_document(gate)
         if SIGNAL in self.kinds:
             self._batch["open_gate"] = kernels.open_gates(gate, self.recipe.threshold)
         if self.recipe.signal != "product":
@@ -154,7 +160,7 @@ class _TableBuilder:
     def see_product(self, product: Tensor) -> None:
         """Reduce the input of ``down_proj``, shape (documents, tokens, neurons)."""
         if self.recipe.signal == "product":
-            self._see_signal(product)
+            self._see_signal(self._by_document(product))
 
     def _see_signal(self, activation: Tensor) -> None:
         if SAMPLE in self.kinds:

@@ -56,6 +56,8 @@ class LayerRun:
     ) -> None:
         self.index, self.layer, self.hidden, self.forward = layer.index, layer, hidden, forward
         self.batch_size, self.first, self.on_batch = batch_size, first, on_batch
+        #: What the layer returns besides hidden states, if it returns a tuple.
+        self.others: tuple[Any, ...] | None = None
 
     def feed(self, *, keep: bool, after: Callable[[int], None] = lambda first: None) -> None:
         """Run every micro-batch through the layer.
@@ -70,6 +72,7 @@ class LayerRun:
         for start in range(0, len(self.hidden), self.batch_size):
             batch = self.hidden[start : start + self.batch_size]
             output = self.forward(batch)
+            self.others = output[1:] if isinstance(output, tuple) else None
             if keep:
                 batch.copy_(output[0] if isinstance(output, tuple) else output)
             after(self.first + start)
@@ -122,16 +125,15 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
 
     def first_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         del index, forward
+        if args[0].ndim != 3:
+            raise _unsupported(decoder, f"passes its layers hidden states of {args[0].ndim} dimensions")
         if not hidden:
             hidden.append(room((len(sequences), *args[0].shape[1:]), args[0]))
         at = next(position)
         hidden[0][at : at + 1].copy_(args[0])
         seen.append((*args[1:], kwargs))
         if not _same(seen[0], seen[-1]):
-            raise InputError(
-                f"{type(decoder.body).__name__} passes its layers arguments that depend on the text",
-                hint="this model family cannot be pruned yet",
-            )
+            raise _unsupported(decoder, "passes its layers arguments that depend on the text")
         del seen[1:]
         raise _Stop
 
@@ -185,19 +187,30 @@ def run_layers(
     """
     hidden = embed(decoder, sequences, room)
     last = len(decoder.layers) - 1
+    called: list[int] = []
 
     def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         bound = partial(_call, forward, args[0].device, args[1:], kwargs)
+        run = LayerRun(decoder.layers[index], hidden, bound, batch_size, first, on_batch)
         with resident(index):
-            visit(LayerRun(decoder.layers[index], hidden, bound, batch_size, first, on_batch))
+            visit(run)
+        called.append(index)
+        if any(isinstance(item, Tensor) for item in run.others or ()):
+            raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         if index == last:
             raise _Stop
         # Only a placeholder: the next layer reads its hidden states from the buffer.
-        return args[0]
+        return args[0] if run.others is None else (args[0], *run.others)
 
     with _replaced([layer.module for layer in decoder.layers], visit_layer), suppress(_Stop):
         decoder.body(input_ids=_example(sequences), use_cache=False)
+    if called != [*range(last + 1)]:
+        raise _unsupported(decoder, f"called {len(called)} of its {last + 1} layers")
     return hidden
+
+
+def _unsupported(decoder: Decoder, what: str) -> InputError:
+    return InputError(f"{type(decoder.body).__name__} {what}", hint="this model family cannot be pruned yet")
 
 
 @contextmanager

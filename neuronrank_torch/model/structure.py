@@ -3,7 +3,9 @@
 :func:`find_decoder` resolves the structure once; all other code works on the objects that it returns.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +13,12 @@ from neuronrank_core.errors import InputError, MissingStatisticsError, Unsupport
 from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, Block, Mlp, Projection
 from neuronrank_torch.model.experts import Experts, find_experts
 from neuronrank_torch.model.families import LAYOUTS
+
+#: Names of modules in an MLP; and of those beside it that route tokens, normalise, attend or embed.
+_MLP_PART = re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|\bdense", re.IGNORECASE)
+_NO_MLP_PART = re.compile(r"gate$|router|norm|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
+#: Names of encoders whose layers read no text.
+_OTHER_INPUT = re.compile(r"vision|visual|image|video|audio|speech|tower", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +31,7 @@ class Layer:
         Index of the layer, from 0.
     module : nn.Module
     mlps : tuple of Mlp
-        Its MLP or, in a mixture of experts, each routed expert.
+        Its MLP or, in a mixture of experts, each routed expert, and a shared expert if it has one.
     attention : Block, optional
         Its q/k/v/o projections, if present.
     experts : Experts, optional
@@ -98,35 +106,55 @@ def find_decoder(model: nn.Module) -> Decoder:
         If a layer has several gated MLPs, or experts that cannot be pruned.
     """
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
-    for body in model.modules():
-        if embeddings is not None and all(module is not embeddings for module in body.modules()):
-            continue  # Layers of an image or audio encoder.
-        layers = getattr(body, "layers", None)
-        if isinstance(layers, nn.ModuleList) and any(
-            _find_mlps(m, i) or find_experts(m, i) for i, m in enumerate(layers)
-        ):
-            return Decoder(body, [resolve_layer(module, index) for index, module in enumerate(layers)])
-    raise MissingStatisticsError(0, f"{type(model).__name__} has no decoder layers with a gated MLP")
+    stacks = {name: body for name, body in model.named_modules() if _has_layers(body) and not _OTHER_INPUT.search(name)}
+    reading = [body for body in stacks.values() if embeddings is None or any(m is embeddings for m in body.modules())]
+    if not reading:
+        raise MissingStatisticsError(0, f"{type(model).__name__} has no decoder layers with a gated MLP")
+    body: Any = reading[0]
+    others = [name for name, other in stacks.items() if other is not body]
+    if others:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has another stack of layers with MLPs, which would stay dense: {others[0]}",
+            hint="this model family cannot be pruned yet",
+        )
+    return Decoder(body, [resolve_layer(module, index) for index, module in enumerate(body.layers)])
+
+
+def _has_layers(body: nn.Module) -> bool:
+    """Whether a module calls a list of layers of which some have MLPs or experts."""
+    layers = getattr(body, "layers", None)
+    return isinstance(layers, nn.ModuleList) and any(
+        _find_mlps(module, index) or find_experts(module, index) for index, module in enumerate(layers)
+    )
 
 
 def resolve_layer(module: nn.Module, index: int) -> Layer:
     """Find the prunable parts of a layer; raises an error if its MLP cannot be pruned as a whole."""
     experts, mlps = find_experts(module, index), _find_mlps(module, index)
-    if experts is not None:
-        if mlps:
-            raise UnsupportedModelError(
-                f"layer {index} ({type(module).__name__}) has a shared expert besides the routed ones",
-                hint="only mixtures without shared experts can be pruned yet",
-            )
-        mlps = experts.mlps(index)
-    elif not mlps:
+    if experts is None and not mlps:
         raise MissingStatisticsError(index, f"{type(module).__name__} has no gated MLP")
-    elif len(mlps) > 1:
+    if len(mlps) > 1:
         raise UnsupportedModelError(
             f"layer {index} ({type(module).__name__}) has {len(mlps)} gated MLPs",
             hint="mixtures of experts can be pruned where transformers fuses the experts, as in Mixtral",
         )
+    if experts is not None:
+        shared = (replace(mlp, where=f"{index} shared expert", prefix="shared_expert.") for mlp in mlps)
+        mlps = (*experts.mlps(index), *shared)
+    _refuse_leftovers(module, index, mlps)
     return Layer(index, module, mlps, _find_attention(module, index), experts)
+
+
+def _refuse_leftovers(layer: nn.Module, index: int, mlps: tuple[Mlp, ...]) -> None:
+    """Refuse a layer with an MLP matrix that is in none of the blocks: it would stay dense without a word."""
+    known = {id(projection.module) for mlp in mlps for projection in mlp.projections.values()}
+    for name, module in layer.named_modules():
+        matrices = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
+        if matrices and id(module) not in known and _MLP_PART.search(name) and not _NO_MLP_PART.search(name):
+            raise UnsupportedModelError(
+                f"layer {index} ({type(layer).__name__}) has an MLP matrix that cannot be pruned: {name}",
+                hint="this model family cannot be pruned yet",
+            )
 
 
 def _find_mlps(layer: nn.Module, index: int) -> tuple[Mlp, ...]:

@@ -82,7 +82,7 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     inputs, *later = plan.stages
 
     # Calibrate: one pass through the dense layer.
-    collector, gram = LayerCollector(run.layer, blocks, plan.recipe), GramCollector(blocks, inputs)
+    collector, gram = LayerCollector(run.layer, blocks, plan.recipe, run.hidden.shape[1]), GramCollector(blocks, inputs)
     with collector, gram:
         run.feed(keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
     tables = collector.statistics(ranks)

@@ -10,7 +10,7 @@ from mixture import mixture
 from pruning import TEXT, pruned, recipe, same_state, state
 from tiny import VOCAB, tiny_tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, GptOssConfig, Qwen2MoeConfig
+from transformers import AutoModelForCausalLM, GptOssConfig
 
 from neuronrank_core import InputError
 from neuronrank_core.errors import UnsupportedModelError
@@ -38,11 +38,6 @@ MODES: dict[str, dict[str, Any]] = {
     "--update least-squares": {"update": "least-squares"},
     "--allocate neuronrank": {"allocate": "neuronrank"},
 }
-
-
-def shared_expert() -> nn.Module:
-    config = Qwen2MoeConfig(**COMMON, num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=32)
-    return AutoModelForCausalLM.from_config(config)
 
 
 def another_layout() -> nn.Module:
@@ -79,7 +74,6 @@ def test_a_plan_names_what_a_run_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (shared_expert, r"layer 0 .* has a shared expert"),
         (another_layout, r"layer 0: GptOssExperts stores experts differently"),
     ],
 )
