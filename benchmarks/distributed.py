@@ -33,7 +33,7 @@ from neuronrank_torch.calibration.layerwise import LayerRun
 from neuronrank_torch.distributed.process_group import launched
 from neuronrank_torch.distributed.ranks import Ranks, T
 from neuronrank_torch.model.open import load_model
-from neuronrank_torch.model.structure import find_decoder, gated_mlp
+from neuronrank_torch.model.structure import find_decoder
 from neuronrank_torch.pruning.result import versions
 from neuronrank_torch.text.sources import load_text, text_fingerprint
 
@@ -115,9 +115,7 @@ def member(model: str, text: Path, recipe: Recipe, masks: Path) -> dict[str, Any
         for clock in (meter.wall, meter.cpu):
             clock["score, mask, re-fit"] = clock["prune"] - sum(clock[phase] for phase in parts)
         if ranks.first:
-            layers = enumerate(find_decoder(loaded).layers)
-            mlps = [gated_mlp(layer, index) for index, layer in layers]
-            weights = [getattr(mlp, name).weight for mlp in mlps for name in MLP]
+            weights = [layer.mlp.weights[name] for layer in find_decoder(loaded).layers for name in MLP]
             np.save(masks, np.concatenate([np.packbits((weight == 0).numpy()) for weight in weights]))
         mine = {"wall": dict(meter.wall), "cpu": dict(meter.cpu), "bytes": dict(meter.bytes)}
         return {"ranks": ranks.union([mine]), "layers": len(find_decoder(loaded).layers), "first": ranks.first}

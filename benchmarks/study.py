@@ -31,7 +31,7 @@ from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
 from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.open import load_model
-from neuronrank_torch.model.structure import activation_of, find_decoder, prunable_linears
+from neuronrank_torch.model.structure import find_decoder
 from neuronrank_torch.pruning.result import versions
 from neuronrank_torch.text.sequences import calibration_sequences
 from neuronrank_torch.text.sources import load_text, text_fingerprint
@@ -97,10 +97,9 @@ class Dense:
         tables = []
 
         def visit(run: LayerRun) -> None:
-            linears, activation = prunable_linears(run.layer, run.index), activation_of(run.layer, run.index)
-            with LayerCollector(run.index, linears, activation, recipe) as collector:
+            with LayerCollector(run.layer, run.layer.blocks(), recipe) as collector:
                 run.feed(keep=True, after=lambda first: collector.add_documents(first, recipe.seqlen))
-            tables.append(collector.statistics())
+            tables += collector.statistics()
 
         sequences = calibration_sequences(self.tokenizer, recipe, self.text)
         run_layers(find_decoder(self.model), sequences, visit, batch_size=4)
@@ -109,17 +108,17 @@ class Dense:
     def masked(self, recipe: Recipe) -> Any:
         """A copy of the model with its lowest weights zeroed, or what its lowest neurons hand on."""
         pruned = copy.deepcopy(self.model)
-        for index, (layer, table) in enumerate(zip(find_decoder(pruned).layers, self.tables(recipe), strict=True)):
-            linears = prunable_linears(layer, index)
-            weights = {name: linear.weight.clone() for name, linear in linears.items()}
-            context = ScoringContext(index, recipe, weights, table, TorchKernels())
+        for layer, table in zip(find_decoder(pruned).layers, self.tables(recipe), strict=True):
+            weights = layer.mlp.weights
+            dense = {name: weight.clone() for name, weight in weights.items()}
+            context = ScoringContext(layer.index, recipe, dense, table, TorchKernels())
             if recipe.whole_neurons:
                 gone = torch.ones(weights["gate_proj"].shape[0], dtype=torch.bool)
                 gone[torch.as_tensor(kept_neurons(context))] = False
-                linears["down_proj"].weight[:, gone] = 0
+                weights["down_proj"][:, gone] = 0
                 continue
-            for name, linear in linears.items():
-                linear.weight[prune_mask(name, context)] = 0
+            for name, weight in weights.items():
+                weight[prune_mask(name, context)] = 0
         return pruned
 
 

@@ -120,6 +120,11 @@ class Mlp(Block):
             )
         return activation
 
+    @property
+    def neurons(self) -> int:
+        """Number of neurons."""
+        return int(self.projections["down_proj"].weight.shape[1])
+
     def product(self, *args: Any, **kwargs: Any) -> Tensor:
         """Input of ``down_proj`` for an input of the MLP, shape (..., neurons), computed by the MLP's own forward."""
         seen: list[Tensor] = []
@@ -147,7 +152,7 @@ class Mlp(Block):
         down_weight : Tensor, shape (out_features, kept)
             New weight of ``down_proj``.
         """
-        neurons = self.projections["down_proj"].weight.shape[1]
+        neurons = self.neurons
         producers: Any = {
             id(self.projections[role].module): self.projections[role].module for role in MLP_PROJECTIONS[:2]
         }

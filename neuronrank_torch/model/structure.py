@@ -16,9 +16,9 @@ from neuronrank_torch.model.families import LAYOUTS
 
 #: Names of modules in an MLP; and of those beside it that route tokens, normalise, attend or embed.
 _MLP_PART = re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|\bdense", re.IGNORECASE)
-_NO_MLP_PART = re.compile(r"gate$|router|norm|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
+_NO_MLP_PART = re.compile(r"gate(\.|$)|router|norm|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
 #: Names of encoders whose layers read no text.
-_OTHER_INPUT = re.compile(r"vision|visual|image|video|audio|speech|tower", re.IGNORECASE)
+_OTHER_INPUT = re.compile(r"vision|visual|image|video|audio|speech|tower|perceiver", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,7 +69,7 @@ def refuse_modes(decoder: Decoder, recipe: Recipe) -> None:
                 hint="leave it out: experts can be pruned unstructured or N:M, all at one ratio",
             )
     config: Any = getattr(decoder.body, "config", None)
-    widths = {mlp.projections["down_proj"].weight.shape[1] for layer in decoder.layers for mlp in layer.mlps}
+    widths = {mlp.neurons for layer in decoder.layers for mlp in layer.mlps}
     if recipe.whole_neurons and widths != {getattr(config, "intermediate_size", None)}:
         raise InputError(
             f"the width of the MLPs of {type(decoder.body).__name__} is not the intermediate_size of its configuration",
