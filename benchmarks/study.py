@@ -99,7 +99,7 @@ class Dense:
         def visit(run: LayerRun) -> None:
             with LayerCollector(run.layer, run.layer.blocks(), recipe) as collector:
                 run.feed(keep=True, after=lambda first: collector.add_documents(first, recipe.seqlen))
-            tables += collector.statistics()
+            tables.extend(collector.statistics())
 
         sequences = calibration_sequences(self.tokenizer, recipe, self.text)
         run_layers(find_decoder(self.model), sequences, visit, batch_size=4)
