@@ -1,7 +1,5 @@
 """Perplexity: the exponential of the mean negative log-likelihood a model gives to each token of a text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

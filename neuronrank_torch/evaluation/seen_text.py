@@ -1,7 +1,5 @@
 """Whether an evaluation text was used for calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from zlib import crc32
 

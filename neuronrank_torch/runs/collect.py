@@ -1,7 +1,5 @@
 """Collects statistics of every layer of an unpruned model into a folder: what ``neuronrank collect`` does."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Two models side by side: which weights are zero in both, size, perplexity and speed."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass

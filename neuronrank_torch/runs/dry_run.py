@@ -1,7 +1,5 @@
 """Plans a run, and estimates its memory and time with one layer in memory."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The perplexity of a model, from its name: what ``neuronrank eval`` calls."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

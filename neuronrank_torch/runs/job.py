@@ -1,7 +1,5 @@
 """Inputs and outputs of a run: model, text, device, folder."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Merges statistics folders of disjoint documents: what ``neuronrank merge`` does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """A whole run from a model's name to a saved folder: what ``neuronrank prune`` calls."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any

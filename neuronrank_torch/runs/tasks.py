@@ -1,7 +1,5 @@
 """Standard tasks, evaluated with lm-eval, EleutherAI's evaluation harness."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

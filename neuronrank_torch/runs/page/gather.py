@@ -1,7 +1,5 @@
 """Everything a page shows, as plain data. Sections without input say which flag is missing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any

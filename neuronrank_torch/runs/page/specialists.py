@@ -1,7 +1,5 @@
 """The most specialised and the most general neurons, with the passages on which they fire most."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

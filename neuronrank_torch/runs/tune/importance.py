@@ -1,7 +1,5 @@
 """Importance of each setting in a search."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Perplexity of a model in memory that is masked by one recipe after another."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """A search, from the name of a model and a folder of statistics to the best recipe: what the command line calls."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any

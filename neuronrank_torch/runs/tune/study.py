@@ -1,7 +1,5 @@
 """The study: trials in a database, which several processes and later runs share."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

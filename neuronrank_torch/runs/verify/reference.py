@@ -1,7 +1,5 @@
 """Runs the first layers of an unpruned model, and keeps two tables of each: the collector's and the core's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ table: with the core's kernels on float64 weights, and with torch's on the devic
 compared. In half precision, a second run of the model in float32 shows how much the precision changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
