@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from neuronrank_core.errors import InputError, NeuronRankError, first_line
-from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model
 from neuronrank_torch.progress import Progress, silent
 
@@ -86,7 +85,7 @@ def run_tasks(
     """
     harness = _harness()
     progress(f"loading {model}", 0, 1, "models")
-    loaded, tokenizer, _ = load_model(model, dtype=dtype, device=choose_device(device))
+    loaded, tokenizer, _ = load_model(model, dtype=dtype, device=device)
     progress(f"running lm-eval on {', '.join(tasks)}", 0, 1, "runs")
     try:
         found = harness.simple_evaluate(
