@@ -11,6 +11,7 @@ import torch
 from neuronrank_core.errors import InvalidValueError, NonFiniteError
 from neuronrank_torch.calibration.layerwise import LayerRun, layers_done, run_layers
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
+from neuronrank_torch.model.eval_mode import eval_mode
 from neuronrank_torch.model.limits import check_tokens
 from neuronrank_torch.model.streaming import HEAD, Resident
 from neuronrank_torch.model.structure import Decoder, find_decoder
@@ -147,7 +148,11 @@ def perplexity(
     NonFiniteError
         If a likelihood is not finite.
     """
-    _check(model, windows, batch_size)
+    if batch_size < 1:
+        raise InvalidValueError("batch_size", batch_size, "an integer >= 1")
+    if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
+        raise InvalidValueError("shape of windows", windows.shape, "(at least 1, at least 2)")
+    check_tokens(model, windows)
     count, seqlen = windows.shape
     decoder = None if resident is None else find_decoder(model)
     blocks = _blocks(count, count if decoder is None else -(-STREAMED_TOKENS // seqlen), batch_size, ranks)
@@ -157,7 +162,7 @@ def perplexity(
         if decoder is None:  # A streamed model counts layers.
             progress(stage, done, sum(block.stop - block.start for block in blocks), "windows")
 
-    with _evaluating(model):
+    with eval_mode(model), torch.inference_mode():
         for number, block in enumerate(blocks):
             tokens = torch.from_numpy(windows[block]).to(model.get_input_embeddings().weight.device)
             context: AbstractContextManager[None] = nullcontext()
@@ -168,7 +173,12 @@ def perplexity(
                 nll += ranks.union(_block_nll(model, tokens, batch_size, block.start, at_window))
     predicted = count * (seqlen - 1)
     mean = math.fsum(nll) / predicted
-    return Perplexity(_exp(mean), mean, predicted, count, seqlen, bos)
+    try:
+        return Perplexity(math.exp(mean), mean, predicted, count, seqlen, bos)
+    except OverflowError as error:
+        raise NonFiniteError(
+            f"perplexity overflows: the mean negative log-likelihood is {mean:.4g}", hint="check the model's weights"
+        ) from error
 
 
 def _blocks(count: int, block: int, batch_size: int, ranks: Ranks) -> list[slice]:
@@ -236,33 +246,3 @@ def _window_nll(logits: torch.Tensor, targets: torch.Tensor) -> float:
         losses = torch.nn.functional.cross_entropy(scores.float(), wanted, reduction="none")
         total += losses.double().sum().item()
     return total
-
-
-def _exp(nll: float) -> float:
-    try:
-        return math.exp(nll)
-    except OverflowError as error:
-        raise NonFiniteError(
-            f"perplexity overflows: the mean negative log-likelihood is {nll:.4g}", hint="check the model's weights"
-        ) from error
-
-
-def _check(model: Any, windows: Tokens, batch_size: int) -> None:
-    if batch_size < 1:
-        raise InvalidValueError("batch_size", batch_size, "an integer >= 1")
-    if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
-        raise InvalidValueError("shape of windows", windows.shape, "(at least 1, at least 2)")
-    check_tokens(model, windows)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Eval mode and inference mode. The mode of every submodule is restored afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True

@@ -76,10 +76,6 @@ class _Run(Inputs):
     progress: Progress
     ranks: Ranks
 
-    def __post_init__(self) -> None:
-        if self.statistics is not None:
-            self.statistics.check_model(self.source)
-
     def identity(self) -> dict[str, Any]:
         """Everything the result depends on. An unfinished run is resumed only if all of it is unchanged."""
         return {
@@ -99,17 +95,16 @@ class _Run(Inputs):
         target = self.ranks.from_first(
             partial(check_output, save, self.job.force, source=self.source.path, label=self.source.spec)
         )
-        options: dict[str, Any] = {
-            "propagate_dense": self.recipe.propagate == "dense",
-            "hidden_states": self.job.hidden_states,
-            "ranks": self.ranks,
-        }
+        dense, hidden_states = self.recipe.propagate == "dense", self.job.hidden_states
+        options: dict[str, Any] = {"propagate_dense": dense, "hidden_states": hidden_states, "ranks": self.ranks}
         if self.ranks.first:
             return ModelWriter(target, model, self.identity(), force=self.job.force, **options)
         return Receiver(target, model, **options)
 
     def check(self, model: Any) -> None:
-        """Refuse a model that cannot be pruned, or a text that is too short, before anything expensive."""
+        """Refuse, before anything expensive, a model that cannot be pruned, other statistics, or too short a text."""
+        if self.statistics is not None:
+            self.statistics.check_model(self.source)
         planned_layers(model, self.recipe)
         if self.text and self.job.evaluation:  # Otherwise drawing sequences is the first step anyway.
             calibration_sequences(self.tokenizer, self.recipe, self.text)

@@ -47,15 +47,9 @@ def pick(layers: Sequence[LayerNeurons]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _describe(layer: LayerNeurons, neuron: int) -> dict[str, Any]:
+    known = {"layer": layer.layer, "neuron": neuron, "df": int(layer.df[neuron]), "groups": layer.groups}
     figures = {name: float(getattr(layer, name)[neuron]) for name in ("tf", "idf", "spikiness")}
-    return {
-        "layer": layer.layer,
-        "neuron": neuron,
-        "df": int(layer.df[neuron]),
-        "groups": layer.groups,
-        **figures,
-        "passages": [],
-    }
+    return {**known, **figures, "passages": []}
 
 
 def add_passages(
