@@ -112,6 +112,7 @@ def read_inputs(job: Job, recipe: Recipe, ranks: Ranks = ALONE) -> Inputs:
     recipe = recipe if statistics is None else statistics.fitted(recipe)
 
     def texts() -> tuple[str, str]:
+        """Calibration and evaluation text."""
         text = load_text(job.dataset, "calibration") if needs_text(recipe) and job.stats is None else ""
         return text, load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
 

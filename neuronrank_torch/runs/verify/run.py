@@ -85,6 +85,7 @@ def run_verify(
         costs.append(cost(outcomes[observed.index], outcome(observed)))
 
     def observe_layers(precision: Dtype, stage: str, look: Callable[[Observed], None]) -> str:
+        """Load the model, and show ``look`` every layer after it has run; returns the precision of the model."""
         progress(f"loading {model}", 0, 1, "models")
         loaded, tokenizer, _ = load_model(model, dtype=precision, device=device)
         total = len(find_decoder(loaded).layers[:layers])
