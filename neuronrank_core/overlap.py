@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -14,44 +14,39 @@ class Overlap:
     ----------
     size : int
         Weights in each version.
-    zeros_a, zeros_b : int
+    zeros : tuple of int
         Zeros in the first and in the second.
-    both : int
+    zeros_in_both : int
         Weights that are zero in both.
+    jaccard : float
+        Weights that are zero in both / zero in either; 1 where there is none; computed.
+    kept_in_both : float
+        Share of all weights that both versions keep; 1 where there are no weights; computed.
     """
 
     size: int = 0
-    zeros_a: int = 0
-    zeros_b: int = 0
-    both: int = 0
+    zeros: tuple[int, ...] = (0, 0)
+    zeros_in_both: int = 0
+    jaccard: float = field(init=False)
+    kept_in_both: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "jaccard", self.zeros_in_both / self.either if self.either else 1.0)
+        object.__setattr__(self, "kept_in_both", (self.size - self.either) / self.size if self.size else 1.0)
 
     def __add__(self, other: Overlap) -> Overlap:
-        return Overlap(
-            self.size + other.size,
-            self.zeros_a + other.zeros_a,
-            self.zeros_b + other.zeros_b,
-            self.both + other.both,
-        )
+        zeros = tuple(a + b for a, b in zip(self.zeros, other.zeros, strict=True))
+        return Overlap(self.size + other.size, zeros, self.zeros_in_both + other.zeros_in_both)
 
     @property
     def either(self) -> int:
         """Weights that are zero in one version or both."""
-        return self.zeros_a + self.zeros_b - self.both
-
-    @property
-    def jaccard(self) -> float:
-        """Weights that are zero in both / zero in either; 1 if there are none."""
-        return self.both / self.either if self.either else 1.0
-
-    @property
-    def kept_in_both(self) -> float:
-        """Share of all weights that both versions keep; 1 if there are no weights."""
-        return (self.size - self.either) / self.size if self.size else 1.0
+        return sum(self.zeros) - self.zeros_in_both
 
     @property
     def kept_jaccard(self) -> float:
         """Weights that both keep / that either keeps; 1 if none are kept."""
-        kept = self.size - self.both
+        kept = self.size - self.zeros_in_both
         return (self.size - self.either) / kept if kept else 1.0
 
     @property
@@ -59,7 +54,7 @@ class Overlap:
         """Expected :attr:`kept_jaccard` of independent masks with the same numbers of zeros."""
         if not self.size:
             return 1.0
-        a, b = 1.0 - self.zeros_a / self.size, 1.0 - self.zeros_b / self.size
+        a, b = (1.0 - zeros / self.size for zeros in self.zeros)
         either = a + b - a * b
         return a * b / either if either else 1.0
 
@@ -72,5 +67,5 @@ def overlap(zero_a: Any, zero_b: Any) -> Overlap:
     zero_a, zero_b : bool arrays of the same shape, NumPy or torch
         True where a weight is zero.
     """
-    both = zero_a & zero_b
-    return Overlap(zero_a.shape[0] * zero_a.shape[1], int(zero_a.sum()), int(zero_b.sum()), int(both.sum()))
+    zeros = int(zero_a.sum()), int(zero_b.sum())
+    return Overlap(zero_a.shape[0] * zero_a.shape[1], zeros, int((zero_a & zero_b).sum()))

@@ -16,7 +16,8 @@ from neuronrank_cli.console import Stages, protocol, right_aligned, show, size_t
 from neuronrank_core.recipe import Recipe
 
 if TYPE_CHECKING:
-    from neuronrank_torch.runs.compare import CompareResult, ModelFigures, OverlapFigures
+    from neuronrank_core.overlap import Overlap
+    from neuronrank_torch.runs.compare import CompareResult, ModelFigures
 
 MEASURE = "Perplexity and speed"
 
@@ -89,7 +90,7 @@ def _overlap_table(result: CompareResult) -> Table:
     headings = (name.removesuffix("_proj") for name in result.modules)
     table = right_aligned("layer", *headings, "both keep", no_wrap=True)
 
-    def cells(name: str, modules: dict[str, OverlapFigures]) -> list[str]:
+    def cells(name: str, modules: dict[str, Overlap]) -> list[str]:
         size = sum(m.size for m in modules.values())
         kept = sum(m.size * m.kept_in_both for m in modules.values()) / size
         jaccard = [f"{modules[name].jaccard:.3f}" if name in modules else "" for name in result.modules]

@@ -1,10 +1,8 @@
 """Perplexity: the exponential of the mean negative log-likelihood a model gives to each token of a text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,11 +11,12 @@ import torch
 from neuronrank_core.errors import InvalidValueError, NonFiniteError
 from neuronrank_torch.calibration.layerwise import LayerRun, layers_done, run_layers
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
+from neuronrank_torch.model.eval_mode import eval_mode
 from neuronrank_torch.model.limits import check_tokens
 from neuronrank_torch.model.streaming import HEAD, Resident
 from neuronrank_torch.model.structure import Decoder, find_decoder
 from neuronrank_torch.progress import Progress, silent
-from neuronrank_torch.text.sequences import BosMode, Tokens, bos_token, cut_windows, tokenize
+from neuronrank_torch.text.sequences import BosMode, Tokens, bos_token, evaluation_windows
 
 #: Tokens per block of windows when a model is streamed. The hidden states of a block are in memory on each rank, and
 #: the weights are read once per block.
@@ -97,9 +96,8 @@ def evaluate(
     NonFiniteError
         If the model's output is not finite.
     """
-    bos = bos_token(tokenizer)
-    cut = cut_windows(tokenize(tokenizer, text), seqlen=seqlen, windows=windows, bos=bos, bos_mode=bos_mode)
-    used = None if bos is None else bos_mode
+    cut = evaluation_windows(tokenizer, text, seqlen=seqlen, windows=windows, bos_mode=bos_mode)
+    used = None if bos_token(tokenizer) is None else bos_mode
     return perplexity(
         model, cut, batch_size=batch_size, bos=used, progress=progress, stage=stage, resident=resident, ranks=ranks
     )
@@ -150,30 +148,37 @@ def perplexity(
     NonFiniteError
         If a likelihood is not finite.
     """
-    _check(model, windows, batch_size)
+    if batch_size < 1:
+        raise InvalidValueError("batch_size", batch_size, "an integer >= 1")
+    if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
+        raise InvalidValueError("shape of windows", windows.shape, "(at least 1, at least 2)")
+    check_tokens(model, windows)
     count, seqlen = windows.shape
     decoder = None if resident is None else find_decoder(model)
     blocks = _blocks(count, count if decoder is None else -(-STREAMED_TOKENS // seqlen), batch_size, ranks)
     nll: list[float] = []
 
     def at_window(done: int) -> None:
-        progress(stage, done, sum(block.stop - block.start for block in blocks), "windows")
+        if decoder is None:  # A streamed model counts layers.
+            progress(stage, done, sum(block.stop - block.start for block in blocks), "windows")
 
-    with _evaluating(model):
+    with eval_mode(model), torch.inference_mode():
         for number, block in enumerate(blocks):
             tokens = torch.from_numpy(windows[block]).to(model.get_input_embeddings().weight.device)
-            with ExitStack() as context:
-                if decoder is not None and resident is not None:
-                    at_layer = _layer_progress(progress, stage, len(decoder.layers), number, len(blocks))
-                    hidden = _through_layers(decoder, tokens, batch_size, at_layer, resident)
-                    context.enter_context(layers_done(decoder, hidden))
-                    context.enter_context(resident(HEAD))
-                    nll += ranks.union(_block_nll(model, tokens, batch_size, block.start))
-                else:
-                    nll += ranks.union(_block_nll(model, tokens, batch_size, block.start, at_window))
+            context: AbstractContextManager[None] = nullcontext()
+            if decoder is not None and resident is not None:
+                at_layer = _layer_progress(progress, stage, len(decoder.layers), number, len(blocks))
+                context = _through_layers(decoder, tokens, batch_size, at_layer, resident)
+            with context:
+                nll += ranks.union(_block_nll(model, tokens, batch_size, block.start, at_window))
     predicted = count * (seqlen - 1)
     mean = math.fsum(nll) / predicted
-    return Perplexity(_exp(mean), mean, predicted, count, seqlen, bos)
+    try:
+        return Perplexity(math.exp(mean), mean, predicted, count, seqlen, bos)
+    except OverflowError as error:
+        raise NonFiniteError(
+            f"perplexity overflows: the mean negative log-likelihood is {mean:.4g}", hint="check the model's weights"
+        ) from error
 
 
 def _blocks(count: int, block: int, batch_size: int, ranks: Ranks) -> list[slice]:
@@ -193,10 +198,11 @@ def _layer_progress(progress: Progress, stage: str, layers: int, block: int, blo
     return at_layer
 
 
+@contextmanager
 def _through_layers(
     decoder: Decoder, windows: torch.Tensor, batch_size: int, at_layer: Callable[[int], None], resident: Resident
-) -> torch.Tensor:
-    """Hidden states of windows after the last layer."""
+) -> Iterator[None]:
+    """Run windows through the layers of a streamed model; then its forward goes on from there, with the head."""
 
     def visit(run: LayerRun) -> None:
         at_layer(run.index)
@@ -204,15 +210,12 @@ def _through_layers(
 
     hidden = run_layers(decoder, windows, visit, batch_size=batch_size, resident=resident)
     at_layer(len(decoder.layers))
-    return hidden
+    with layers_done(decoder, hidden), resident(HEAD):
+        yield
 
 
 def _block_nll(
-    model: Any,
-    windows: torch.Tensor,
-    batch_size: int,
-    first: int,
-    at_window: Callable[[int], None] = lambda window: None,
+    model: Any, windows: torch.Tensor, batch_size: int, first: int, at_window: Callable[[int], None]
 ) -> list[float]:
     """Sum of -log p(token) over each window. ``first`` is the number of the first window."""
     sums = []
@@ -238,39 +241,8 @@ def _window_nll(logits: torch.Tensor, targets: torch.Tensor) -> float:
     Shapes: logits (positions, vocabulary), targets (positions,).
     """
     total = 0.0
-    for scores, wanted in zip(
-        torch.split(logits, _POSITIONS), torch.split(targets.to(logits.device), _POSITIONS), strict=True
-    ):
+    chunks = torch.split(logits, _POSITIONS), torch.split(targets.to(logits.device), _POSITIONS)
+    for scores, wanted in zip(*chunks, strict=True):
         losses = torch.nn.functional.cross_entropy(scores.float(), wanted, reduction="none")
         total += losses.double().sum().item()
     return total
-
-
-def _exp(nll: float) -> float:
-    try:
-        return math.exp(nll)
-    except OverflowError as error:
-        raise NonFiniteError(
-            f"perplexity overflows: the mean negative log-likelihood is {nll:.4g}", hint="check the model's weights"
-        ) from error
-
-
-def _check(model: Any, windows: Tokens, batch_size: int) -> None:
-    if batch_size < 1:
-        raise InvalidValueError("batch_size", batch_size, "an integer >= 1")
-    if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
-        raise InvalidValueError("shape of windows", windows.shape, "(at least 1, at least 2)")
-    check_tokens(model, windows)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Eval mode and inference mode. The mode of every submodule is restored afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True

@@ -1,7 +1,5 @@
 """Whether an evaluation text was used for calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from zlib import crc32
 
@@ -39,12 +37,8 @@ def overlap_notes(evaluation: str, calibration: str, *, same: bool = False) -> I
 
 def evaluation_notes(text: str, eval_text: str, statistics: StatisticsFolder | None) -> list[str]:
     """Warnings about the evaluation text, if there is one: whether it was used for calibration."""
-    if not eval_text:
-        return []
-    if statistics is None:
-        return list(overlap_notes(eval_text, text))
-    same = text_fingerprint(eval_text) == statistics.header["text_sha256"]
-    return list(overlap_notes(eval_text, text, same=same))
+    same = statistics is not None and text_fingerprint(eval_text) == statistics.header["text_sha256"]
+    return list(overlap_notes(eval_text, text, same=same)) if eval_text else []
 
 
 def _passages(text: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ import transformers
 from accelerate import init_empty_weights
 
 from neuronrank_core.errors import InputError, InvalidValueError, NeuronRankError, first_line
-from neuronrank_torch.model.device import check_device
+from neuronrank_torch.model.device import check_device, choose_device
 from neuronrank_torch.model.folder import check_folder, check_size
 from neuronrank_torch.model.gguf import GgufWeights, gguf_shapes, load_gguf, load_gguf_tokenizer
 from neuronrank_torch.model.quiet import quiet_transformers
@@ -36,7 +36,7 @@ def load_model(spec: str, *, dtype: Dtype = "auto", device: str | torch.device =
     dtype : {"auto", "float32", "bfloat16", "float16"}
         Precision of the weights in memory; ``auto`` is that of the checkpoint, and float32 for a GGUF file.
     device : str or torch.device
-        Device of the model.
+        Device of the model; ``auto`` is CUDA if available, otherwise the CPU.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def open_model(
 def _check(dtype: Dtype, device: str | torch.device) -> torch.device:
     if dtype != "auto" and dtype not in _DTYPES:
         raise InvalidValueError("dtype", dtype, f"auto, {', '.join(_DTYPES)}")
-    return check_device(device)
+    return check_device(choose_device(device) if isinstance(device, str) else device)
 
 
 @contextmanager

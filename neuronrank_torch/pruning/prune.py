@@ -16,6 +16,7 @@ from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.blocks import Block
+from neuronrank_torch.model.eval_mode import eval_mode
 from neuronrank_torch.model.streaming import HEAD, Unit
 from neuronrank_torch.model.structure import find_decoder, untied_head
 from neuronrank_torch.progress import Progress, silent
@@ -85,21 +86,15 @@ def prune(
     run = _PruneRun(model, recipe, progress, store or InMemory(), ranks)
     if batch_size is not None and batch_size < 1:
         raise InvalidValueError("batch_size", batch_size, "a whole number >= 1")
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            if statistics is not None or not needs_text(recipe):
-                run.by_statistics(statistics)
-                calibration = Calibration(**(statistics.calibration() if statistics is not None else {}))
-            else:
-                text = texts if isinstance(texts, str) else "\n\n".join(texts)
-                sequences = calibration_sequences(tokenizer, recipe, text)
-                calibration = Calibration(sequences.numel(), text_fingerprint(text))
-                run.calibrated(sequences, batch_size or micro_batch(recipe))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with eval_mode(model), torch.no_grad():
+        if statistics is not None or not needs_text(recipe):
+            run.by_statistics(statistics)
+            calibration = Calibration(**(statistics.calibration() if statistics is not None else {}))
+        else:
+            text = texts if isinstance(texts, str) else "\n\n".join(texts)
+            sequences = calibration_sequences(tokenizer, recipe, text)
+            calibration = Calibration(sequences.numel(), text_fingerprint(text))
+            run.calibrated(sequences, batch_size or micro_batch(recipe))
     return Report.of(
         recipe,
         run.reports,

@@ -1,7 +1,5 @@
 """Collects statistics of every layer of an unpruned model into a folder: what ``neuronrank collect`` does."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -139,7 +137,8 @@ def run_collect(
         raise InputError("collecting statistics needs an output folder", hint="add --save")
     # Collects every column that a table can have.
     recipe = replace(recipe, method="neuronrank_tfidf", input_exp=1.0, tf_exp=1.0, idf_exp=1.0)
-    chosen = _chosen(documents, recipe, job.batch_size or micro_batch(recipe))
+    batch_size = job.batch_size or micro_batch(recipe)
+    chosen = _chosen(documents, recipe, batch_size)
     with launched() as ranks:
         save = ranks.from_first(partial(check_output, job.save, job.force, STATISTICS))
         text = ranks.from_first(lambda: load_text(job.dataset, "calibration"))
@@ -150,7 +149,7 @@ def run_collect(
             partial(check_output, save, job.force, STATISTICS, source=source.path, label=source.spec)
         )
         sequences = calibration_sequences(tokenizer, recipe, text)[chosen.start : chosen.stop]
-        run = _CollectRun(job, recipe, chosen, model, source, text_fingerprint(text), progress, ranks)
+        run = _CollectRun(job, recipe, batch_size, chosen, model, source, text_fingerprint(text), progress, ranks)
         header = ranks.from_first(run.header)
         with run.writer(target, header) as writer:
             with torch.no_grad():
@@ -174,23 +173,19 @@ def _chosen(documents: tuple[int, int] | None, recipe: Recipe, batch_size: int) 
     return range(first, last)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _CollectRun:
     """A collection with its inputs loaded."""
 
     job: Job
     recipe: Recipe
+    batch_size: int
     documents: range
     model: StreamedModel
     source: ModelSource
     text_sha256: str
     progress: Progress
     ranks: Ranks
-    steps: int = 0
-
-    @property
-    def batch_size(self) -> int:
-        return self.job.batch_size or micro_batch(self.recipe)
 
     def header(self) -> dict[str, Any]:
         """What the tables were computed from."""
@@ -212,12 +207,11 @@ class _CollectRun:
 
     def writer(self, target: Path, header: dict[str, Any]) -> StatisticsWriter | Receiver:
         """The folder that collects the tables, as this rank sees it."""
-        hidden_states = self.job.hidden_states
+        options: dict[str, Any] = {"hidden_states": self.job.hidden_states, "ranks": self.ranks}
         if not self.ranks.first:
-            return Receiver(target, self.model, propagate_dense=True, hidden_states=hidden_states, ranks=self.ranks)
+            return Receiver(target, self.model, propagate_dense=True, **options)
         identity = {**header, "device": self.job.device, "version of": {"journal": JOURNAL_FORMAT}}
-        options: dict[str, Any] = {"force": self.job.force, "hidden_states": hidden_states, "ranks": self.ranks}
-        return StatisticsWriter(target, identity, len(self.model.decoder.layers), **options)
+        return StatisticsWriter(target, identity, header["layers"], force=self.job.force, **options)
 
     def collect(self, sequences: torch.Tensor, writer: StatisticsWriter | Receiver) -> None:
         """Run the layers and write the table of each."""
@@ -232,13 +226,14 @@ class _CollectRun:
         share = self.ranks.share(len(sequences), self.batch_size)
         batches = -(-(share.stop - share.start) // self.batch_size)
 
-        self.steps = done * batches
+        steps = done * batches
 
         def step(index: int) -> None:
-            self.steps += not writer.done(index)
+            nonlocal steps
+            steps += not writer.done(index)
             verb = "resuming: running finished" if writer.done(index) else "collecting"
-            total = batches * len(layers)
-            self.progress(f"{verb} layer {index + 1} of {len(layers)}", self.steps, total, "micro-batches")
+            where = f"layer {index + 1} of {len(layers)}"
+            self.progress(f"{verb} {where}", steps, batches * len(layers), "micro-batches")
 
         def visit(run: LayerRun) -> None:
             self.ranks.agree(f"layer {run.index}", run.layer.module.parameters())
@@ -272,8 +267,6 @@ class _CollectRun:
         norms = residual_norm(run.hidden, self.ranks)
         if not np.isfinite(norms).all():
             raise NonFiniteError(f"NaN or Inf in the output of layer {run.index}", hint="try --dtype float32")
-        table, *others = [table for table in collector.statistics(self.ranks) if table is not None]
-        inputs = {**table.input_mean_square}
-        for other in others:
-            inputs |= other.input_mean_square
-        return replace(table, input_mean_square=inputs, residual_norm=norms)
+        tables = [table for table in collector.statistics(self.ranks) if table is not None]
+        inputs = {name: column for table in tables for name, column in table.input_mean_square.items()}
+        return replace(tables[0], input_mean_square=inputs, residual_norm=norms)

@@ -1,9 +1,8 @@
 """Two models side by side: which weights are zero in both, size, perplexity and speed."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Iterator
+import timeit
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from neuronrank_core.overlap import Overlap, overlap
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
-from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.streaming import StreamedModel, Unit
@@ -52,31 +50,6 @@ class CompareJob:
 
 
 @dataclass(frozen=True)
-class OverlapFigures:
-    """Zeros of two models in the same weights.
-
-    Parameters
-    ----------
-    size : int
-        Number of weights.
-    zeros : tuple of int
-        Number of zeros in the first and in the second model.
-    zeros_in_both : int
-        Number of weights that are zero in both.
-    jaccard : float
-        Zeros in both, divided by zeros in either.
-    kept_in_both : float
-        Fraction of the weights that is not zero in either.
-    """
-
-    size: int
-    zeros: tuple[int, ...]
-    zeros_in_both: int
-    jaccard: float
-    kept_in_both: float
-
-
-@dataclass(frozen=True)
 class LayerOverlap:
     """Overlap in one layer.
 
@@ -84,12 +57,12 @@ class LayerOverlap:
     ----------
     layer : int
         Number of the layer, from 0.
-    modules : dict of OverlapFigures
+    modules : dict of Overlap
         By module; those that at least one of the models has pruned.
     """
 
     layer: int
-    modules: dict[str, OverlapFigures]
+    modules: dict[str, Overlap]
 
 
 @dataclass(frozen=True)
@@ -130,9 +103,9 @@ class CompareResult:
         The first and the second model.
     layers : tuple of LayerOverlap
         Layers with modules that at least one of the models has pruned.
-    modules : dict of OverlapFigures
+    modules : dict of Overlap
         Sums over the layers, by module.
-    total : OverlapFigures or None
+    total : Overlap or None
         Sums over all modules; null if there are none.
     notes : tuple of str
         What could not be compared.
@@ -142,8 +115,8 @@ class CompareResult:
 
     models: tuple[ModelFigures, ...]
     layers: tuple[LayerOverlap, ...]
-    modules: dict[str, OverlapFigures]
-    total: OverlapFigures | None
+    modules: dict[str, Overlap]
+    total: Overlap | None
     notes: tuple[str, ...]
     schema: int = 1
 
@@ -160,15 +133,16 @@ def run_compare(job: CompareJob, progress: Progress = silent) -> CompareResult:
     NeuronRankError
         If a model or the text cannot be used.
     """
-    device = choose_device(job.device)
     opened = []
     for spec in job.models:
         progress(f"opening {spec}", 0, 1, "models")
-        opened.append(open_model(spec, dtype=job.dtype, device=device))
-    pair = _Pair(opened[0][0], opened[1][0])
+        opened.append(open_model(spec, dtype=job.dtype, device=job.device))
+    pair = _Pair([streamed for streamed, _, _ in opened])
     layers = pair.overlaps(progress)
     modules = {
-        name: sum((m[name] for m in layers.values() if name in m), Overlap()) for m in layers.values() for name in m
+        name: sum((other.modules[name] for other in layers if name in other.modules), Overlap())
+        for layer in layers
+        for name in layer.modules
     }
     return CompareResult(
         models=tuple(
@@ -177,39 +151,34 @@ def run_compare(job: CompareJob, progress: Progress = silent) -> CompareResult:
                 source.weight_bytes(),
                 sum(p.numel() for p in streamed.model.parameters()),
                 nonzero,
-                **_measured(job, spec, device, progress),
+                **_measured(job, spec, progress),
             )
             for spec, (streamed, _, source), nonzero in zip(job.models, opened, pair.nonzero, strict=True)
         ),
-        layers=tuple(LayerOverlap(i, {n: figures(o) for n, o in m.items()}) for i, m in layers.items()),
-        modules={name: figures(o) for name, o in modules.items()},
-        total=figures(sum(modules.values(), Overlap())) if modules else None,
+        layers=layers,
+        modules=modules,
+        total=sum(modules.values(), Overlap()) if modules else None,
         notes=tuple(pair.notes),
     )
-
-
-def figures(o: Overlap) -> OverlapFigures:
-    """An overlap as plain numbers."""
-    return OverlapFigures(o.size, (o.zeros_a, o.zeros_b), o.both, o.jaccard, o.kept_in_both)
 
 
 class _Pair:
     """Two opened models, whose tensors are read once, in order."""
 
-    def __init__(self, a: StreamedModel, b: StreamedModel) -> None:
-        self.a, self.b = a, b
+    def __init__(self, models: Sequence[StreamedModel]) -> None:
+        self.models = models
         self.nonzero = [0, 0]
         self.notes: list[str] = []
-        self.same_depth = len(a.decoder.layers) == len(b.decoder.layers)
+        a, b = (len(model.decoder.layers) for model in models)
+        self.same_depth = a == b
         if not self.same_depth:
-            depths = f"{len(a.decoder.layers)} and {len(b.decoder.layers)}"
-            self.notes.append(f"the models have {depths} layers, so their weights are not compared")
+            self.notes.append(f"the models have {a} and {b} layers, so their weights are not compared")
 
-    def overlaps(self, progress: Progress) -> dict[int, dict[str, Overlap]]:
+    def overlaps(self, progress: Progress) -> tuple[LayerOverlap, ...]:
         """Overlap of the zeros by layer and module. Also counts the weights that are not zero."""
         found: dict[int, dict[str, Overlap]] = {}
         other: set[str] = set()
-        units = list(dict.fromkeys([*self.a.units, *self.b.units]))
+        units = list(dict.fromkeys(unit for model in self.models for unit in model.units))
         for done, unit in enumerate(units):
             progress("comparing weights", done, len(units), "parts")
             for name, zero_a, zero_b in self._zeros(unit):
@@ -222,44 +191,32 @@ class _Pair:
                     found.setdefault(unit, {})[module] = overlap(zero_a, zero_b)
         if other:
             self.notes.append(f"not compared because their shapes differ: {', '.join(sorted(other))}")
-        pruned = {n for m in found.values() for n, o in m.items() if max(o.zeros_a, o.zeros_b) >= PRUNED * o.size}
-        kept = {i: {n: o for n, o in modules.items() if n in pruned} for i, modules in found.items()}
-        return {i: modules for i, modules in kept.items() if modules}
+        pruned = {n for m in found.values() for n, o in m.items() if max(o.zeros) >= PRUNED * o.size}
+        layers = (LayerOverlap(i, {n: o for n, o in m.items() if n in pruned}) for i, m in found.items())
+        return tuple(layer for layer in layers if layer.modules)
 
     def _zeros(self, unit: Unit) -> Iterator[tuple[str, torch.Tensor | None, torch.Tensor | None]]:
         """Where each tensor of a unit is zero in each model; None if a model does not have the tensor."""
-        names = list(dict.fromkeys([*self.a.units.get(unit, ()), *self.b.units.get(unit, ())]))
-        for name in names:
-            zeros: list[torch.Tensor | None] = []
-            for side, model in enumerate((self.a, self.b)):
-                if name not in model.units.get(unit, ()):
-                    zeros.append(None)
-                    continue
-                zero = model.source.tensor(name) == 0
-                self.nonzero[side] += zero.numel() - int(zero.sum())
-                zeros.append(zero)
-            yield name, zeros[0], zeros[1]
+        for name in dict.fromkeys(name for model in self.models for name in model.units.get(unit, ())):
+            a, b = (m.source.tensor(name) == 0 if name in m.units.get(unit, ()) else None for m in self.models)
+            for side, zero in enumerate((a, b)):
+                self.nonzero[side] += 0 if zero is None else zero.numel() - int(zero.sum())
+            yield name, a, b
 
 
-def _measured(job: CompareJob, spec: str, device: str, progress: Progress) -> dict[str, Any]:
+def _measured(job: CompareJob, spec: str, progress: Progress) -> dict[str, Any]:
     """Perplexity and speed of one model, if they were asked for."""
     measured: dict[str, Any] = {}
+    how: dict[str, Any] = {"dtype": job.dtype, "device": job.device}
     if job.evaluation is not None:
+        stage, batch_size = f"perplexity of {spec}", job.batch_size
         measured["perplexity"] = measure(
-            spec,
-            job.evaluation,
-            device=device,
-            dtype=job.dtype,
-            batch_size=job.batch_size,
-            progress=progress,
-            stage=f"perplexity of {spec}",
+            spec, job.evaluation, **how, batch_size=batch_size, progress=progress, stage=stage
         )
     if job.speed_tokens is not None:
         progress(f"measuring the speed of {spec}", 0, 1, "models")
-        model, _, _ = load_model(spec, dtype=job.dtype, device=device)
-        measured["tokens_per_second"] = (
-            job.batch_size * job.speed_tokens / forward_seconds(model, job.speed_tokens, job.batch_size)
-        )
+        seconds = forward_seconds(load_model(spec, **how)[0], job.speed_tokens, job.batch_size)
+        measured["tokens_per_second"] = job.batch_size * job.speed_tokens / seconds
     return measured
 
 
@@ -269,11 +226,10 @@ def forward_seconds(model: Any, tokens: int, sequences: int) -> float:
     check_room(sequences, tokens)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     batch = (torch.arange(sequences * tokens, device=model.device) % vocabulary).view(sequences, tokens)
-    best = float("inf")
+
+    def forward() -> None:
+        model(input_ids=batch, use_cache=False).logits[0, -1, 0].item()  # Waits for the device.
+
     with torch.inference_mode():
-        for attempt in range(PASSES + 1):
-            started = time.perf_counter()
-            model(input_ids=batch, use_cache=False).logits[0, -1, 0].item()  # Waits for the device.
-            if attempt:
-                best = min(best, time.perf_counter() - started)
-    return best
+        forward()
+        return min(timeit.repeat(forward, repeat=PASSES, number=1, timer=time.perf_counter))

@@ -1,10 +1,7 @@
 """Plans a run, and estimates its memory and time with one layer in memory."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -16,17 +13,15 @@ from neuronrank_torch.evaluation.perplexity import STREAMED_TOKENS
 from neuronrank_torch.evaluation.seen_text import evaluation_notes
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.kernels import TorchKernels
-from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
 from neuronrank_torch.model.structure import Decoder
 from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
 from neuronrank_torch.pruning.result import Calibration, Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers
-from neuronrank_torch.runs.job import Evaluation, Job
+from neuronrank_torch.runs.job import Job, read_inputs
 from neuronrank_torch.runs.prune_result import JobRecord, Plan, PruneResult
-from neuronrank_torch.text.sequences import bos_token, calibration_sequences, cut_windows, micro_batch, tokenize
-from neuronrank_torch.text.sources import load_text
+from neuronrank_torch.text.sequences import calibration_sequences, evaluation_windows, micro_batch
 
 
 def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
@@ -43,14 +38,8 @@ def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
         If the output, the texts or the model's configuration cannot be used.
     """
     check_recipe(recipe)
-    if job.save is not None:
-        check_output(job.save, job.force)
-    statistics = job.statistics()
-    if statistics is not None:
-        recipe = statistics.fitted(recipe)
-    text = job.calibration_text(recipe)
-    eval_text = load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
-    job = replace(job, device=choose_device(job.device))
+    inputs = read_inputs(job, recipe)
+    job, recipe, statistics = inputs.job, inputs.recipe, inputs.statistics
     streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
     if job.save is not None:
         check_output(job.save, job.force, source=source.path, label=source.spec)
@@ -59,11 +48,11 @@ def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
     model = streamed.model
     layers, notes = planned_layers(model, recipe)
     first = first_pruned(recipe, len(streamed.decoder.layers))[0]
-    notes += evaluation_notes(text, eval_text, statistics)
+    notes += evaluation_notes(inputs.text, inputs.eval_text, statistics)
     if recipe.allocate != "uniform":
         notes.append("--allocate sets the ratio of each layer during the run: only the total below is exact")
-    if text:
-        calibration_sequences(tokenizer, recipe, text)
+    if inputs.text:
+        calibration_sequences(tokenizer, recipe, inputs.text)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = {"tokens": recipe.nsamples * recipe.seqlen} if needs_text(recipe) else {}
     calibration = Calibration(**(tokens if statistics is None else statistics.calibration()))
@@ -71,26 +60,17 @@ def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
     record = JobRecord(**vars(job), model_type=source.model_type, dry_run=True)
     if statistics is not None:  # No text is processed, so it takes about as long as pruning by magnitude.
         recipe = Recipe("magnitude", include_attention=recipe.include_attention, seqlen=recipe.seqlen)
-    plan = _estimated(job, recipe, streamed, first, _eval_tokens(job.evaluation, tokenizer, eval_text))
-    return PruneResult(**vars(report), job=record, plan=plan)
-
-
-def _estimated(job: Job, recipe: Recipe, model: StreamedModel, first: int, eval_tokens: int) -> Plan:
+    e, eval_tokens = job.evaluation, 0
+    if e is not None:
+        cut = evaluation_windows(tokenizer, inputs.eval_text, seqlen=e.seqlen, windows=e.windows, bos_mode=e.bos)
+        eval_tokens = cut.size
     batch_size = min(recipe.nsamples, job.batch_size or micro_batch(recipe))
-    whole, hidden_in_memory = job.save is None, job.hidden_states == "memory"
-    return Plan(
-        layer_bytes=model.bytes(0),
-        memory=estimate_memory(model, recipe, whole=whole, hidden_in_memory=hidden_in_memory, eval_tokens=eval_tokens),
-        seconds=estimate_seconds(model, recipe, first=first, batch_size=batch_size, eval_tokens=eval_tokens),
+    plan = Plan(
+        streamed.bytes(0),
+        estimate_memory(streamed, recipe, job, eval_tokens),
+        estimate_seconds(streamed, recipe, first=first, batch_size=batch_size, eval_tokens=eval_tokens),
     )
-
-
-def _eval_tokens(evaluation: Evaluation | None, tokenizer: Any, text: str) -> int:
-    if evaluation is None:
-        return 0
-    e, stream = evaluation, tokenize(tokenizer, text)
-    bos = bos_token(tokenizer)
-    return cut_windows(stream, seqlen=e.seqlen, windows=e.windows, bos=bos, bos_mode=e.bos).size
+    return PruneResult(**vars(report), job=record, plan=plan)
 
 
 #: Python, torch, transformers, and the activations of a micro-batch.
@@ -101,27 +81,24 @@ SCORING_BYTES = 24
 GRAM_BYTES = 36
 
 
-def estimate_memory(
-    model: StreamedModel, recipe: Recipe, *, whole: bool, hidden_in_memory: bool, eval_tokens: int
-) -> dict[str, int]:
+def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens: int) -> dict[str, int]:
     """Estimate the peak memory of a run, in bytes, part by part.
 
     Parameters
     ----------
     model : StreamedModel
     recipe : Recipe
-    whole : bool
-        Whether the whole model is in memory.
-    hidden_in_memory : bool
-        Whether hidden states are in memory, or in a file.
+    job : Job
+        Says whether the whole model is in memory, and whether hidden states are.
     eval_tokens : int
         Tokens of the evaluation text.
     """
+    whole = job.save is None
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
     blocks = model.decoder.layers[0].blocks(include_attention=recipe.include_attention)
     weights = [weight for block in blocks for weight in block.weights.values()]
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
-    calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and hidden_in_memory else 0
+    calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and job.hidden_states == "memory" else 0
     evaluation = 0 if whole else min(eval_tokens, STREAMED_TOKENS)
     widest = max(weight.shape[1] for weight in weights)
     copies = 0 if weights[0].dtype == torch.float32 else 4 * sum(weight.numel() for weight in weights)

@@ -1,14 +1,17 @@
 """Inputs and outputs of a run: model, text, device, folder."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 from neuronrank_core import Recipe
 from neuronrank_core.methods import needs_text
 from neuronrank_torch.calibration.hidden_states import HiddenStates
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
+from neuronrank_torch.distributed.ranks import ALONE, Ranks
+from neuronrank_torch.evaluation.perplexity import Perplexity, evaluate
+from neuronrank_torch.files.durable import check_output
+from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype
 from neuronrank_torch.text.sources import load_text
 
@@ -33,6 +36,11 @@ class Evaluation:
     seqlen: int = 512
     windows: int | None = None
     bos: Literal["window", "text"] = "window"
+
+    def measure(self, model: Any, tokenizer: Any, text: str, **options: Any) -> Perplexity:
+        """Measure a model's perplexity; options as of :func:`neuronrank_torch.evaluation.perplexity.evaluate`."""
+        how: dict[str, Any] = {"seqlen": self.seqlen, "windows": self.windows, "bos_mode": self.bos}
+        return evaluate(model, tokenizer, text, **how, **options)
 
 
 @dataclass(frozen=True)
@@ -72,10 +80,40 @@ class Job:
     hidden_states: HiddenStates = "memory"
     stats: str | None = None
 
-    def statistics(self) -> StatisticsFolder | None:
-        """The statistics to prune with, if any; raises InputError if they cannot be read."""
-        return None if self.stats is None else StatisticsFolder(self.stats)
 
-    def calibration_text(self, recipe: Recipe) -> str:
-        """The calibration text, empty if none is needed; raises InputError if it cannot be read."""
-        return load_text(self.dataset, "calibration") if needs_text(recipe) and self.stats is None else ""
+@dataclass(frozen=True)
+class Inputs:
+    """A job and its recipe, with everything read that the run needs besides the model.
+
+    Parameters
+    ----------
+    job : Job
+        With its device chosen.
+    recipe : Recipe
+        Fitted to the statistics, if there are any.
+    statistics : StatisticsFolder or None
+        What to prune with, instead of calibration text.
+    text, eval_text : str
+        Calibration and evaluation text; empty if not needed.
+    """
+
+    job: Job
+    recipe: Recipe
+    statistics: StatisticsFolder | None
+    text: str
+    eval_text: str
+
+
+def read_inputs(job: Job, recipe: Recipe, ranks: Ranks = ALONE) -> Inputs:
+    """Check the output folder, then read statistics and texts; raises InputError if one cannot be used."""
+    if job.save is not None:
+        ranks.from_first(partial(check_output, job.save, job.force))
+    statistics = None if job.stats is None else StatisticsFolder(job.stats)
+    recipe = recipe if statistics is None else statistics.fitted(recipe)
+
+    def texts() -> tuple[str, str]:
+        """Calibration and evaluation text."""
+        text = load_text(job.dataset, "calibration") if needs_text(recipe) and job.stats is None else ""
+        return text, load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
+
+    return Inputs(replace(job, device=choose_device(job.device)), recipe, statistics, *ranks.from_first(texts))

@@ -1,7 +1,5 @@
 """Merges statistics folders of disjoint documents: what ``neuronrank merge`` does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -51,11 +49,16 @@ def run_merge(
     """
     target = check_output(save, force, STATISTICS)
     parts = [StatisticsFolder(folder) for folder in folders]
+    first = parts[0]
     for part in parts:
         if part.path.resolve().is_relative_to(target):
             raise InputError(f"{target} is one of the folders to merge", hint="choose another output folder")
-        _check_mergeable(parts[0], part)
-    first = parts[0]
+        changes = differences(*({k: v for k, v in f.header.items() if k not in _FREE} for f in (first, part)))
+        if changes:
+            raise InputError(
+                f"{first.path} and {part.path} cannot be merged: {'; '.join(changes[:3])}",
+                hint="merge statistics of one model, text and sampling",
+            )
     documents = sorted(document for part in parts for document in part.header["documents"])
     shared = [one for one, next_ in pairwise(documents) if one == next_]
     if shared:
@@ -72,12 +75,3 @@ def run_merge(
         progress(f"saving {save}", 0, 1, "folders")
         writer.finish(header)
     return from_json(CollectResult, {**header, "save": save}, save, "collect again")
-
-
-def _check_mergeable(one: StatisticsFolder, other: StatisticsFolder) -> None:
-    changes = differences(*({k: v for k, v in f.header.items() if k not in _FREE} for f in (one, other)))
-    if changes:
-        raise InputError(
-            f"{one.path} and {other.path} cannot be merged: {'; '.join(changes[:3])}",
-            hint="merge statistics of one model, text and sampling",
-        )

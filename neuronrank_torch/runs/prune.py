@@ -1,20 +1,17 @@
 """A whole run from a model's name to a saved folder: what ``neuronrank prune`` calls."""
 
-from __future__ import annotations
-
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from neuronrank_core import Recipe
-from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.distributed.process_group import launched
 from neuronrank_torch.distributed.ranks import Ranks
-from neuronrank_torch.evaluation.perplexity import Perplexity, evaluate
+from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.evaluation.seen_text import evaluation_notes
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.files.journal import JOURNAL_FORMAT
-from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import Resident, StreamedModel
@@ -23,13 +20,13 @@ from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.pruning.result import Report, recipe_values, versions
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.pruning.store import LayerStore
-from neuronrank_torch.runs.job import Job
+from neuronrank_torch.runs.job import Inputs, Job, read_inputs
 from neuronrank_torch.runs.prune_result import JobRecord, PerplexityChange, PruneResult
 from neuronrank_torch.saving.model_writer import ModelWriter
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.schema import to_json
 from neuronrank_torch.text.sequences import calibration_sequences
-from neuronrank_torch.text.sources import load_text, text_fingerprint
+from neuronrank_torch.text.sources import text_fingerprint
 
 
 def run_prune(job: Job, recipe: Recipe, progress: Progress = silent) -> PruneResult:
@@ -57,48 +54,27 @@ def run_prune(job: Job, recipe: Recipe, progress: Progress = silent) -> PruneRes
         If the run fails. The output folder is then not created or changed.
     """
     with launched() as ranks:
-        if job.save is not None:
-            ranks.from_first(partial(check_output, job.save, job.force))
-        # Statistics and texts first, so that a missing file is reported before the model is loaded.
-        statistics = job.statistics()
-        if statistics is not None:
-            recipe = statistics.fitted(recipe)
-        text, eval_text = ranks.from_first(lambda: _texts(job, recipe))
-        job = replace(job, device=choose_device(job.device))
+        # First, so that a missing file is reported before the model is loaded.
+        inputs = read_inputs(job, recipe, ranks)
         progress(f"loading {job.model}", 0, 1, "models")
+        load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if job.save is None else open_model
+        model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
+        run = _Run(**vars(inputs), tokenizer=tokenizer, source=source, progress=progress, ranks=ranks)
         if job.save is None:
-            model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=job.device)
-            return _Run(job, recipe, text, eval_text, statistics, tokenizer, source, progress, ranks).in_memory(model)
-        streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
-        run = _Run(job, recipe, text, eval_text, statistics, tokenizer, source, progress, ranks)
-        run.check(streamed.model)
-        with run.staging(streamed, job.save) as staging:
-            return run.streamed(streamed, staging)
-
-
-def _texts(job: Job, recipe: Recipe) -> tuple[str, str]:
-    """Calibration and evaluation text; empty if not needed."""
-    text = job.calibration_text(recipe)
-    return text, load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
+            return run.in_memory(model)
+        run.check(model.model)
+        with run.staging(model, job.save) as staging:
+            return run.streamed(model, staging)
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A job with its inputs loaded."""
+class _Run(Inputs):
+    """A job with its inputs and its model loaded."""
 
-    job: Job
-    recipe: Recipe
-    text: str
-    eval_text: str
-    statistics: StatisticsFolder | None
     tokenizer: Any
     source: ModelSource
     progress: Progress
     ranks: Ranks
-
-    def __post_init__(self) -> None:
-        if self.statistics is not None:
-            self.statistics.check_model(self.source)
 
     def identity(self) -> dict[str, Any]:
         """Everything the result depends on. An unfinished run is resumed only if all of it is unchanged."""
@@ -119,17 +95,16 @@ class _Run:
         target = self.ranks.from_first(
             partial(check_output, save, self.job.force, source=self.source.path, label=self.source.spec)
         )
-        options: dict[str, Any] = {
-            "propagate_dense": self.recipe.propagate == "dense",
-            "hidden_states": self.job.hidden_states,
-            "ranks": self.ranks,
-        }
+        dense, hidden_states = self.recipe.propagate == "dense", self.job.hidden_states
+        options: dict[str, Any] = {"propagate_dense": dense, "hidden_states": hidden_states, "ranks": self.ranks}
         if self.ranks.first:
             return ModelWriter(target, model, self.identity(), force=self.job.force, **options)
         return Receiver(target, model, **options)
 
     def check(self, model: Any) -> None:
-        """Refuse a model that cannot be pruned, or a text that is too short, before anything expensive."""
+        """Refuse, before anything expensive, a model that cannot be pruned, other statistics, or too short a text."""
+        if self.statistics is not None:
+            self.statistics.check_model(self.source)
         planned_layers(model, self.recipe)
         if self.text and self.job.evaluation:  # Otherwise drawing sequences is the first step anyway.
             calibration_sequences(self.tokenizer, self.recipe, self.text)
@@ -170,20 +145,10 @@ class _Run:
     def _measure(self, when: str, model: Any, resident: Resident | None = None) -> dict[str, Any] | None:
         if self.job.evaluation is None:
             return None
-        e = self.job.evaluation
-        return evaluate(
-            model,
-            self.tokenizer,
-            self.eval_text,
-            seqlen=e.seqlen,
-            windows=e.windows,
-            bos_mode=e.bos,
-            batch_size=self.job.batch_size or 1,
-            progress=self.progress,
-            stage=f"perplexity {when} pruning",
-            resident=resident,
-            ranks=self.ranks,
-        ).to_dict()
+        how = {"batch_size": self.job.batch_size or 1, "progress": self.progress, "ranks": self.ranks}
+        stage = f"perplexity {when} pruning"
+        measure = self.job.evaluation.measure
+        return measure(model, self.tokenizer, self.eval_text, stage=stage, resident=resident, **how).to_dict()
 
     def _result(self, report: Report, before: dict[str, Any] | None, after: dict[str, Any] | None) -> PruneResult:
         notes = (*report.notes, *evaluation_notes(self.text, self.eval_text, self.statistics))

@@ -1,7 +1,5 @@
 """The result of pruning a model by name: the content of ``neuronrank.json`` and of ``neuronrank prune --json``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from neuronrank_torch.evaluation.perplexity import Perplexity

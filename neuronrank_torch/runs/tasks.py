@@ -1,16 +1,12 @@
 """Standard tasks, evaluated with lm-eval, EleutherAI's evaluation harness."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from types import SimpleNamespace
 from typing import Any
 
 from neuronrank_core.errors import InputError, NeuronRankError, first_line
-from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model
 from neuronrank_torch.progress import Progress, silent
 
@@ -86,15 +82,22 @@ def run_tasks(
     NeuronRankError
         If lm-eval fails, for example because it does not know a task.
     """
-    harness = _harness()
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise InputError(
+            f"--tasks needs lm-eval, which cannot be imported ({error})", hint="pip install 'neuronrank[eval]'"
+        ) from error
     progress(f"loading {model}", 0, 1, "models")
-    loaded, tokenizer, _ = load_model(model, dtype=dtype, device=choose_device(device))
+    loaded, tokenizer, _ = load_model(model, dtype=dtype, device=device)
     progress(f"running lm-eval on {', '.join(tasks)}", 0, 1, "runs")
     try:
-        found = harness.simple_evaluate(
-            model=harness.HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch_size),
+        found = simple_evaluate(
+            model=HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch_size),
             tasks=list(tasks),
-            task_manager=harness.TaskManager(include_path=include_path),
+            task_manager=TaskManager(include_path=include_path),
             num_fewshot=fewshot,
             limit=limit,
             batch_size=batch_size,
@@ -115,19 +118,6 @@ def run_tasks(
         limit=limit,
         lm_eval=version("lm-eval"),
     )
-
-
-def _harness() -> SimpleNamespace:
-    """What is used of lm-eval; raises InputError if it is not installed."""
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise InputError(
-            f"--tasks needs lm-eval, which cannot be imported ({error})", hint="pip install 'neuronrank[eval]'"
-        ) from error
-    return SimpleNamespace(simple_evaluate=simple_evaluate, HFLM=HFLM, TaskManager=TaskManager)
 
 
 def _finite(metrics: dict[str, Any]) -> dict[str, Any]:

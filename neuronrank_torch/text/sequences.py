@@ -166,6 +166,12 @@ def _prepend(prefix: Tokens, slices: Tokens) -> Tokens:
     return np.concatenate([np.broadcast_to(prefix, (len(slices), prefix.size)), slices], axis=1)
 
 
+def evaluation_windows(tokenizer: Any, text: str, *, seqlen: int, windows: int | None, bos_mode: BosMode) -> Tokens:
+    """Cut a text into windows for perplexity: int64, shape (windows, seqlen); raises as :func:`cut_windows`."""
+    stream, bos = tokenize(tokenizer, text), bos_token(tokenizer)
+    return cut_windows(stream, seqlen=seqlen, windows=windows, bos=bos, bos_mode=bos_mode)
+
+
 def micro_batch(recipe: Recipe) -> int:
     """Default number of sequences in a micro-batch: about 2048 tokens, at least one sequence."""
     return max(1, 2048 // recipe.seqlen)

@@ -20,7 +20,7 @@ def test_against_sets(pair: tuple[np.ndarray, np.ndarray]) -> None:
     a, b = ({tuple(i) for i in np.argwhere(mask)} for mask in pair)
     everything = {tuple(i) for i in np.ndindex(pair[0].shape)}
     o = overlap(*pair)
-    assert (o.size, o.zeros_a, o.zeros_b, o.both) == (len(everything), len(a), len(b), len(a & b))
+    assert (o.size, o.zeros, o.zeros_in_both) == (len(everything), (len(a), len(b)), len(a & b))
     assert o.jaccard == (len(a & b) / len(a | b) if a | b else 1.0)
     kept_a, kept_b = everything - a, everything - b
     assert o.kept_in_both == pytest.approx(len(kept_a & kept_b) / len(everything))

@@ -1,7 +1,5 @@
 """Everything a page shows, as plain data. Sections without input say which flag is missing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
@@ -15,21 +13,13 @@ from neuronrank_torch.model.blocks import MLP_PROJECTIONS
 from neuronrank_torch.model.open import load_model
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.scope import first_pruned
+from neuronrank_torch.runs.page import weights
 from neuronrank_torch.runs.page.generation import continuations
 from neuronrank_torch.runs.page.neurons import LayerNeurons, distributions, layer_neurons, tf_idf_map
 from neuronrank_torch.runs.page.passages import Passages
 from neuronrank_torch.runs.page.sources import InsightJob, Sources, UnavailableError
 from neuronrank_torch.runs.page.specialists import add_passages, pick
 from neuronrank_torch.runs.page.topics import describe_topics
-from neuronrank_torch.runs.page.weights import (
-    SAVED,
-    agreement,
-    head_zeros,
-    method_masks,
-    rival_recipes,
-    saved_zeros,
-    zero_masks,
-)
 
 Section = dict[str, Any]
 
@@ -98,14 +88,14 @@ class _Page:
         """Zeros by layer and module, and sizes, counted in the saved tensors."""
         model, _, source = self.sources.saved
         parameters = sum(p.numel() for p in model.model.parameters())
-        head = head_zeros(model) if self.sources.result.recipe.prune_lm_head else None
+        head = weights.head_zeros(model) if self.sources.result.recipe.prune_lm_head else None
         return {"layers": self.zeros, "head": head, "parameters": parameters, "bytes": source.weight_bytes()}
 
     @cached_property
     def zeros(self) -> list[dict[str, Any]]:
         """The zeros of each layer."""
         attention = self.sources.result.recipe.include_attention
-        return saved_zeros(self.sources.saved[0], include_attention=attention, progress=self.progress)
+        return weights.saved_zeros(self.sources.saved[0], include_attention=attention, progress=self.progress)
 
     def statistics(self) -> Section:
         """What the statistics were computed from, and how they are read."""
@@ -122,12 +112,11 @@ class _Page:
     @cached_property
     def known(self) -> list[LayerNeurons]:
         """Every layer's neurons."""
-        return list(self._known())
-
-    def _known(self) -> Iterator[LayerNeurons]:
+        known = []
         for layer in range(self.layers):
             self.progress("reading statistics", layer, self.layers, "layers")
-            yield layer_neurons(layer, self.table(layer), self.sources.reading, self.kernels)
+            known.append(layer_neurons(layer, self.table(layer), self.sources.reading, self.kernels))
+        return known
 
     def neurons(self) -> Section:
         """Distributions over all layers, and TF against IDF in some."""
@@ -168,7 +157,7 @@ class _Page:
         self.sources.statistics  # noqa: B018 (reported as missing before the original model)
         if recipe.whole_neurons:
             raise UnavailableError("Whole neurons were removed, so there are no zeros to compare.")
-        dense, saved, recipes = self.sources.dense[0], self.sources.saved[0], rival_recipes(recipe)
+        dense, saved, recipes = self.sources.dense[0], self.sources.saved[0], weights.rival_recipes(recipe)
         shown = self.in_detail(list(range(first_pruned(recipe, self.layers)[0], self.layers)))
 
         def masks() -> Iterator[dict[str, Any]]:
@@ -176,11 +165,11 @@ class _Page:
                 self.progress("comparing methods", done, len(shown), "layers")
                 ratio = None if recipe.allocate == "uniform" else _share(self.zeros[layer]["modules"])
                 with dense.resident(layer):
-                    weights = dense.decoder.layers[layer].mlp.weights
-                    found = method_masks(layer, weights, self.table(layer), recipes, self.kernels, ratio)
-                yield {SAVED: zero_masks(saved, layer), **found}
+                    mlp = dense.decoder.layers[layer].mlp
+                    found = weights.method_masks(layer, mlp.weights, self.table(layer), recipes, self.kernels, ratio)
+                yield {weights.SAVED: weights.zero_masks(saved, layer), **found}
 
-        return {**agreement(masks()), "layers": shown}
+        return {**weights.agreement(masks()), "layers": shown}
 
     def generation(self) -> Section:
         """Text before and after."""
@@ -196,10 +185,8 @@ class _Page:
         except UnavailableError as unavailable:
             before, missing = [""] * len(after), str(unavailable)
         rows = zip(job.prompts, before, after, strict=True)
-        return {
-            "texts": [{"prompt": prompt, "before": b, "after": a} for prompt, b, a in rows],
-            "before_missing": missing,
-        }
+        texts = [{"prompt": prompt, "before": b, "after": a} for prompt, b, a in rows]
+        return {"texts": texts, "before_missing": missing}
 
     def _continuations(self, spec: str) -> list[str]:
         job = self.sources.job
@@ -210,5 +197,4 @@ class _Page:
 def _share(modules: dict[str, Any]) -> float:
     """Fraction of the MLP weights of a layer that is zero."""
     mlp = [module for name, module in modules.items() if name in MLP_PROJECTIONS]
-    zeros, size = (sum(int(module[key]) for module in mlp) for key in ("zeros", "size"))
-    return zeros / size
+    return sum(int(module["zeros"]) for module in mlp) / sum(int(module["size"]) for module in mlp)

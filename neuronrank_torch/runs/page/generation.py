@@ -1,7 +1,5 @@
 """Greedy continuations of prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

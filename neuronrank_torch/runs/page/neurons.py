@@ -1,7 +1,5 @@
 """TF, IDF, spikiness and DF of every neuron, as distributions by layer and as a map of TF against IDF."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

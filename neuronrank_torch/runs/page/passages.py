@@ -1,7 +1,5 @@
 """The calibration text of the sampled tokens, as words."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The inputs of a page: the saved and the original model, statistics and text, opened when they are first used."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The most specialised and the most general neurons, with the passages on which they fire most."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -49,15 +47,9 @@ def pick(layers: Sequence[LayerNeurons]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _describe(layer: LayerNeurons, neuron: int) -> dict[str, Any]:
+    known = {"layer": layer.layer, "neuron": neuron, "df": int(layer.df[neuron]), "groups": layer.groups}
     figures = {name: float(getattr(layer, name)[neuron]) for name in ("tf", "idf", "spikiness")}
-    return {
-        "layer": layer.layer,
-        "neuron": neuron,
-        "df": int(layer.df[neuron]),
-        "groups": layer.groups,
-        **figures,
-        "passages": [],
-    }
+    return {**known, **figures, "passages": []}
 
 
 def add_passages(

@@ -1,7 +1,5 @@
 """The topics of a layer: their most typical tokens, and the neurons that fire most selectively in each."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Zeros of a saved model, and the agreement of the methods on the weights to keep."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Importance of each setting in a search."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence
@@ -51,9 +49,7 @@ def importances(trials: Sequence[tuple[Recipe, float]]) -> dict[str, float]:
     study = optuna.create_study()
     for row, (_, perplexity) in zip(rows, trials, strict=True):
         chosen = {name: row[name] for name in varied}
-        study.add_trial(
-            optuna.trial.create_trial(params=chosen, distributions=distributions, value=math.log(perplexity))
-        )
+        study.add_trial(optuna.create_trial(params=chosen, distributions=distributions, value=math.log(perplexity)))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=_GOOD)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,9 +1,7 @@
 """Perplexity of a model in memory that is masked by one recipe after another."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -70,15 +68,10 @@ class MaskedModel:
             outputs.append(output[0] if isinstance(output, tuple) else output)
             raise _EnoughSeenError
 
-        handle = self.layers[depth - 1].module.register_forward_hook(stop)
         tokens = torch.from_numpy(windows[:1]).to(self.model.get_input_embeddings().weight.device)
-        try:
-            with torch.no_grad():
-                self.model(input_ids=tokens, use_cache=False)
-        except _EnoughSeenError:
-            pass
-        finally:
-            handle.remove()
+        last = self.layers[depth - 1].module
+        with last.register_forward_hook(stop), suppress(_EnoughSeenError), torch.no_grad():
+            self.model(input_ids=tokens, use_cache=False)
         return outputs[0][0].float()
 
 

@@ -1,8 +1,7 @@
 """A search, from the name of a model and a folder of statistics to the best recipe: what the command line calls."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from neuronrank_core.errors import add_note
 from neuronrank_core.search_space import DEFAULT_METHODS, Space, canonical
 from neuronrank_core.statistics.table import RESIDUAL
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
-from neuronrank_torch.evaluation.seen_text import NOTABLE, overlap, overlap_notes
-from neuronrank_torch.model.device import choose_device
+from neuronrank_torch.evaluation.seen_text import NOTABLE, evaluation_notes, overlap
 from neuronrank_torch.model.open import Dtype, load_model
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.result import decided, recipe_values, versions
@@ -23,7 +21,7 @@ from neuronrank_torch.runs.tune.importance import importances
 from neuronrank_torch.runs.tune.objective import MaskedModel, output_error
 from neuronrank_torch.runs.tune.study import FAILED, START, TuningStudy
 from neuronrank_torch.runs.tune.tune_result import HeldOut, Protocol, Trial, TuneResult
-from neuronrank_torch.text.sequences import Tokens, bos_token, cut_windows, tokenize
+from neuronrank_torch.text.sequences import Tokens, bos_token, evaluation_windows
 from neuronrank_torch.text.sources import load_text, text_fingerprint
 
 #: Settings of the seed formula by importance, according to the documentation of the methods.
@@ -111,9 +109,9 @@ def run_tune(job: TuneJob, recipe: Recipe, progress: Progress = silent) -> tuple
         raise InvalidValueError("trials", job.trials, allowed)
     texts = [load_text(name, "evaluation") if name else "" for name in (job.eval_dataset, job.test_dataset)]
     progress(f"loading {job.model}", 0, 1, "models")
-    model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=choose_device(job.device))
+    model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=job.device)
     statistics.check_model(source)
-    run = _TuneRun(job, statistics, space, model, tokenizer, texts, progress)
+    run = _TuneRun(job, space, MaskedModel(model, tokenizer, statistics, space.base), texts, progress)
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -134,32 +132,13 @@ def space_of(statistics: StatisticsFolder, recipe: Recipe, methods: tuple[str, .
 class _TuneRun:
     """A search with its inputs loaded."""
 
-    def __init__(
-        self,
-        job: TuneJob,
-        statistics: StatisticsFolder,
-        space: Space,
-        model: Any,
-        tokenizer: Any,
-        texts: list[str],
-        progress: Progress,
-    ) -> None:
-        self.job, self.statistics, self.space, self.progress = job, statistics, space, progress
-        self.tokenizer, self.texts = tokenizer, texts
-        self.masked = MaskedModel(model, tokenizer, statistics, space.base)
+    def __init__(self, job: TuneJob, space: Space, masked: MaskedModel, texts: list[str], progress: Progress) -> None:
+        self.job, self.space, self.masked, self.texts, self.progress = job, space, masked, texts, progress
+        self.statistics, self.tokenizer = masked.statistics, masked.tokenizer
         self.seqlen = job.seqlen or space.base.seqlen
-        self.windows = self._cut(texts[0], job.eval_windows)
-        self.test_windows = self._cut(texts[1], job.test_windows) if job.test_dataset else None
-
-    def _cut(self, text: str, windows: int | None) -> Tokens:
-        tokens = tokenize(self.tokenizer, text)
-        return cut_windows(
-            tokens,
-            seqlen=self.seqlen,
-            windows=windows,
-            bos=bos_token(self.tokenizer),
-            bos_mode=self.space.base.bos,
-        )
+        cut = partial(evaluation_windows, self.tokenizer, seqlen=self.seqlen, bos_mode=space.base.bos)
+        self.windows = cut(texts[0], windows=job.eval_windows)
+        self.test_windows = cut(texts[1], windows=job.test_windows) if job.test_dataset else None
 
     def identity(self, digests: dict[str, str]) -> dict[str, Any]:
         """Everything the trials depend on. A search is resumed only if all of it is unchanged."""
@@ -256,10 +235,8 @@ class _TuneRun:
     def _notes(self) -> list[str]:
         """Warnings about the texts: a text that was used for calibration or the search measures too low."""
         calibration = calibration_text(self.statistics)
-        seen = self.statistics.header["text_sha256"]
-        same = text_fingerprint(self.texts[0]) == seen
-        notes = list(overlap_notes(self.texts[0], calibration, same=same))
-        if not calibration and not same:
+        notes = evaluation_notes(calibration, self.texts[0], self.statistics)
+        if not calibration and not notes:
             notes.append("the calibration text was not found, so its overlap with the evaluation text is unknown")
         if self.texts[1] and overlap(self.texts[1], self.texts[0]) >= NOTABLE:
             notes.append("the test text shares passages with the evaluation text")

@@ -1,21 +1,19 @@
 """The study: trials in a database, which several processes and later runs share."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from filelock import FileLock
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -34,7 +32,7 @@ RECIPE, START, OWNER, REPEATS, FAILED = "recipe", "start", "owner", "repeats", "
 Measure = Callable[[optuna.Trial, Recipe], float]
 
 
-class SeededByTrial(BaseSampler):
+class SeededByTrial(TPESampler):
     """TPE whose random numbers depend only on seed and trial, so that a resumed run does not repeat any.
 
     Parameters
@@ -44,31 +42,17 @@ class SeededByTrial(BaseSampler):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.tpe = self._sampler(0)
+        self._start(0)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Start the random numbers of the trial."""
-        del study
-        self.tpe = self._sampler(trial.number)
+        self._start(trial.number)
+        super().before_trial(study, trial)
 
-    def _sampler(self, trial: int) -> TPESampler:
+    def _start(self, trial: int) -> None:
         seed = int(np.random.SeedSequence((self.seed, trial)).generate_state(1)[0])
         # One parameter at a time, because a joint model would only cover those that every recipe uses.
-        return TPESampler(seed=seed, multivariate=False)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """None: see :meth:`before_trial`."""
-        del study, trial
-        return {}
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
-        """Nothing."""
-        del study, trial, search_space
-        return {}
-
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
-        """Draw by TPE."""
-        return self.tpe.sample_independent(study, trial, name, distribution)
+        super().__init__(seed=seed, multivariate=False)
 
 
 class TuningStudy:
@@ -97,15 +81,17 @@ class TuningStudy:
         try:
             url, self.alone = _located(storage)
             with self.alone:
-                self._enter(storage, optuna.storages.RDBStorage(url), identity, seed, force=force)
+                self._enter(storage, url, identity, seed, force=force)
         except (OSError, SQLAlchemyError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"cannot keep trials in {storage}: {reason}", hint="check --storage") from error
 
-    def _enter(
-        self, storage: str, store: optuna.storages.RDBStorage, identity: dict[str, Any], seed: int, *, force: bool
-    ) -> None:
-        self.study = self._open(store, seed)
+    def _enter(self, storage: str, url: str, identity: dict[str, Any], seed: int, *, force: bool) -> None:
+        store = optuna.storages.RDBStorage(url)
+        create = partial(
+            optuna.create_study, storage=store, sampler=SeededByTrial(seed), study_name=_NAME, load_if_exists=True
+        )
+        self.study = create()
         changes = differences(self.study.user_attrs.get("identity", identity), identity)
         if changes and not force:
             raise InputError(
@@ -114,19 +100,10 @@ class TuningStudy:
             )
         if changes:
             optuna.delete_study(study_name=_NAME, storage=store)
-            self.study = self._open(store, seed)
+            self.study = create()
         self.study.set_user_attr("identity", identity)
         self._take_over(store)
         self._enqueue_starts()
-
-    @staticmethod
-    def _open(store: optuna.storages.RDBStorage, seed: int) -> optuna.Study:
-        return optuna.create_study(
-            storage=store,
-            sampler=SeededByTrial(seed),
-            study_name=_NAME,
-            load_if_exists=True,
-        )
 
     def _take_over(self, store: optuna.storages.RDBStorage) -> None:
         """Queue the unfinished trials of processes of this machine that are gone again, with the same recipes."""
@@ -168,8 +145,11 @@ class TuningStudy:
         """The next trial and its recipe. If it repeats a trial, it is finished, and the number of that trial."""
         trial = self.study.ask()
         trial.set_user_attr(OWNER, [socket.gethostname(), os.getpid()])
-        recipe = self._recipe(trial)
-        twin = self._twin(trial.number, recipe)
+        start = self.starts.get(trial.user_attrs.get(START, ""))
+        # A starting point within the space is proposed too, so that the sampler learns from it.
+        recipe = self.space.recipe(trial) if start is None or self.space.parameters(start) else start
+        trial.set_user_attr(RECIPE, asdict(recipe))
+        twin = self._twin(trial.number, asdict(recipe))
         if twin is not None:
             trial.set_user_attr(REPEATS, twin)
             self.study.tell(trial, state=TrialState.PRUNED)
@@ -195,19 +175,10 @@ class TuningStudy:
         trials = [(t, Recipe(**t.user_attrs[RECIPE]), t.value) for t in complete if t.value is not None]
         return sorted(trials, key=lambda one: (one[2], one[0].number))
 
-    def _recipe(self, trial: optuna.Trial) -> Recipe:
-        """Get the recipe of a trial, and record it there."""
-        start = self.starts.get(trial.user_attrs.get(START, ""))
-        # A starting point within the space is proposed too, so that the sampler learns from it.
-        recipe = self.space.recipe(trial) if start is None or self.space.parameters(start) else start
-        trial.set_user_attr(RECIPE, asdict(recipe))
-        return recipe
-
-    def _twin(self, number: int, recipe: Recipe) -> int | None:
+    def _twin(self, number: int, recipe: dict[str, Any]) -> int | None:
         """An earlier trial of the same recipe that is finished or running."""
         trials = self._trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        values = asdict(recipe)
-        return next((t.number for t in trials if t.number < number and t.user_attrs.get(RECIPE) == values), None)
+        return next((t.number for t in trials if t.number < number and t.user_attrs.get(RECIPE) == recipe), None)
 
     def _at_work(self) -> int:
         """Number of trials that are finished, or running in other processes."""
@@ -242,8 +213,6 @@ def _gone(owner: list[Any] | None) -> bool:
         return True
     try:
         os.kill(owner[1], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # Of another user.
-        return False
+    except OSError as error:  # Otherwise it belongs to another user.
+        return isinstance(error, ProcessLookupError)
     return False

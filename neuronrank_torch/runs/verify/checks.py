@@ -1,7 +1,5 @@
 """Compares everything that follows from the activations of a layer: the core on float64 against torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The equivalence contract: which values may differ between two backends, and by how much."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Runs the first layers of an unpruned model, and keeps two tables of each: the collector's and the core's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,18 +44,13 @@ class Observed:
 def record_activations(mlp: Mlp) -> Iterator[dict[str, Tensor]]:
     """Record the last activations of a gated MLP: ``x``, ``gate`` and ``product``."""
     seen: dict[str, Tensor] = {}
-
     gate, down = mlp.projections["gate_proj"], mlp.projections["down_proj"]
-    hooks = [
+    with (
         gate.on_input(lambda x: seen.update(x=x)),
         gate.on_output(lambda output: seen.update(gate=output)),
         down.on_input(lambda product: seen.update(product=product)),
-    ]
-    try:
+    ):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def core_rows(seen: dict[str, Tensor], first: int, recipe: Recipe, layer: int) -> Iterator[LayerStatistics]:

@@ -6,10 +6,8 @@ table: with the core's kernels on float64 weights, and with torch's on the devic
 compared. In half precision, a second run of the model in float32 shows how much the precision changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -73,9 +71,7 @@ def run_verify(
     """
     tokens = nsamples * min(seqlen, EVERYTHING.tokens_per_document)
     recipe = replace(EVERYTHING, nsamples=nsamples, seqlen=seqlen, seed=seed, tfidf_k=min(64, tokens))
-    run = _VerifyRun(
-        model, recipe, load_text(dataset, "calibration"), choose_device(device), layers, batch_size, progress
-    )
+    text, device = load_text(dataset, "calibration"), choose_device(device)
     checked: list[list[Check]] = []
     outcomes: list[Outcome] = []
     costs: list[dict[str, float]] = []
@@ -88,12 +84,26 @@ def run_verify(
     def compare(observed: Observed) -> None:
         costs.append(cost(outcomes[observed.index], outcome(observed)))
 
-    used = run.observe(dtype, "verifying", check)
+    def observe_layers(precision: Dtype, stage: str, look: Callable[[Observed], None]) -> str:
+        """Load the model, and show ``look`` every layer after it has run; returns the precision of the model."""
+        progress(f"loading {model}", 0, 1, "models")
+        loaded, tokenizer, _ = load_model(model, dtype=precision, device=device)
+        total = len(find_decoder(loaded).layers[:layers])
+
+        def each(observed: Observed) -> None:
+            progress(f"{stage} layer {observed.index + 1} of {total}", observed.index, total, "layers")
+            look(observed)
+
+        sequences = calibration_sequences(tokenizer, recipe, text).to(device)
+        observe(loaded, sequences, recipe, layers=total, batch_size=batch_size, look=each)
+        return str(next(loaded.parameters()).dtype).removeprefix("torch.")
+
+    used = observe_layers(dtype, "verifying", check)
     if outcomes:
-        run.observe("float32", "comparing with float32:", compare)
+        observe_layers("float32", "comparing with float32:", compare)
     return VerifyResult(
         model=model,
-        device=run.device,
+        device=device,
         dtype=used,
         dataset=dataset,
         nsamples=nsamples,
@@ -104,30 +114,3 @@ def run_verify(
         cost=tuple(LayerCost(i, changed) for i, changed in enumerate(costs)),
         versions=versions(),
     )
-
-
-@dataclass(frozen=True)
-class _VerifyRun:
-    """A check with its inputs."""
-
-    model: str
-    recipe: Recipe
-    text: str
-    device: str
-    layers: int | None
-    batch_size: int
-    progress: Progress
-
-    def observe(self, precision: Dtype, stage: str, look: Callable[[Observed], None]) -> str:
-        """Load the model, and show ``look`` every layer after it has run; returns the precision of the model."""
-        self.progress(f"loading {self.model}", 0, 1, "models")
-        loaded, tokenizer, _ = load_model(self.model, dtype=precision, device=self.device)
-        total = len(find_decoder(loaded).layers[: self.layers])
-
-        def each(observed: Observed) -> None:
-            self.progress(f"{stage} layer {observed.index + 1} of {total}", observed.index, total, "layers")
-            look(observed)
-
-        sequences = calibration_sequences(tokenizer, self.recipe, self.text).to(self.device)
-        observe(loaded, sequences, self.recipe, layers=total, batch_size=self.batch_size, look=each)
-        return str(next(loaded.parameters()).dtype).removeprefix("torch.")

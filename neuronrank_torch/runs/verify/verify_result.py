@@ -1,7 +1,5 @@
 """The result of a check of torch against the reference."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from neuronrank_torch.runs.verify.contract import Check
