@@ -1,7 +1,5 @@
 """What all commands have in common: help in sections, environment variables, errors in one line."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

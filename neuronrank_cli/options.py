@@ -1,7 +1,5 @@
 """Flags: those of a recipe, declared in a table, and those that several commands share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Any
@@ -148,10 +146,9 @@ def recipe_flags(section: str, only: Collection[str] = SPELLING, heading: str | 
 
     def add(command: Command) -> Command:
         for spec in reversed([spec for spec in RECIPE_FLAGS[section] if spec.field in only]):
-            command = click.option(
+            command = flag(
                 spec.flag,
                 spec.field,
-                cls=Flag,
                 section=heading or section,
                 is_flag=spec.kind is bool,
                 type=spec.kind,
@@ -165,6 +162,11 @@ def recipe_flags(section: str, only: Collection[str] = SPELLING, heading: str | 
     return add
 
 
+def flag(*names: str, **attributes: Any) -> Decorator:
+    """A flag of a command; see :class:`neuronrank_cli.command.Flag` for its section and default text."""
+    return click.option(*names, cls=Flag, **attributes)
+
+
 def model_flags(command: Command) -> Command:
     """Add --model, --device and --dtype."""
     what = "Hugging Face folder or hub id, .gguf file, or builtin:smollm2-135m."
@@ -173,23 +175,21 @@ def model_flags(command: Command) -> Command:
 
 def model_flag(what: str, **attributes: Any) -> Decorator:
     """A flag that names a model."""
-    return click.option("--model", cls=Flag, section=MODEL, metavar="MODEL", help=what, **attributes)
+    return flag("--model", section=MODEL, metavar="MODEL", help=what, **attributes)
 
 
 def device_flags(command: Command) -> Command:
     """Add --device and --dtype."""
     for option in (
-        click.option(
+        flag(
             "--dtype",
-            cls=Flag,
             section=MODEL,
             type=Name(("auto", "float32", "bfloat16", "float16")),
             default="auto",
             help="Precision of the weights; auto keeps that of the checkpoint.",
         ),
-        click.option(
+        flag(
             "--device",
-            cls=Flag,
             section=MODEL,
             metavar="DEVICE",
             default="auto",
@@ -200,35 +200,29 @@ def device_flags(command: Command) -> Command:
     return command
 
 
-def text_flag(flag: str, section: str, what: str, default: str | None = "builtin", **attributes: Any) -> Decorator:
+def text_flag(spelling: str, section: str, what: str, default: str | None = "builtin", **attributes: Any) -> Decorator:
     """A flag that names a text."""
     text = f"{what}: builtin, a .txt or .jsonl file, or a hub data set, NAME[:CONFIG[:SPLIT]]."
-    return click.option(flag, cls=Flag, section=section, metavar="SOURCE", default=default, help=text, **attributes)
+    return flag(spelling, section=section, metavar="SOURCE", default=default, help=text, **attributes)
 
 
-def windows_flag(flag: str, section: str, default: int | None = None) -> Decorator:
+def windows_flag(spelling: str, section: str, default: int | None = None) -> Decorator:
     """A flag for the number of windows to evaluate."""
     text = "" if default else "all"
-    return count_flag(flag, section, "Number of windows to evaluate.", default_text=text, default=default)
+    return count_flag(spelling, section, "Number of windows to evaluate.", default_text=text, default=default)
 
 
-def count_flag(flag: str, section: str, text: str, *, low: int = 1, **attributes: Any) -> Decorator:
+def count_flag(spelling: str, section: str, text: str, *, low: int = 1, **attributes: Any) -> Decorator:
     """A flag that takes a whole number of at least ``low``."""
     kind = click.IntRange(min=low)
-    return click.option(flag, cls=Flag, section=section, type=kind, metavar="INTEGER", help=text, **attributes)
+    return flag(spelling, section=section, type=kind, metavar="INTEGER", help=text, **attributes)
 
 
-json_flag = click.option(
-    "--json",
-    "as_json",
-    cls=Flag,
-    section=OUTPUT,
-    is_flag=True,
-    help="Print the result as JSON, with nothing else on stdout.",
+json_flag = flag(
+    "--json", "as_json", section=OUTPUT, is_flag=True, help="Print the result as JSON, with nothing else on stdout."
 )
-hidden_states_flag = click.option(
+hidden_states_flag = flag(
     "--hidden-states",
-    cls=Flag,
     section=OUTPUT,
     type=Name(("memory", "disk")),
     default="memory",
@@ -239,7 +233,7 @@ hidden_states_flag = click.option(
 def force_flag(what: str) -> Decorator:
     """A flag that allows the output to be replaced."""
     text = f"Replace {what}, and discard an unfinished run of a different command."
-    return click.option("--force", cls=Flag, section=OUTPUT, is_flag=True, help=text)
+    return flag("--force", section=OUTPUT, is_flag=True, help=text)
 
 
 def given(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuronrank_cli import options
-from neuronrank_cli.command import OUTPUT, Command, Flag
+from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.console import Stages, show
 from neuronrank_core.recipe import Recipe
 
@@ -38,9 +38,8 @@ def from_to(value: str) -> tuple[int, int]:
 @options.recipe_flags("Calibration", ("nsamples",), TEXT)
 @options.count_flag("--seqlen", TEXT, "Tokens per sequence.", low=2, default=Recipe.seqlen)
 @options.recipe_flags("Calibration", ("bos", "seed"), TEXT)
-@click.option(
+@options.flag(
     "--documents",
-    cls=Flag,
     section=TEXT,
     type=from_to,
     metavar="FROM:TO",
@@ -49,7 +48,7 @@ def from_to(value: str) -> tuple[int, int]:
 )
 @options.count_flag("--batch-size", TEXT, "Sequences per micro-batch.", default_text="about 2048 tokens")
 @options.recipe_flags("TF and IDF", ("signal", "threshold", "tokens_per_document"), STATISTICS)
-@click.option("--save", cls=Flag, section=OUTPUT, metavar="FOLDER", required=True, help="Output folder.")
+@options.flag("--save", section=OUTPUT, metavar="FOLDER", required=True, help="Output folder.")
 @options.force_flag("existing statistics")
 @options.hidden_states_flag
 @options.json_flag

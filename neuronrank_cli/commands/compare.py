@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from neuronrank_cli import options
-from neuronrank_cli.command import Command, Flag
+from neuronrank_cli.command import Command
 from neuronrank_cli.console import Stages, protocol, right_aligned, show, size_text, warn
 from neuronrank_core.recipe import Recipe
 
@@ -26,13 +26,11 @@ MEASURE = "Perplexity and speed"
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @options.device_flags
-@click.option("--eval", "evaluate", cls=Flag, section=MEASURE, is_flag=True, help="Measure the perplexity of both.")
+@options.flag("--eval", "evaluate", section=MEASURE, is_flag=True, help="Measure the perplexity of both.")
 @options.text_flag("--eval-dataset", MEASURE, "Evaluation text")
 @options.windows_flag("--eval-windows", MEASURE)
-@click.option(
-    "--bos", cls=Flag, section=MEASURE, type=options.Name(options.BOS), default=Recipe.bos, help=options.BOS_HELP
-)
-@click.option("--speed", cls=Flag, section=MEASURE, is_flag=True, help="Measure the speed of a forward pass.")
+@options.flag("--bos", section=MEASURE, type=options.Name(options.BOS), default=Recipe.bos, help=options.BOS_HELP)
+@options.flag("--speed", section=MEASURE, is_flag=True, help="Measure the speed of a forward pass.")
 @options.count_flag(
     "--seqlen", MEASURE, "Tokens per window, and per sequence of --speed.", low=2, default=Recipe.seqlen
 )

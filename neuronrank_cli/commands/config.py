@@ -1,7 +1,5 @@
 """``neuronrank config``."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,12 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from neuronrank_cli import options
 from neuronrank_cli.command import Command, Flag
 from neuronrank_cli.config_file import META
 from neuronrank_cli.console import print_json
 from neuronrank_cli.options import json_flag, recipe_of
+from neuronrank_core import PRESETS
 from neuronrank_core.methods import exponents
-from neuronrank_core.recipe import PRESETS
 
 _SOURCES = {
     ParameterSource.COMMANDLINE: "flag",
@@ -44,7 +43,7 @@ Example:
 @click.command(
     "config", cls=Command, configurable=False, context_settings={"ignore_unknown_options": True}, epilog=EXAMPLE
 )
-@click.option("--show", cls=Flag, metavar="COMMAND", required=True, help="Command whose settings to show.")
+@options.flag("--show", metavar="COMMAND", required=True, help="Command whose settings to show.")
 @json_flag
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

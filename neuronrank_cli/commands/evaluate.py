@@ -8,10 +8,9 @@ import click
 from rich.console import Console
 
 from neuronrank_cli import options
-from neuronrank_cli.command import Command, Flag
+from neuronrank_cli.command import Command
 from neuronrank_cli.console import Stages, protocol, right_aligned, show, warn
-from neuronrank_core import InputError
-from neuronrank_core.recipe import Recipe
+from neuronrank_core import InputError, Recipe
 
 if TYPE_CHECKING:
     from neuronrank_torch.runs.evaluate import EvalResult
@@ -27,23 +26,16 @@ _PERPLEXITY, _TASKS = ("dataset", "windows", "seqlen", "bos"), ("include_path", 
 @options.text_flag("--dataset", TEXT, "Evaluation text")
 @options.windows_flag("--windows", TEXT)
 @options.count_flag("--seqlen", TEXT, "Tokens per window.", low=2, default=Recipe.seqlen)
-@click.option(
-    "--bos", cls=Flag, section=TEXT, type=options.Name(options.BOS), default=Recipe.bos, help=options.BOS_HELP
-)
+@options.flag("--bos", section=TEXT, type=options.Name(options.BOS), default=Recipe.bos, help=options.BOS_HELP)
 @options.count_flag("--batch-size", TEXT, "Windows, or questions, per forward pass.", default=1)
-@click.option(
+@options.flag(
     "--tasks",
-    cls=Flag,
     section=TASKS,
     metavar="NAMES",
     help="Tasks of lm-eval to run instead, separated by commas: hellaswag,arc_easy. Requires neuronrank[eval].",
 )
-@click.option(
-    "--include-path",
-    cls=Flag,
-    section=TASKS,
-    metavar="FOLDER",
-    help="Folder with more tasks, as YAML files for lm-eval.",
+@options.flag(
+    "--include-path", section=TASKS, metavar="FOLDER", help="Folder with more tasks, as YAML files for lm-eval."
 )
 @options.count_flag("--fewshot", TASKS, "Solved examples in each prompt.", low=0, default_text="set by the task")
 @options.count_flag("--limit", TASKS, "Number of questions of each task.", default_text="all")

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from neuronrank_cli import options
-from neuronrank_cli.command import OUTPUT, Command, Flag
+from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.console import Stages, protocol, right_aligned, show, size_text, warn
+from neuronrank_core import PRESETS, Recipe
 from neuronrank_core.methods import METHODS, exponents, mode, needs_text, requires, without_effect
-from neuronrank_core.recipe import PRESETS, Recipe
 from neuronrank_core.statistics.table import SAMPLE
 
 if TYPE_CHECKING:
@@ -41,9 +41,8 @@ TABLES = {
 @click.command(cls=Command, tables=TABLES, epilog=EXAMPLE)
 @options.model_flags
 @options.recipe_flags("What to prune")
-@click.option(
+@options.flag(
     "--preset",
-    cls=Flag,
     section=EXPONENTS,
     metavar="PRESET",
     type=click.Choice(tuple(PRESETS)),
@@ -53,37 +52,29 @@ TABLES = {
 @options.recipe_flags("TF and IDF")
 @options.recipe_flags("Factor of neuronrank_unstructured")
 @options.text_flag("--dataset", CALIBRATION, "Calibration text")
-@click.option(
+@options.flag(
     "--stats",
-    cls=Flag,
     section=CALIBRATION,
     metavar="FOLDER",
     help="Folder written by `neuronrank collect`; prune with these statistics instead of a text.",
 )
 @options.recipe_flags(CALIBRATION)
 @options.count_flag("--batch-size", CALIBRATION, "Sequences per micro-batch.", default_text="about 2048 tokens")
-@click.option(
-    "--eval",
-    "evaluate",
-    cls=Flag,
-    section=PERPLEXITY,
-    is_flag=True,
-    help="Measure perplexity before and after pruning.",
+@options.flag(
+    "--eval", "evaluate", section=PERPLEXITY, is_flag=True, help="Measure perplexity before and after pruning."
 )
 @options.text_flag("--eval-dataset", PERPLEXITY, "Evaluation text")
 @options.windows_flag("--eval-windows", PERPLEXITY)
-@click.option(
+@options.flag(
     "--save",
-    cls=Flag,
     section=OUTPUT,
     metavar="FOLDER",
     help="Output folder: a Hugging Face model, with the result in neuronrank.json.",
 )
 @options.force_flag("an existing model")
 @options.hidden_states_flag
-@click.option(
+@options.flag(
     "--dry-run",
-    cls=Flag,
     section=OUTPUT,
     is_flag=True,
     help="Check all inputs and show what would be pruned, with estimates of memory and time.",
@@ -116,10 +107,7 @@ def _run(recipe: Recipe, flags: dict[str, Any], stages: Stages) -> PruneResult:
     from neuronrank_torch.runs.prune import run_prune
 
     evaluation = Evaluation(flags["eval_dataset"], recipe.seqlen, flags["eval_windows"], recipe.bos)
-    job = Job(
-        **{name: flags[name] for name in _JOB},
-        evaluation=evaluation if flags["evaluate"] else None,
-    )
+    job = Job(**{name: flags[name] for name in _JOB}, evaluation=evaluation if flags["evaluate"] else None)
     return plan_prune(job, recipe) if flags["dry_run"] else run_prune(job, recipe, stages)
 
 

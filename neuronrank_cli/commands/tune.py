@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from neuronrank_cli import options
-from neuronrank_cli.command import OUTPUT, Command, Flag
+from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.console import Stages, protocol, show, warn
 from neuronrank_cli.output_file import check_output_file
-from neuronrank_core import InputError, Recipe
-from neuronrank_core.methods import METHODS
+from neuronrank_core import METHODS, InputError, Recipe
 from neuronrank_core.search_space import DEFAULT_METHODS
 
 if TYPE_CHECKING:
@@ -34,19 +33,17 @@ Example:
 
 @click.command(cls=Command, epilog=EXAMPLE)
 @options.model_flags
-@click.option(
+@options.flag(
     "--stats",
-    cls=Flag,
     section=SEARCH,
     metavar="FOLDER",
     required=True,
     help="Folder written by `neuronrank collect`. The signal is that of the statistics.",
 )
 @options.count_flag("--trials", SEARCH, "Total number of recipes to try, including those of earlier runs.", default=30)
-@click.option(
+@options.flag(
     "--prune_method",
     "methods",
-    cls=Flag,
     section=SEARCH,
     type=options.Name(tuple(METHODS)),
     multiple=True,
@@ -54,18 +51,16 @@ Example:
     metavar="METHOD",
     help="Method to try. Can be repeated.",
 )
-@click.option(
+@options.flag(
     "--proxy",
-    cls=Flag,
     section=SEARCH,
     is_flag=True,
     help="Give up a recipe early if its error is more than twice that of the best recipe so far, measured after the "
     "first quarter of the layers on the first window.",
 )
 @options.recipe_flags("Calibration", ("seed",), SEARCH)
-@click.option(
+@options.flag(
     "--storage",
-    cls=Flag,
     section=SEARCH,
     metavar="FILE",
     default_text="--save, with .db",
@@ -78,17 +73,15 @@ Example:
 @options.windows_flag("--eval-windows", EVALUATION, default=8)
 @options.count_flag("--seqlen", EVALUATION, "Tokens per window.", low=2, default_text="as in the statistics")
 @options.count_flag("--batch-size", EVALUATION, "Windows per forward pass.", default=1)
-@click.option(
+@options.flag(
     "--test-dataset",
-    cls=Flag,
     section=TEST,
     metavar="SOURCE",
     help="Text on which the best recipe, Wanda and the default are measured once, at the end. No choice depends on it.",
 )
 @options.windows_flag("--test-windows", TEST)
-@click.option(
+@options.flag(
     "--save",
-    cls=Flag,
     section=OUTPUT,
     metavar="FILE",
     required=True,

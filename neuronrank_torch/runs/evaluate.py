@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from neuronrank_core import MissingStatisticsError
-from neuronrank_core.errors import UnsupportedModelError
+from neuronrank_core import MissingStatisticsError, UnsupportedModelError
 from neuronrank_torch.distributed.process_group import launched
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.model.open import Dtype, load_model, open_model

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from neuronrank_core import LayerStatistics
-from neuronrank_core.errors import InputError
+from neuronrank_core import InputError, LayerStatistics
 from neuronrank_core.statistics.selectivity import strongest_tokens
 from neuronrank_torch.text.sequences import Tokens
 

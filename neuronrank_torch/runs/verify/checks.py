@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronrank_core import LayerStatistics, NeuronStatistics, Recipe, ScoringContext
+from neuronrank_core import LayerStatistics, NeuronStatistics, Recipe, ScoringContext, prune_mask
 from neuronrank_core.kernels import Array
 from neuronrank_core.methods import method_for, mode
-from neuronrank_core.selection.masks import prune_mask
 from neuronrank_core.selection.patterns import comparison_group, select
 from neuronrank_core.statistics.numpy_kernels import NumpyKernels
 from neuronrank_core.statistics.table import sample_positions
