@@ -1,7 +1,5 @@
 """Writes a statistics folder, one table at a time. It gets its name when it is complete."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
