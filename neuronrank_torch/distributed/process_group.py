@@ -129,12 +129,11 @@ class ProcessGroup(Ranks):
         data = pickle.dumps(items)
         lengths = self._synchronise(len(data))
         with self._exchange():
-            mine = torch.zeros(max(lengths), dtype=torch.uint8)
-            mine[: len(data)] = as_bytes(data)
+            mine = as_bytes(data.ljust(max(lengths)))
             parts = [torch.empty_like(mine) for _ in lengths]
             dist.all_gather(parts, mine)
-        loaded = [pickle.loads(part[:length].numpy().tobytes()) for part, length in zip(parts, lengths, strict=True)]
-        return [item for part in loaded for item in part]
+        # pickle ignores what follows its data.
+        return [item for part in parts for item in pickle.loads(part.numpy().data)]
 
     def from_first(self, work: Callable[[], T]) -> T:
         """See :class:`Ranks`."""

@@ -1,7 +1,5 @@
 """The interface to the processes (ranks) of a run, implemented here for a single process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 

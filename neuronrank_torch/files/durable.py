@@ -23,12 +23,7 @@ STATISTICS = Kind("a statistics folder", "statistics.json")
 
 
 def check_output(
-    path: str | Path,
-    force: bool = False,
-    kind: Kind = MODEL,
-    *,
-    source: Path | None = None,
-    label: str = "",
+    path: str | Path, force: bool = False, kind: Kind = MODEL, *, source: Path | None = None, label: str = ""
 ) -> Path:
     """Refuse an output folder that cannot or must not be written. Fast enough to call before the long work.
 
@@ -60,15 +55,11 @@ def check_output(
         raise InputError(f"{target} contains the input model ({label})", hint="choose another output folder")
     if target.exists():
         _check_replaceable(target, force, kind)
-    _check_creatable(target)
-    return target
-
-
-def _check_creatable(target: Path) -> None:
     parent = next(folder for folder in target.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         problem = "writable" if parent.is_dir() else "a folder"
         raise InputError(f"cannot create {target}: {parent} is not {problem}", hint="choose another output folder")
+    return target
 
 
 def _check_replaceable(target: Path, force: bool, kind: Kind) -> None:

@@ -155,27 +155,21 @@ class ModelWriter(OutputWriter, LayerStore):
             If the report cannot be written as JSON.
         """
         file = self.output / REPORT_NAME
+        model = self.model.model
         with self.saving():
-            self._complete_shards()
+            self._write(REST)
+            if HEAD in self.model.units and not self.done(HEAD):
+                with self.model.resident(HEAD):
+                    self._write(HEAD)
+            shards = [self.shard(unit) for unit in self.model.units]
+            (join_shards if self._join else write_index)(shards, self.output)
             with quiet_transformers():
-                self._save_configuration()
+                # As ``model.save_pretrained`` does, which needs all weights in memory.
+                model.config.architectures = [type(model).__name__]
+                model.config.dtype = model.dtype
+                model.config.save_pretrained(self.output)
+                if model.can_generate():
+                    model.generation_config.save_pretrained(self.output)
                 tokenizer.save_pretrained(self.output)
             write_json(file, report)
             self.publish(file)
-
-    def _complete_shards(self) -> None:
-        self._write(REST)
-        if HEAD in self.model.units and not self.done(HEAD):
-            with self.model.resident(HEAD):
-                self._write(HEAD)
-        shards = [self.shard(unit) for unit in self.model.units]
-        (join_shards if self._join else write_index)(shards, self.output)
-
-    def _save_configuration(self) -> None:
-        """Save the configuration as transformers does; its ``save_pretrained`` needs all weights in memory."""
-        model = self.model.model
-        model.config.architectures = [type(model).__name__]
-        model.config.dtype = model.dtype
-        model.config.save_pretrained(self.output)
-        if model.can_generate():
-            model.generation_config.save_pretrained(self.output)

@@ -80,7 +80,11 @@ class OutputWriter:
             check_output(self.target, self.force, self.kind)
             self.journal = self._open_journal()
             self.output.mkdir(exist_ok=True)
-            self._remove_unfinished()
+            # What a killed process left half-written, and the shards of a discarded run.
+            wanted = {_LOCK, _JOURNAL, *self.journal.shards}
+            for entry in [*self.folder.iterdir(), *self.output.iterdir()]:
+                if entry.is_file() and entry.name not in wanted:
+                    entry.unlink()
             self.entered()
         except BaseException:
             if (self.folder / _JOURNAL).exists():
@@ -102,13 +106,6 @@ class OutputWriter:
                 raise
             file.unlink()
             return Journal(file, self.identity)
-
-    def _remove_unfinished(self) -> None:
-        """Remove what a killed process left half-written, and the shards of a discarded run."""
-        wanted = {_LOCK, _JOURNAL, *self.journal.shards}
-        for entry in [*self.folder.iterdir(), *self.output.iterdir()]:
-            if entry.is_file() and entry.name not in wanted:
-                entry.unlink()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         done = len(self.journal.shards)

@@ -14,7 +14,6 @@ from neuronrank_torch.calibration.hidden_states import HiddenStates, in_file, in
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.model.streaming import StreamedModel, Unit
 from neuronrank_torch.model.weights import from_first
-from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.store import LayerStore
 
 
@@ -77,10 +76,9 @@ class Receiver(LayerStore):
         """See :class:`LayerStore`."""
         return unit in self._done
 
-    def report(self, unit: Unit) -> LayerReport | None:
+    def report(self, unit: Unit) -> None:
         """None: only the first rank reports."""
         del unit
-        return None
 
     def resident(self, unit: Unit) -> AbstractContextManager[None]:
         """Context in which a unit has the weights through which calibration text is propagated."""

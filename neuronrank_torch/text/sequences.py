@@ -1,7 +1,5 @@
 """Turns text into sequences of tokens: tokenises it, draws calibration sequences, cuts evaluation windows."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any, Literal
 
@@ -173,12 +171,6 @@ def micro_batch(recipe: Recipe) -> int:
 
 def calibration_sequences(tokenizer: Any, recipe: Recipe, text: str) -> Tensor:
     """Draw the calibration sequences of a recipe: int64, shape (nsamples, seqlen); raises as :func:`draw_sequences`."""
-    drawn = draw_sequences(
-        tokenize(tokenizer, text),
-        nsamples=recipe.nsamples,
-        seqlen=recipe.seqlen,
-        seed=recipe.seed,
-        bos=bos_token(tokenizer),
-        bos_mode=recipe.bos,
-    )
-    return torch.as_tensor(drawn)
+    stream, bos = tokenize(tokenizer, text), bos_token(tokenizer)
+    chosen = {"nsamples": recipe.nsamples, "seqlen": recipe.seqlen, "seed": recipe.seed}
+    return torch.as_tensor(draw_sequences(stream, **chosen, bos=bos, bos_mode=recipe.bos))
