@@ -89,15 +89,14 @@ class ProcessGroup(Ranks):
         """Context of a collective operation: after an error in it, the ranks are out of step and cannot communicate."""
         try:
             yield
-        except RuntimeError as error:
+        except BaseException as error:
             self._broken = True
+            if not isinstance(error, RuntimeError):
+                raise
             raise NeuronRankError(
                 "another process of this run has died or cannot be reached",
                 hint="check what that process and its launcher printed; a killed process may have run out of memory",
             ) from error
-        except BaseException:
-            self._broken = True
-            raise
 
     def _synchronise(self, length: int = 0, failure: BaseException | None = None) -> list[int]:
         """Wait for the other ranks; return how many bytes each will send, or raise the error of one that failed."""

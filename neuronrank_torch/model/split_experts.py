@@ -80,6 +80,6 @@ class SplitExperts(WeightSource):
         stored: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             parts = self._parts[name]
-            pieces = tensor.reshape(len(parts), -1, tensor.shape[-1]) if name in self._fused else [tensor]
+            pieces = tensor.flatten(0, 1).chunk(len(parts)) if name in self._fused else [tensor]
             stored |= zip(parts, pieces, strict=True)
         return stored

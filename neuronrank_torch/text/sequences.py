@@ -172,5 +172,7 @@ def micro_batch(recipe: Recipe) -> int:
 def calibration_sequences(tokenizer: Any, recipe: Recipe, text: str) -> Tensor:
     """Draw the calibration sequences of a recipe: int64, shape (nsamples, seqlen); raises as :func:`draw_sequences`."""
     stream, bos = tokenize(tokenizer, text), bos_token(tokenizer)
-    chosen = {"nsamples": recipe.nsamples, "seqlen": recipe.seqlen, "seed": recipe.seed}
-    return torch.as_tensor(draw_sequences(stream, **chosen, bos=bos, bos_mode=recipe.bos))
+    drawn = draw_sequences(
+        stream, nsamples=recipe.nsamples, seqlen=recipe.seqlen, seed=recipe.seed, bos=bos, bos_mode=recipe.bos
+    )
+    return torch.as_tensor(drawn)
