@@ -12,7 +12,6 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from types import TracebackType
 
 import torch
 import torch.distributed as dist
@@ -67,9 +66,7 @@ class ProcessGroup(Ranks):
         self._broken = False
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, SystemExit) and exit_code(error) == 0:
             error = None
         try:
@@ -92,15 +89,14 @@ class ProcessGroup(Ranks):
         """Context of a collective operation: after an error in it, the ranks are out of step and cannot communicate."""
         try:
             yield
-        except RuntimeError as error:
+        except BaseException as error:
             self._broken = True
+            if not isinstance(error, RuntimeError):
+                raise
             raise NeuronRankError(
                 "another process of this run has died or cannot be reached",
                 hint="check what that process and its launcher printed; a killed process may have run out of memory",
             ) from error
-        except BaseException:
-            self._broken = True
-            raise
 
     def _synchronise(self, length: int = 0, failure: BaseException | None = None) -> list[int]:
         """Wait for the other ranks; return how many bytes each will send, or raise the error of one that failed."""
@@ -132,12 +128,11 @@ class ProcessGroup(Ranks):
         data = pickle.dumps(items)
         lengths = self._synchronise(len(data))
         with self._exchange():
-            mine = torch.zeros(max(lengths), dtype=torch.uint8)
-            mine[: len(data)] = as_bytes(data)
+            mine = as_bytes(data.ljust(max(lengths)))
             parts = [torch.empty_like(mine) for _ in lengths]
             dist.all_gather(parts, mine)
-        loaded = [pickle.loads(part[:length].numpy().tobytes()) for part, length in zip(parts, lengths, strict=True)]
-        return [item for part in loaded for item in part]
+        # pickle ignores what follows its data.
+        return [item for part in parts for item in pickle.loads(part.numpy().data)]
 
     def from_first(self, work: Callable[[], T]) -> T:
         """See :class:`Ranks`."""

@@ -1,1 +1,1 @@
-"""Writes files and folders as a whole or not at all, and resumes interrupted runs."""
+"""Writes files and folders as a whole or not at all, and records the progress of a run."""

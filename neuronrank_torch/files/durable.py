@@ -1,10 +1,9 @@
 """The output folder: which folders may be replaced, and how a finished one gets its name, as a whole or not at all."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +23,7 @@ STATISTICS = Kind("a statistics folder", "statistics.json")
 
 
 def check_output(
-    path: str | Path,
-    force: bool = False,
-    kind: Kind = MODEL,
-    *,
-    source: Path | None = None,
-    label: str = "",
+    path: str | Path, force: bool = False, kind: Kind = MODEL, *, source: Path | None = None, label: str = ""
 ) -> Path:
     """Refuse an output folder that cannot or must not be written. Fast enough to call before the long work.
 
@@ -61,16 +55,11 @@ def check_output(
         raise InputError(f"{target} contains the input model ({label})", hint="choose another output folder")
     if target.exists():
         _check_replaceable(target, force, kind)
-    _check_creatable(target)
-    return target
-
-
-def _check_creatable(target: Path) -> None:
     parent = next(folder for folder in target.parents if folder.exists())
-    if not parent.is_dir():
-        raise InputError(f"cannot create {target}: {parent} is not a folder", hint="choose another output folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"cannot create {target}: {parent} is not writable", hint="choose another output folder")
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        problem = "writable" if parent.is_dir() else "a folder"
+        raise InputError(f"cannot create {target}: {parent} is not {problem}", hint="choose another output folder")
+    return target
 
 
 def _check_replaceable(target: Path, force: bool, kind: Kind) -> None:
@@ -137,15 +126,12 @@ def _flush(path: Path) -> None:
 def rename_into_place(temporary: Path, target: Path) -> None:
     """Rename a finished folder to its final name. The folder that it replaces is deleted last."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    replacing = target.exists()
-    if replacing:
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    try:
+    with ExitStack() as undo:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+            undo.callback(old.rename, target)
         temporary.rename(target)
-    except BaseException:
-        if replacing:
-            old.rename(target)
-        raise
+        undo.pop_all()
     _flush(target.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -1,7 +1,5 @@
 """The progress of a run on disk: which run it is, and which parts of its result are finished."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -50,19 +48,16 @@ class Journal:
         self.reports: dict[str, dict[str, Any] | None] = {}
         self.measured: dict[str, dict[str, Any]] = {}
         self.ratios: list[float] | None = None
-        if file.exists():
-            self._load()
-
-    def _load(self) -> None:
-        stored = read_sealed(self.file, "discard that run with --force")
+        if not file.exists():
+            return
+        stored = read_sealed(file, "discard that run with --force")
         changes = differences(stored["identity"], self.identity)
         if changes:
             raise InputError(
                 f"an unfinished run for this output differs from this one: {'; '.join(changes[:_SHOWN])}",
                 hint="repeat its command to resume it, or discard it with --force",
             )
-        self.shards, self.reports = stored["shards"], stored["reports"]
-        self.measured, self.ratios = stored["measured"], stored["ratios"]
+        vars(self).update(stored)
 
     def finish(self, shard: Path, report: dict[str, Any] | None) -> None:
         """Record that a shard is finished."""
@@ -81,13 +76,7 @@ class Journal:
         self._write()
 
     def _write(self) -> None:
-        content = {
-            "identity": self.identity,
-            "shards": self.shards,
-            "reports": self.reports,
-            "measured": self.measured,
-            "ratios": self.ratios,
-        }
+        content = {name: value for name, value in vars(self).items() if name != "file"}
         write_durably(self.file, lambda path: write_json(path, content, checksum=True))
 
 

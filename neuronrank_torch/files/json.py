@@ -1,7 +1,5 @@
 """JSON files, with a checksum where a file that was cut off, mixed up or edited must not be trusted."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The device on which a model runs."""
 
-from __future__ import annotations
-
 import torch
 
 from neuronrank_core.errors import InputError, first_line

@@ -1,7 +1,5 @@
 """Checks of a model's folder, so that errors name what is missing or broken."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 from pathlib import Path
@@ -16,7 +14,6 @@ from neuronrank_torch.files.json import read_json
 from neuronrank_torch.model.tensor_files import shards
 
 _TOO_LARGE = "the checkpoint is incomplete or its config.json is wrong: download it again"
-_PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 def check_folder(folder: Path) -> None:
@@ -45,7 +42,7 @@ def check_folder(folder: Path) -> None:
         )
     files = shards(folder)
     if not files:
-        if any(file for pattern in _PICKLES for file in folder.glob(pattern)):
+        if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
             raise InputError(
                 f"{folder} has its weights in pickle files, which can run code when loaded",
                 hint="convert them to safetensors: huggingface.co/docs/safetensors/convert-weights",

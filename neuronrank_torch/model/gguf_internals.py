@@ -4,8 +4,6 @@
 them, :func:`cached_readers` makes loading slower, and :func:`named_tensors` fails, so that the model is loaded whole.
 """
 
-from __future__ import annotations
-
 import functools
 import gc
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Checks that a model has an embedding and a position for every token of a sequence."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from neuronrank_core.errors import InputError, InvalidValueError

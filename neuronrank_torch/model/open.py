@@ -1,7 +1,5 @@
 """Opens a model by its name: loaded whole, or with weights that are read from disk when they are needed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -14,7 +12,7 @@ from accelerate import init_empty_weights
 from neuronrank_core.errors import InputError, InvalidValueError, NeuronRankError, first_line
 from neuronrank_torch.model.device import check_device, choose_device
 from neuronrank_torch.model.folder import check_folder, check_size
-from neuronrank_torch.model.gguf import GgufWeights, gguf_shapes, load_gguf, load_gguf_tokenizer
+from neuronrank_torch.model.gguf import GgufWeights, gguf_shapes
 from neuronrank_torch.model.quiet import quiet_transformers
 from neuronrank_torch.model.source import ModelSource, locate
 from neuronrank_torch.model.split_experts import whole_experts
@@ -51,12 +49,7 @@ def load_model(spec: str, *, dtype: Dtype = "auto", device: str | torch.device =
     InvalidValueError
         If ``dtype`` is not one of the above.
     """
-    target = _check(dtype, device)
-    kind, path = locate(spec)
-    with _reading(spec, kind):
-        tokenizer, _ = _tokenizer_and_config(spec, kind, path)
-        model = _load_whole(spec, kind, path, dtype)
-    return model.to(target), tokenizer, ModelSource(spec, kind, path, model.config.model_type)
+    return _open(spec, dtype, device, streamed=False)
 
 
 def open_model(
@@ -84,22 +77,28 @@ def open_model(
     InputError
         As :func:`load_model`.
     """
-    target = _check(dtype, device)
+    return _open(spec, dtype, device, streamed=True)
+
+
+def _open(spec: str, dtype: Dtype, device: str | torch.device, *, streamed: bool) -> tuple[Any, Any, ModelSource]:
+    if dtype not in ("auto", *_DTYPES):
+        raise InvalidValueError("dtype", dtype, f"auto, {', '.join(_DTYPES)}")
+    target = check_device(choose_device(device) if isinstance(device, str) else device)
     kind, path = locate(spec)
     with _reading(spec, kind):
-        tokenizer, config = _tokenizer_and_config(spec, kind, path)
-        model = _skeleton(config, kind, path, dtype)
-        weights = _weights(kind, path, model)
+        if kind != "gguf":
+            check_folder(path)
+        tokenizer = _load_tokenizer(kind, path)
+        config = transformers.AutoConfig.from_pretrained(**_place(kind, path))
+        shapes = gguf_shapes(path) if kind == "gguf" else SafetensorsWeights(shards(path)).shapes().values()
+        check_size(spec, config, shapes)
+        weights = None
+        if streamed:
+            model, weights = _skeleton(config, kind, path, dtype)
         if weights is None or not weights.fit(model):
-            model = _load_whole(spec, kind, path, dtype)
-            weights = LoadedWeights(model)
-    return StreamedModel(model, weights, target), tokenizer, ModelSource(spec, kind, path, model.config.model_type)
-
-
-def _check(dtype: Dtype, device: str | torch.device) -> torch.device:
-    if dtype != "auto" and dtype not in _DTYPES:
-        raise InvalidValueError("dtype", dtype, f"auto, {', '.join(_DTYPES)}")
-    return check_device(choose_device(device) if isinstance(device, str) else device)
+            model, weights = _load_whole(spec, kind, path, dtype), None
+    opened = StreamedModel(model, weights or LoadedWeights(model), target) if streamed else model.to(target)
+    return opened, tokenizer, ModelSource(spec, kind, path, model.config.model_type)
 
 
 @contextmanager
@@ -124,72 +123,59 @@ def _readers(kind: str) -> AbstractContextManager[None]:
     return cached_readers()
 
 
-def _tokenizer_and_config(spec: str, kind: str, path: Path) -> tuple[Any, Any]:
-    """The tokenizer and the configuration, after a check that the weights fit the configuration's size."""
-    if kind == "gguf":
-        tokenizer = load_gguf_tokenizer(path)
-        config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        check_size(spec, config, gguf_shapes(path))
-    else:
-        check_folder(path)
-        tokenizer = _load_tokenizer(path)
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
-        check_size(spec, config, SafetensorsWeights(shards(path)).shapes().values())
-    return tokenizer, config
+def _place(kind: str, path: Path) -> dict[str, Any]:
+    """What tells ``from_pretrained`` of transformers which model to read."""
+    file = {"gguf_file": path.name} if kind == "gguf" else {}
+    return {"pretrained_model_name_or_path": path.parent if file else path, "trust_remote_code": False, **file}
 
 
 def _load_whole(spec: str, kind: str, path: Path, dtype: Dtype) -> Any:
-    if kind == "gguf":
-        model, info = load_gguf(path, _DTYPES.get(dtype, torch.float32))
+    if kind != "gguf":
+        # Weights of another size are reported below, by name.
+        options = {"dtype": _DTYPES.get(dtype, "auto"), "use_safetensors": True, "ignore_mismatched_sizes": True}
     else:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=_DTYPES.get(dtype, "auto"),
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # _check_complete reports them by name.
-            output_loading_info=True,
-        )
-    _check_complete(spec, info)
-    return model
-
-
-def _weights(kind: str, path: Path, model: Any) -> WeightSource | None:
-    """The model's weights one by one; None if this version of transformers does not support that."""
-    try:
-        return GgufWeights(path, model) if kind == "gguf" else whole_experts(SafetensorsWeights(shards(path)))
-    except (ImportError, AttributeError, NotImplementedError):
-        return None
-
-
-def _skeleton(config: Any, kind: str, path: Path, dtype: Dtype) -> Any:
-    """A model in eval mode with its parameters on the meta device and its buffers in memory."""
-    if kind == "gguf":
-        chosen: torch.dtype | None = _DTYPES.get(dtype, torch.float32)
-    else:
-        chosen = _DTYPES.get(dtype) or config.dtype or SafetensorsWeights(shards(path)).first_dtype()
-    with init_empty_weights(include_buffers=False):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
-    model.tie_weights()  # Moving parameters to the meta device one by one has untied them.
-    if (path / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(path)
-    return model.eval()
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    try:
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # Tokenizers raise all kinds of errors.
-        raise InputError(
-            f"{folder} has no usable tokenizer: {first_line(error)}",
-            hint="copy tokenizer.json and tokenizer_config.json of the model into the folder",
-        ) from error
-
-
-def _check_complete(spec: str, info: dict[str, Any]) -> None:
-    """Refuse a model some of whose weights transformers initialised at random. Tied weights do not count."""
+        options = {"dtype": _DTYPES.get(dtype, torch.float32)}
+        if hasattr(transformers, "GgufConfig"):
+            # Where a matmul kernel is installed, newer versions would otherwise keep the weights packed.
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        **_place(kind, path), **options, output_loading_info=True
+    )
+    # Refuse weights that transformers initialised at random. Tied weights do not count.
     wrong = sorted(info["missing_keys"]) or sorted(str(key[0]) for key in info["mismatched_keys"])
     if wrong:
         what = "lacks" if info["missing_keys"] else "does not match its config.json in"
         more = f" and {len(wrong) - 1} more weights" if len(wrong) > 1 else ""
         raise InputError(f"{spec} {what} {wrong[0]}{more}", hint="the checkpoint is incomplete: download it again")
+    return model
+
+
+def _skeleton(config: Any, kind: str, path: Path, dtype: Dtype) -> tuple[Any, WeightSource | None]:
+    """A model in eval mode with its parameters on the meta device and its buffers in memory; its weights one by one.
+
+    The weights are None if this version of transformers does not support that.
+    """
+    stored = torch.float32 if kind == "gguf" else config.dtype or SafetensorsWeights(shards(path)).first_dtype()
+    chosen = _DTYPES.get(dtype, stored)
+    with init_empty_weights(include_buffers=False):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
+    model.tie_weights()  # Moving parameters to the meta device one by one has untied them.
+    if (path / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(path)
+    try:
+        weights = GgufWeights(path, model) if kind == "gguf" else whole_experts(SafetensorsWeights(shards(path)))
+    except (ImportError, AttributeError, NotImplementedError):
+        weights = None
+    return model.eval(), weights
+
+
+def _load_tokenizer(kind: str, path: Path) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(**_place(kind, path))
+    except Exception as error:  # Tokenizers raise all kinds of errors.
+        if kind == "gguf":
+            raise
+        raise InputError(
+            f"{path} has no usable tokenizer: {first_line(error)}",
+            hint="copy tokenizer.json and tokenizer_config.json of the model into the folder",
+        ) from error

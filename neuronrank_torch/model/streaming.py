@@ -1,9 +1,8 @@
 """A model whose weights are loaded one unit at a time: a decoder layer, the head, or the rest."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ class StreamedModel:
         for name, buffer in list(model.named_buffers()):
             if buffer.device.type != "meta":
                 self._assign(name, buffer.to(device))
-        self._bring(REST, source)
+        self._bring(REST, source.tensor)
         model.tie_weights()
 
     def _divide(self) -> dict[Unit, list[str]]:
@@ -57,21 +56,21 @@ class StreamedModel:
         return units
 
     @contextmanager
-    def resident(self, unit: Unit, source: WeightSource | None = None) -> Iterator[None]:
+    def resident(self, unit: Unit, read: Callable[[str], Tensor] | None = None) -> Iterator[None]:
         """Context in which the weights of a layer or the head are in memory.
 
         Parameters
         ----------
         unit : int or str
             Key of ``units``. Any other, such as a tied head, is ignored.
-        source : WeightSource, optional
-            Where to read them from, instead of the model's own source.
+        read : callable, optional
+            Reads a tensor by its name, instead of the model's own source.
         """
         if unit not in self.units:
             yield
             return
         try:
-            self._bring(unit, source or self.source)
+            self._bring(unit, read or self.source.tensor)
             yield
         finally:
             self._release(unit)
@@ -89,11 +88,11 @@ class StreamedModel:
         """Size of a unit in bytes; 0 if the model does not have it."""
         return sum(self._get(name).nbytes for name in self.units.get(unit, ()))
 
-    def _bring(self, unit: Unit, source: WeightSource) -> None:
+    def _bring(self, unit: Unit, read: Callable[[str], Tensor]) -> None:
         """Load a unit, and have the system prefetch the next one."""
         for name in self.units[unit]:
             # Always copied: the tensor may be part of a mapped file, which has another alignment and is read again.
-            self._assign(name, source.tensor(name).to(self.device, self._get(name).dtype, copy=True))
+            self._assign(name, read(name).to(self.device, self._get(name).dtype, copy=True))
         order = list(self.units)
         for following in order[order.index(unit) + 1 :][:1]:
             self.source.prefetch(self.units[following])
@@ -103,8 +102,7 @@ class StreamedModel:
             self._assign(name, torch.empty_like(self._get(name), device="meta"))
 
     def _get(self, name: str) -> Tensor:
-        path, _, leaf = name.rpartition(".")
-        tensor: Tensor = getattr(self.model.get_submodule(path), leaf)
+        tensor: Tensor = attrgetter(name)(self.model)
         return tensor
 
     def _assign(self, name: str, tensor: Tensor) -> None:

@@ -1,7 +1,5 @@
 """safetensors files: found in a folder, read, written one by one, then joined or indexed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -27,11 +25,10 @@ def write_index(shards: list[Path], folder: Path) -> None:
     where: dict[str, str] = {}
     total = 0
     for shard in shards:
-        tensors = read_header(shard)[0]
+        tensors, begin = read_header(shard)
         where |= dict.fromkeys(tensors, shard.name)
-        total += sum(end - start for start, end in (tensor["data_offsets"] for tensor in tensors.values()))
-    index: dict[str, object] = {"metadata": {"total_size": total}, "weight_map": where}
-    write_json(folder / INDEX, index)
+        total += shard.stat().st_size - begin
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def join_shards(shards: list[Path], folder: Path) -> None:
@@ -71,10 +68,9 @@ def shards(folder: Path) -> list[Path]:
     weights = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weights, dict) or not weights:
         raise InputError(f"{folder / INDEX} lists no weights", hint="download the model again")
-    names = weights.values()
-    for name in names:
+    for name in weights.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(
                 f"{folder / INDEX} refers to a file outside its folder: {name}", hint="do not trust this model"
             )
-    return [folder / name for name in sorted(set(names))]
+    return [folder / name for name in sorted(set(weights.values()))]

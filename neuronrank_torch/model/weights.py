@@ -1,10 +1,8 @@
 """Sources from which a model's weights are read, one tensor at a time."""
 
-from __future__ import annotations
-
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +112,8 @@ class LoadedWeights(WeightSource):
         return self._tensors[name]
 
 
-class FromFirst(WeightSource):
-    """Tensors that the first rank reads and sends to all. All ranks must request them in the same order.
+def from_first(ranks: Ranks, source: WeightSource | None = None) -> Callable[[str], Tensor]:
+    """How to read tensors that the first rank sends to all. All ranks must request them in the same order.
 
     Parameters
     ----------
@@ -123,17 +121,7 @@ class FromFirst(WeightSource):
     source : WeightSource, optional
         Source of the first rank; None on the others.
     """
-
-    def __init__(self, ranks: Ranks, source: WeightSource | None = None) -> None:
-        self.ranks, self.source = ranks, source
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """See :class:`WeightSource`."""
-        return self.ranks.from_first(lambda: self.source.shapes())  # type: ignore[union-attr]
-
-    def tensor(self, name: str) -> Tensor:
-        """See :class:`WeightSource`."""
-        return self.ranks.from_first(lambda: self.source.tensor(name))  # type: ignore[union-attr]
+    return lambda name: ranks.from_first(lambda: source.tensor(name))  # type: ignore[union-attr]
 
 
 def stored_tensors(model: Any) -> dict[str, Tensor]:

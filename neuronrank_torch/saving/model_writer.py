@@ -1,7 +1,5 @@
 """Writes a pruned model, one shard at a time. The folder gets its name when the model is complete."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -10,19 +8,18 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from neuronrank_torch.calibration.hidden_states import HiddenStates
-from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.files.durable import write_durably
 from neuronrank_torch.files.json import write_json
 from neuronrank_torch.model.quiet import quiet_transformers
 from neuronrank_torch.model.split_experts import whole_experts
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel, Unit
 from neuronrank_torch.model.tensor_files import join_shards, write_index, write_shard
-from neuronrank_torch.model.weights import FromFirst, SafetensorsWeights, WeightSource
-from neuronrank_torch.pruning.result import LayerReport, ModuleReport
+from neuronrank_torch.model.weights import SafetensorsWeights, WeightSource, from_first
+from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.store import LayerStore
 from neuronrank_torch.saving.output_writer import OutputWriter
 from neuronrank_torch.saving.receiver import Opened
+from neuronrank_torch.schema import from_json
 
 REPORT_NAME = "neuronrank.json"
 #: Up to this size a model is saved as one file; a larger one with one shard per layer.
@@ -53,18 +50,13 @@ class ModelWriter(OutputWriter, LayerStore):
         model: StreamedModel,
         identity: dict[str, Any],
         *,
-        force: bool = False,
         propagate_dense: bool = False,
-        hidden_states: HiddenStates = "memory",
-        ranks: Ranks = ALONE,
+        **options: Any,
     ) -> None:
-        layers = len(model.decoder.layers)
-        super().__init__(target, identity, layers, force=force, hidden_states=hidden_states, ranks=ranks)
+        super().__init__(target, identity, len(model.decoder.layers), **options)
         self.model, self.propagate_dense = model, propagate_dense
-        tensors = [tensor for unit in model.units for tensor in model.tensors(unit).values()]
-        self._join = (
-            sum(tensor.nbytes for tensor in tensors) <= SINGLE_FILE_BYTES and len({t.dtype for t in tensors}) == 1
-        )
+        precisions = {tensor.dtype for unit in model.units for tensor in model.tensors(unit).values()}
+        self._join = len(precisions) == 1 and sum(map(model.bytes, model.units)) <= SINGLE_FILE_BYTES
 
     def entered(self) -> None:
         """Reshape finished units to their shapes on disk, and tell the other ranks.
@@ -74,11 +66,11 @@ class ModelWriter(OutputWriter, LayerStore):
         shapes = {}
         for unit in self.units_done():
             try:
-                shapes[unit] = self.source(unit).shapes()
-                self.model.reshape(unit, shapes[unit])
+                found = self.source(unit).shapes()
+                self.model.reshape(unit, found)
+                shapes[unit] = found
             except (SafetensorError, KeyError):
                 del self.journal.shards[self.shard(unit).name]
-                shapes.pop(unit, None)
         self.ranks.from_first(lambda: Opened(shapes, self.journal.ratios, self.journal.measured))
 
     def shard(self, unit: Unit) -> Path:
@@ -98,7 +90,11 @@ class ModelWriter(OutputWriter, LayerStore):
     def report(self, unit: Unit) -> LayerReport | None:
         """Changes to a finished unit; None if it was left unchanged."""
         report = self.journal.reports[self.shard(unit).name]
-        return None if report is None else layer_report(report)
+        if report is None:
+            return None
+        if isinstance(report["modules"], list):  # As journals were written before.
+            report = {**report, "modules": {module["name"]: module for module in report["modules"]}}
+        return from_json(LayerReport, report, self.folder, "discard that run with --force")
 
     def source(self, unit: Unit) -> WeightSource:
         """Weights of a finished unit, read from its shard."""
@@ -110,7 +106,7 @@ class ModelWriter(OutputWriter, LayerStore):
 
     def pruned(self, unit: Unit) -> AbstractContextManager[None]:
         """Context in which a unit has its pruned weights if it is finished, otherwise its original ones."""
-        return self.model.resident(unit, FromFirst(self.ranks, self.source(unit)) if self.done(unit) else None)
+        return self.model.resident(unit, from_first(self.ranks, self.source(unit)) if self.done(unit) else None)
 
     def keep(self, unit: Unit, report: LayerReport | None = None) -> None:
         """Save a unit as it is in memory now, and record it in the journal.
@@ -133,12 +129,9 @@ class ModelWriter(OutputWriter, LayerStore):
 
     def measured(self, name: str, measure: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
         """A perplexity from the journal; if it has none of this name, measure and record it."""
-        if name not in self.journal.measured:
-            perplexity = measure()
-            if perplexity is None:
-                return None
+        if name not in self.journal.measured and (perplexity := measure()) is not None:
             self.journal.measure(name, perplexity)
-        return self.journal.measured[name]
+        return self.journal.measured.get(name)
 
     def _write(self, unit: Unit) -> None:
         with self.saving():
@@ -162,46 +155,21 @@ class ModelWriter(OutputWriter, LayerStore):
             If the report cannot be written as JSON.
         """
         file = self.output / REPORT_NAME
+        model = self.model.model
         with self.saving():
-            self._complete_shards()
+            self._write(REST)
+            if HEAD in self.model.units and not self.done(HEAD):
+                with self.model.resident(HEAD):
+                    self._write(HEAD)
+            shards = [self.shard(unit) for unit in self.model.units]
+            (join_shards if self._join else write_index)(shards, self.output)
             with quiet_transformers():
-                self._save_configuration()
-                save_tokenizer(tokenizer, self.output)
+                # As ``model.save_pretrained`` does, which needs all weights in memory.
+                model.config.architectures = [type(model).__name__]
+                model.config.dtype = model.dtype
+                model.config.save_pretrained(self.output)
+                if model.can_generate():
+                    model.generation_config.save_pretrained(self.output)
+                tokenizer.save_pretrained(self.output)
             write_json(file, report)
             self.publish(file)
-
-    def _complete_shards(self) -> None:
-        self._write(REST)
-        if HEAD in self.model.units and not self.done(HEAD):
-            with self.model.resident(HEAD):
-                self._write(HEAD)
-        shards = [self.shard(unit) for unit in self.model.units]
-        (join_shards if self._join else write_index)(shards, self.output)
-
-    def _save_configuration(self) -> None:
-        """Save the configuration as transformers does; its ``save_pretrained`` needs all weights in memory."""
-        model = self.model.model
-        model.config.architectures = [type(model).__name__]
-        model.config.dtype = model.dtype
-        model.config.save_pretrained(self.output)
-        if model.can_generate():
-            model.generation_config.save_pretrained(self.output)
-
-
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save a tokenizer; raises OSError if it cannot be written."""
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:
-        # Tokenizers written in Rust raise a plain Exception when the disk is full.
-        if type(error) is Exception:
-            raise OSError(str(error)) from error
-        raise
-
-
-def layer_report(content: dict[str, Any]) -> LayerReport:
-    """The report in a journal; those of before list the modules with their names."""
-    found = content["modules"]
-    found = found if isinstance(found, dict) else {module["name"]: module for module in found}
-    modules = {name: ModuleReport(m["size"], m["zeros"], m["removed"]) for name, m in found.items()}
-    return LayerReport(**{**content, "modules": modules, "notes": tuple(content["notes"])})

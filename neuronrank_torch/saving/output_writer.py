@@ -1,42 +1,150 @@
-"""What the writers of a model and of statistics share: a resumable folder that also has room for hidden states."""
+"""A folder beside the output in which the output is built: locked, with a journal of the finished parts."""
 
-from __future__ import annotations
-
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import Tensor
 
+from neuronrank_core.errors import NeuronRankError, add_note
 from neuronrank_torch.calibration.hidden_states import HiddenStates, room
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
-from neuronrank_torch.files.resumable import ResumableFolder
+from neuronrank_torch.files.durable import MODEL, check_output, flush_folder, rename_into_place
+from neuronrank_torch.files.journal import Journal
+
+_JOURNAL, _LOCK = "journal.json", "lock"
 
 
-class OutputWriter(ResumableFolder):
-    """The first rank's output folder while it is being written.
+@dataclass(eq=False)
+class OutputWriter:
+    """What the writers of a model and of statistics share: a context manager that holds the folder's lock.
+
+    If an exception leaves the context after a layer is finished, the folder is kept for the same run to resume from,
+    and the exception gets a note that says so. Otherwise the folder is removed. A killed process leaves it as it is;
+    the system releases its lock.
 
     Parameters
     ----------
-    target, identity, layers, force
-        See :class:`neuronrank_torch.files.resumable.ResumableFolder`.
+    target : pathlib.Path
+        The output folder. It is not touched before :meth:`publish`.
+    identity : dict
+        See :class:`neuronrank_torch.files.journal.Journal`.
+    layers : int
+        Number of decoder layers.
+    force : bool
+        Whether to replace an existing output, and to discard an unfinished run that differs from this one.
     hidden_states : {"memory", "disk"}
         Where hidden states are kept. On disk, they are a memory-mapped file in the folder.
     ranks : Ranks
-        The processes of the run. The others use :class:`neuronrank_torch.saving.receiver.Receiver`.
+        The processes of the run. All but the first use :class:`neuronrank_torch.saving.receiver.Receiver`.
+
+    Raises
+    ------
+    NeuronRankError
+        On entering, if another process holds the lock, or an unfinished run differs from this one.
     """
 
-    def __init__(
-        self,
-        target: Path,
-        identity: dict[str, Any],
-        layers: int,
-        *,
-        force: bool = False,
-        hidden_states: HiddenStates = "memory",
-        ranks: Ranks = ALONE,
-    ) -> None:
-        super().__init__(target, identity, layers, force=force)
-        self.hidden_states, self.ranks = hidden_states, ranks
+    #: Name of the subfolder that becomes the output.
+    inner = "output"
+    #: Kind of the output.
+    kind = MODEL
+
+    target: Path
+    identity: dict[str, Any]
+    layers: int
+    _: KW_ONLY
+    force: bool = False
+    hidden_states: HiddenStates = "memory"
+    ranks: Ranks = ALONE
+
+    def __post_init__(self) -> None:
+        self.folder = self.target.with_name(f".{self.target.name}.partial")
+        self.output = self.folder / self.inner
+        self._lock = FileLock(self.folder / _LOCK)
+
+    def __enter__(self) -> Any:
+        try:
+            # Creates the folder. Fails also if the run that held the lock has just removed the file.
+            self._lock.acquire(timeout=0)
+        except (Timeout, FileNotFoundError) as error:
+            raise NeuronRankError(
+                f"another run is writing to {self.target}", hint="wait for it, or choose another output folder"
+            ) from error
+        try:
+            # Another run may have finished since the first check.
+            check_output(self.target, self.force, self.kind)
+            self.journal = self._open_journal()
+            self.output.mkdir(exist_ok=True)
+            # What a killed process left half-written, and the shards of a discarded run.
+            wanted = {_LOCK, _JOURNAL, *self.journal.shards}
+            for entry in [*self.folder.iterdir(), *self.output.iterdir()]:
+                if entry.is_file() and entry.name not in wanted:
+                    entry.unlink()
+            self.entered()
+        except BaseException:
+            if (self.folder / _JOURNAL).exists():
+                self._lock.release()
+            else:
+                self._remove()
+            raise
+        return self
+
+    def entered(self) -> None:
+        """Called with the lock held, once the journal is loaded."""
+
+    def _open_journal(self) -> Journal:
+        file = self.folder / _JOURNAL
+        try:
+            return Journal(file, self.identity)
+        except NeuronRankError:
+            if not self.force:
+                raise
+            file.unlink()
+            return Journal(file, self.identity)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        done = len(self.journal.shards)
+        if error is None or done == 0:
+            self._remove()
+        else:
+            finished = f"{min(done, self.layers)} of {self.layers} layers are finished and saved"
+            add_note(error, f"{finished}: rerun the same command to resume")
+            self._lock.release()
+
+    def _remove(self) -> None:
+        """Remove the folder and release the lock."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        lock = self.folder / _LOCK
+        left = lock.exists()
+        self._lock.release()
+        if left:  # Windows cannot delete an open file. If another run holds the lock by now, that fails again.
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
+                self.folder.rmdir()
+
+    def finished(self, file: Path) -> bool:
+        """Whether this process or an earlier one finished a file, and it is still complete."""
+        size = self.journal.shards.get(file.name)
+        return size is not None and file.is_file() and file.stat().st_size == size
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Context that turns an error while writing into a NeuronRankError that names the output."""
+        try:
+            yield
+        except Exception as error:
+            # Tokenizers written in Rust raise a plain Exception when the disk is full.
+            if type(error) is not Exception and not isinstance(error, (OSError, SafetensorError)):
+                raise
+            raise NeuronRankError(
+                f"could not save to {self.target}: {error}",
+                hint="check free space and permissions; the output was not changed",
+            ) from error
 
     def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """An uninitialised tensor for hidden states, with the precision and device of ``like`` if in memory.
@@ -48,3 +156,17 @@ class OutputWriter(ResumableFolder):
         """
         with self.saving():
             return room(self.hidden_states, self.folder / "hidden", shape, like)
+
+    def publish(self, header: Path) -> None:
+        """Rename the finished subfolder to the output's name; its files get the permissions of ``header``, one of them.
+
+        Raises
+        ------
+        OSError
+            If that fails. The output is unchanged then.
+        InputError
+            If the output has come into existence meanwhile and must not be replaced.
+        """
+        flush_folder(self.output, header)
+        check_output(self.target, self.force, self.kind)
+        rename_into_place(self.output, self.target)

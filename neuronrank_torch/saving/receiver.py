@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -14,8 +13,7 @@ from torch import Tensor
 from neuronrank_torch.calibration.hidden_states import HiddenStates, in_file, in_memory
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.model.streaming import StreamedModel, Unit
-from neuronrank_torch.model.weights import FromFirst
-from neuronrank_torch.pruning.result import LayerReport
+from neuronrank_torch.model.weights import from_first
 from neuronrank_torch.pruning.store import LayerStore
 
 
@@ -67,9 +65,7 @@ class Receiver(LayerStore):
                 self.model.reshape(unit, shapes)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Nothing to clean up."""
 
     def units_done(self) -> list[Unit]:
@@ -80,10 +76,9 @@ class Receiver(LayerStore):
         """See :class:`LayerStore`."""
         return unit in self._done
 
-    def report(self, unit: Unit) -> LayerReport | None:
+    def report(self, unit: Unit) -> None:
         """None: only the first rank reports."""
         del unit
-        return None
 
     def resident(self, unit: Unit) -> AbstractContextManager[None]:
         """Context in which a unit has the weights through which calibration text is propagated."""
@@ -91,7 +86,7 @@ class Receiver(LayerStore):
 
     def pruned(self, unit: Unit) -> AbstractContextManager[None]:
         """Context in which a unit has its pruned weights if it is finished, otherwise its original ones."""
-        return self.model.resident(unit, FromFirst(self.ranks) if self.done(unit) else None)
+        return self.model.resident(unit, from_first(self.ranks) if self.done(unit) else None)
 
     def keep(self, unit: Unit, report: object = None) -> None:
         """Record that a unit is finished; the first rank saves it."""

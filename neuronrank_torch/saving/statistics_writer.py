@@ -1,8 +1,5 @@
 """Writes a statistics folder, one table at a time. It gets its name when it is complete."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from typing import Any
 
 from neuronrank_core import LayerStatistics, save_statistics
@@ -42,18 +39,13 @@ class StatisticsWriter(OutputWriter):
             write_durably(file, lambda path: save_statistics(path, table))
         self.journal.finish(file, None)
 
-    def finish(self, header: dict[str, Any]) -> Path:
+    def finish(self, header: dict[str, Any]) -> None:
         """Write the header and give the folder its name.
 
         Parameters
         ----------
         header : dict
             Content of ``statistics.json``.
-
-        Returns
-        -------
-        pathlib.Path
-            The output folder.
 
         Raises
         ------
@@ -64,4 +56,3 @@ class StatisticsWriter(OutputWriter):
         with self.saving():
             write_json(file, header, checksum=True)
             self.publish(file)
-        return self.target

@@ -1,7 +1,5 @@
 """Turns text into sequences of tokens: tokenises it, draws calibration sequences, cuts evaluation windows."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any, Literal
 
@@ -179,12 +177,8 @@ def micro_batch(recipe: Recipe) -> int:
 
 def calibration_sequences(tokenizer: Any, recipe: Recipe, text: str) -> Tensor:
     """Draw the calibration sequences of a recipe: int64, shape (nsamples, seqlen); raises as :func:`draw_sequences`."""
+    stream, bos = tokenize(tokenizer, text), bos_token(tokenizer)
     drawn = draw_sequences(
-        tokenize(tokenizer, text),
-        nsamples=recipe.nsamples,
-        seqlen=recipe.seqlen,
-        seed=recipe.seed,
-        bos=bos_token(tokenizer),
-        bos_mode=recipe.bos,
+        stream, nsamples=recipe.nsamples, seqlen=recipe.seqlen, seed=recipe.seed, bos=bos, bos_mode=recipe.bos
     )
     return torch.as_tensor(drawn)

@@ -1,7 +1,5 @@
 """Reads text for calibration and evaluation: from Python's documentation, a file or the datasets hub."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

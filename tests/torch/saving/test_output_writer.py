@@ -13,23 +13,23 @@ import pytest
 from filelock import FileLock
 
 from neuronrank_core.errors import NeuronRankError
-from neuronrank_torch.files.resumable import ResumableFolder
+from neuronrank_torch.saving.output_writer import OutputWriter
 
 HOLD = """
 import sys
 from pathlib import Path
-from neuronrank_torch.files.resumable import ResumableFolder
-with ResumableFolder(Path(sys.argv[1]), {}, 1) as folder:
+from neuronrank_torch.saving.output_writer import OutputWriter
+with OutputWriter(Path(sys.argv[1]), {}, 1) as folder:
     print("locked", flush=True)
     sys.stdin.read()
 """
 
 
-def folder_of(tmp_path: Path) -> ResumableFolder:
-    return ResumableFolder(tmp_path / "out", {}, 2)
+def folder_of(tmp_path: Path) -> OutputWriter:
+    return OutputWriter(tmp_path / "out", {}, 2)
 
 
-def finish_layer(folder: ResumableFolder) -> None:
+def finish_layer(folder: OutputWriter) -> None:
     shard = folder.output / "shard"
     shard.write_text("weights")
     folder.journal.finish(shard, None)
