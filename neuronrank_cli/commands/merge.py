@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import click
 
-from neuronrank_cli.command import OUTPUT, Command, Flag
+from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.commands.collect import print_statistics
 from neuronrank_cli.console import Stages, show
-from neuronrank_cli.options import force_flag, json_flag
+from neuronrank_cli.options import flag, force_flag, json_flag
 
 
 @click.command(cls=Command)
 @click.argument("folders", nargs=-1, required=True)
-@click.option("--save", cls=Flag, section=OUTPUT, metavar="FOLDER", required=True, help="Output folder.")
+@flag("--save", OUTPUT, "Output folder.", metavar="FOLDER", required=True)
 @force_flag("existing statistics")
 @json_flag
 def merge(folders: tuple[str, ...], save: str, force: bool, as_json: bool) -> None:
