@@ -1,7 +1,5 @@
 """The ``neuronrank`` command: the group of all commands."""
 
-from __future__ import annotations
-
 import os
 import signal
 from contextlib import ExitStack, redirect_stderr, redirect_stdout

@@ -1,7 +1,5 @@
 """What all commands have in common: help in sections, environment variables, errors in one line."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys
@@ -68,6 +66,17 @@ class Flag(click.Option):
         return extra
 
 
+def _config_flag() -> Flag:
+    return Flag(
+        ["--config"],
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=config_file.load,
+        help="TOML file with settings in [COMMAND], named like the flags. Explicit flags take precedence.",
+    )
+
+
 def origin(parameter: click.Parameter, ctx: click.Context) -> str:
     """The environment variable or file that set a parameter; empty if it was given or not set."""
     source = ctx.get_parameter_source(parameter.name or "")
@@ -122,9 +131,7 @@ class Command(click.Command):
         self.tables = tables or {}
         super().__init__(*args, **attributes)
         if configurable:
-            what = "TOML file with settings in [COMMAND], named like the flags. Explicit flags take precedence."
-            load: dict[str, Any] = {"callback": config_file.load, "is_eager": True, "expose_value": False}
-            self.params.append(Flag(["--config"], metavar="FILE", help=what, **load))
+            self.params.append(_config_flag())
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the flags by section, in the order of their declaration, then the tables."""

@@ -1,7 +1,5 @@
 """Settings from a TOML file: a section for each command, with keys named like its flags."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import sys

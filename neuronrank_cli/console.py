@@ -112,7 +112,7 @@ def print_table(
 ) -> None:
     """Print a table whose columns are aligned to the right, except those in ``left``.
 
-    The row ``total`` is bold and comes last, below a rule.
+    The row ``total`` is bold and comes last, below a line unless ``rule`` is false.
     """
     table = Table()
     for heading in headings:

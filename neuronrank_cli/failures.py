@@ -1,7 +1,5 @@
 """Explains exceptions to users: one line, a hint and an exit code."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

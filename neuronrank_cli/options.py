@@ -1,7 +1,5 @@
 """Flags: those of a recipe, declared in a table, and those that several commands share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any

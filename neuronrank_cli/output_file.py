@@ -1,7 +1,5 @@
 """Checks the file that a command writes, before the work."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from neuronrank_core import InputError

@@ -1,7 +1,5 @@
 """``neuronrank config``."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import asdict, dataclass
 from typing import Any

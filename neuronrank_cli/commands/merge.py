@@ -1,7 +1,5 @@
 """``neuronrank merge``."""
 
-from __future__ import annotations
-
 import click
 
 from neuronrank_cli.command import OUTPUT, Command

@@ -1,7 +1,5 @@
 """``neuronrank report``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

@@ -4,8 +4,6 @@ Without a chart library, because those need megabytes of script or fix colours a
 All charts fit the screen of a phone, and a wide page shows several in a row, so text is readable on both.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Renders the page with templates that escape everything that comes from models and texts."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 
