@@ -18,12 +18,8 @@ from neuronrank_cli.commands.prune import prune
 from neuronrank_cli.commands.report import report
 from neuronrank_cli.commands.tune import tune
 from neuronrank_cli.commands.verify import verify
+from neuronrank_cli.config_file import dashed
 from neuronrank_core import __version__
-
-
-def dashed(token: str) -> str:
-    """Make underscores and dashes in flags interchangeable."""
-    return token.replace("_", "-")
 
 
 @click.group(
@@ -48,15 +44,8 @@ def cli() -> None:
     """
 
 
-cli.add_command(prune)
-cli.add_command(evaluate)
-cli.add_command(collect)
-cli.add_command(merge)
-cli.add_command(tune)
-cli.add_command(config)
-cli.add_command(verify)
-cli.add_command(report)
-cli.add_command(compare)
+for command in (prune, evaluate, collect, merge, tune, config, verify, report, compare):
+    cli.add_command(command)
 
 
 def main() -> None:

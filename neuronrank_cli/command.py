@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from neuronrank_cli import config_file as configuration
+from neuronrank_cli import config_file
 from neuronrank_cli.failures import explain
 
 #: Exit code after Ctrl-C, as in shells.
@@ -38,36 +38,22 @@ class Flag(click.Option):
         self.section, self.default_text = section, default_text
         super().__init__(*names, **attributes)
 
-    @property
-    def spelling(self) -> str:
-        """The flag as shown in the help."""
-        return self.opts[0]
-
     def environment_name(self, ctx: click.Context) -> str:
         """Name of the environment variable that sets this flag."""
-        return f"{ctx.auto_envvar_prefix}_{self.spelling.lstrip('-').replace('-', '_').upper()}"
+        return f"{ctx.auto_envvar_prefix}_{self.opts[0].lstrip('-').replace('-', '_').upper()}"
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         """Look up the flag in the environment; an empty value counts as unset."""
         return os.environ.get(self.environment_name(ctx)) or None
 
-    def origin(self, ctx: click.Context) -> str:
-        """The environment variable or file that set this flag; empty if it was given or not set."""
-        source = ctx.get_parameter_source(self.name or "")
-        if source is ParameterSource.ENVIRONMENT:
-            return self.environment_name(ctx)
-        return str(ctx.meta[configuration.META]) if source is ParameterSource.DEFAULT_MAP else ""
-
-    def named(self, ctx: click.Context) -> str:
+    def named(self, ctx: click.Context | None, name: str = "") -> str:
         """The flag as named in errors, with the environment variable or file that set it."""
-        origin = self.origin(ctx)
-        return f"{self.spelling} (from {origin})" if origin else self.spelling
+        source = origin(self, ctx) if ctx else ""
+        return (name or self.opts[0]) + (f" (from {source})" if source else "")
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
         """The same in click's own errors."""
-        hint = super().get_error_hint(ctx)
-        origin = self.origin(ctx) if ctx else ""
-        return f"{hint} (from {origin})" if origin else hint
+        return self.named(ctx, super().get_error_hint(ctx))
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         """Show the default and the range in words."""
@@ -86,9 +72,17 @@ def _config_flag() -> Flag:
         metavar="FILE",
         is_eager=True,
         expose_value=False,
-        callback=configuration.load,
+        callback=config_file.load,
         help="TOML file with settings in [COMMAND], named like the flags. Explicit flags take precedence.",
     )
+
+
+def origin(parameter: click.Parameter, ctx: click.Context) -> str:
+    """The environment variable or file that set a parameter; empty if it was given or not set."""
+    source = ctx.get_parameter_source(parameter.name or "")
+    if source is ParameterSource.ENVIRONMENT and isinstance(parameter, Flag):
+        return parameter.environment_name(ctx)
+    return str(ctx.meta[config_file.META]) if source is ParameterSource.DEFAULT_MAP else ""
 
 
 class _Formatter(click.HelpFormatter):
@@ -194,5 +188,4 @@ def _kept(stop: BaseException) -> str:
 
 def _notes(error: BaseException) -> list[str]:
     """The notes of an exception (PEP 678): here, that finished work is kept."""
-    notes: list[str] = getattr(error, "__notes__", [])
-    return notes
+    return list(getattr(error, "__notes__", []))

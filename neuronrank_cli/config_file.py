@@ -58,9 +58,9 @@ def _values(section: dict[str, Any], where: str, ctx: click.Context) -> dict[str
     parameters = {key: p for p in ctx.command.params if p.name != "config" for key in keys(p)}
     values: dict[str, Any] = {}
     for written, value in section.items():
-        parameter = parameters.get(_dashed(written))
+        parameter = parameters.get(dashed(written))
         if parameter is None or parameter.name is None:
-            raise click.UsageError(f"{where}: unknown key {written}{_nearest(_dashed(written), parameters)}", ctx)
+            raise click.UsageError(f"{where}: unknown key {written}{_nearest(dashed(written), parameters)}", ctx)
         if parameter.name in values:
             raise click.UsageError(f"{where}: {written} is set twice", ctx)
         fits, allowed = _kind(parameter)
@@ -73,8 +73,8 @@ def _values(section: dict[str, Any], where: str, ctx: click.Context) -> dict[str
 def keys(parameter: click.Parameter) -> list[str]:
     """Names of a parameter in a file, with dashes. Underscores are allowed too."""
     if isinstance(parameter, click.Option):
-        return [_dashed(flag.lstrip("-")) for flag in parameter.opts]
-    return [_dashed(parameter.name or "")]
+        return [dashed(flag.lstrip("-")) for flag in parameter.opts]
+    return [dashed(parameter.name or "")]
 
 
 def _kind(parameter: click.Parameter) -> _Kind:
@@ -82,14 +82,15 @@ def _kind(parameter: click.Parameter) -> _Kind:
         return lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v), "a list of strings"
     if isinstance(parameter, click.Option) and parameter.is_flag:
         return lambda v: isinstance(v, bool), "true or false"
-    if isinstance(parameter.type, (click.types.IntParamType, click.IntRange)):
+    if isinstance(parameter.type, click.types.IntParamType):
         return lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"
-    if isinstance(parameter.type, (click.types.FloatParamType, click.FloatRange)):
+    if isinstance(parameter.type, click.types.FloatParamType):
         return lambda v: isinstance(v, (int, float)) and not isinstance(v, bool), "a number"
     return lambda v: isinstance(v, str), "a string"
 
 
-def _dashed(name: str) -> str:
+def dashed(name: str) -> str:
+    """A name in which underscores and dashes are interchangeable."""
     return name.replace("_", "-")
 
 

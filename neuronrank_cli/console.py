@@ -6,9 +6,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, redirect_stdout
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -34,7 +33,7 @@ class _TimeLeft(TimeRemainingColumn):
         return Text(f"{shown} left") if task.total and task.time_remaining is not None else Text("")
 
 
-class Stages:
+class Stages(ExitStack):
     """Shows progress on stderr: a bar on a terminal, plain lines elsewhere. Call it like any ``progress``.
 
     Plain lines are for log files: one when something else begins, then at most one every :data:`LINE_SECONDS`. While
@@ -42,6 +41,7 @@ class Stages:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         console = Console(stderr=True)
         self.live = console.is_terminal and not console.is_dumb_terminal
         self.bar = Progress(
@@ -58,17 +58,11 @@ class Stages:
         self.task = self.bar.add_task("starting", total=None, steps="")
         self.stage = self.activity = ""
         self.printed = 0.0
-        self.open = ExitStack()
 
     def __enter__(self) -> Stages:
-        self.open.enter_context(redirect_stdout(sys.stderr))
-        self.open.enter_context(self.bar)
+        self.enter_context(redirect_stdout(sys.stderr))
+        self.enter_context(self.bar)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.open.close()
 
     def __call__(self, stage: str, done: int, total: int, unit: str) -> None:
         """Show where the run is; see :data:`neuronrank_torch.progress.Progress`."""
@@ -91,7 +85,9 @@ def warn(message: str) -> None:
 
 
 def show(result: Printed, as_json: bool, print_text: Callable[[Printed], None]) -> None:
-    """Print a result: as JSON, or as text with ``print_text``."""
+    """Print the notes of a result as warnings, then the result: as JSON, or as text with ``print_text``."""
+    for note in getattr(result, "notes", ()):
+        warn(note)
     if as_json:
         print_json(result)
     else:
@@ -105,12 +101,29 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(to_json(value), indent=2, sort_keys=True, allow_nan=False))
 
 
-def right_aligned(*headings: str, left: Collection[str] = (), no_wrap: bool = False) -> Table:
-    """A table whose columns are aligned to the right, except those in ``left``."""
+def print_table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    total: Sequence[str] = (),
+    left: Collection[str] = (),
+    no_wrap: bool = False,
+    rule: bool = True,
+) -> None:
+    """Print a table whose columns are aligned to the right, except those in ``left``.
+
+    The row ``total`` is bold and comes last, below a line unless ``rule`` is false.
+    """
     table = Table()
     for heading in headings:
         table.add_column(heading, justify="left" if heading in left else "right", no_wrap=no_wrap)
-    return table
+    for row in rows:
+        table.add_row(*row)
+    if total:
+        if rule:
+            table.add_section()
+        table.add_row(*total, style="bold")
+    Console(markup=False, emoji=False).print(table)  # Square brackets are not markup here.
 
 
 def size_text(size: int) -> str:

@@ -1,6 +1,6 @@
 """Flags: those of a recipe, declared in a table, and those that several commands share."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from neuronrank_cli.command import OUTPUT, Flag
+from neuronrank_cli.console import warn
 from neuronrank_core.methods import METHODS, check_recipe
 from neuronrank_core.recipe import COMPARE, MODES, SIGNALS, UPDATES, Exponents, Recipe
 
@@ -36,20 +37,16 @@ class RecipeFlag:
     metavar: str | None = None
 
 
-def _exponent_default(name: str) -> str:
-    """The default of an exponent, and the methods with a different one."""
-    common = getattr(Exponents(), name)
-    own = {m.name: m.defaults[name] for m in METHODS.values() if m.defaults.get(name, common) != common}
-    return "; ".join([f"{common:g}", *(f"{value:g} for {method}" for method, value in own.items())])
-
-
 def _exponent(field: str, flag: str, text: str) -> RecipeFlag:
-    return RecipeFlag(field, flag, float, text, _exponent_default(field))
+    """A flag for an exponent. Its default in words names the methods with a different one."""
+    common = getattr(Exponents(), field)
+    own = {m.name: m.defaults[field] for m in METHODS.values() if m.defaults.get(field, common) != common}
+    default_text = "; ".join([f"{common:g}", *(f"{value:g} for {method}" for method, value in own.items())])
+    return RecipeFlag(field, flag, float, text, default_text)
 
 
-BOS = ("window", "text")
-SPARSITY_HELP = "unstructured; N:M such as 2:4, to zero N of every M weights; or neurons, to remove whole neurons."
-BOS_HELP = "Where to add a beginning-of-sequence token, if the tokenizer adds one: to every window or to the text."
+_SPARSITY_HELP = "unstructured; N:M such as 2:4, to zero N of every M weights; or neurons, to remove whole neurons."
+_BOS_HELP = "Where to add a beginning-of-sequence token, if the tokenizer adds one: to every window or to the text."
 
 #: Flags by section of the help.
 RECIPE_FLAGS = {
@@ -57,7 +54,7 @@ RECIPE_FLAGS = {
         RecipeFlag(
             "method", "--prune_method", Name(tuple(METHODS)), "Scoring method, see Methods below.", "", "METHOD"
         ),
-        RecipeFlag("sparsity_type", "--sparsity_type", str, SPARSITY_HELP),
+        RecipeFlag("sparsity_type", "--sparsity_type", str, _SPARSITY_HELP),
         RecipeFlag(
             "sparsity_ratio",
             "--sparsity_ratio",
@@ -117,7 +114,7 @@ RECIPE_FLAGS = {
     "Calibration": (
         RecipeFlag("nsamples", "--nsamples", int, "Number of sequences."),
         RecipeFlag("seqlen", "--seqlen", int, "Tokens per sequence, and per window of --eval."),
-        RecipeFlag("bos", "--bos", Name(BOS), BOS_HELP),
+        RecipeFlag("bos", "--bos", Name(("window", "text")), _BOS_HELP),
         RecipeFlag(
             "update",
             "--update",
@@ -140,31 +137,37 @@ SPELLING = {spec.field: spec.flag.split("/")[0] for section in RECIPE_FLAGS.valu
 MODEL = "Model"
 
 
-def recipe_flags(section: str, only: Collection[str] = SPELLING, heading: str | None = None) -> Decorator:
-    """Add flags of a section of :data:`RECIPE_FLAGS`: all of them, or those of the fields in ``only``."""
-    defaults = {f.name: f.default for f in fields(Recipe)}
+def flag(name: str, section: str, text: str, *, into: str = "", **attributes: Any) -> Decorator:
+    """A flag in a section of the help. Sets the parameter ``into``, by default the one with the name of the flag."""
+    names = (name, into) if into else (name,)
+    return click.option(*names, cls=Flag, section=section, help=text, **attributes)
+
+
+def recipe_flags(
+    section: str, only: Collection[str] = SPELLING, heading: str = "", unset: Mapping[str, str] | None = None
+) -> Decorator:
+    """Add flags of a section of :data:`RECIPE_FLAGS`: all of them, or those of the fields in ``only``.
+
+    Fields in ``unset`` have no default. It says what happens if they are not set.
+    """
+    defaults = {f.name: f.default for f in fields(Recipe)} | dict.fromkeys(unset or ())
 
     def add(command: Command) -> Command:
         for spec in reversed([spec for spec in RECIPE_FLAGS[section] if spec.field in only]):
             command = flag(
                 spec.flag,
-                spec.field,
-                section=heading or section,
+                heading or section,
+                spec.help,
+                into=spec.field,
                 is_flag=spec.kind is bool,
                 type=spec.kind,
                 default=defaults[spec.field],
-                help=spec.help,
-                default_text=spec.default_text,
+                default_text=(unset or {}).get(spec.field, spec.default_text),
                 metavar=spec.metavar,
             )(command)
         return command
 
     return add
-
-
-def flag(*names: str, **attributes: Any) -> Decorator:
-    """A flag of a command; see :class:`neuronrank_cli.command.Flag` for its section and default text."""
-    return click.option(*names, cls=Flag, **attributes)
 
 
 def model_flags(command: Command) -> Command:
@@ -175,76 +178,77 @@ def model_flags(command: Command) -> Command:
 
 def model_flag(what: str, **attributes: Any) -> Decorator:
     """A flag that names a model."""
-    return flag("--model", section=MODEL, metavar="MODEL", help=what, **attributes)
+    return flag("--model", MODEL, what, metavar="MODEL", **attributes)
 
 
 def device_flags(command: Command) -> Command:
     """Add --device and --dtype."""
-    for option in (
-        flag(
-            "--dtype",
-            section=MODEL,
-            type=Name(("auto", "float32", "bfloat16", "float16")),
-            default="auto",
-            help="Precision of the weights; auto keeps that of the checkpoint.",
-        ),
-        flag(
-            "--device",
-            section=MODEL,
-            metavar="DEVICE",
-            default="auto",
-            help="cpu, cuda, cuda:N or mps; auto selects CUDA if available.",
-        ),
-    ):
-        command = option(command)
-    return command
+    where = "cpu, cuda, cuda:N or mps; auto selects CUDA if available."
+    device = flag("--device", MODEL, where, metavar="DEVICE", default="auto")
+    precisions = Name(("auto", "float32", "bfloat16", "float16"))
+    what = "Precision of the weights; auto keeps that of the checkpoint."
+    return device(flag("--dtype", MODEL, what, type=precisions, default="auto")(command))
 
 
-def text_flag(spelling: str, section: str, what: str, default: str | None = "builtin", **attributes: Any) -> Decorator:
+def text_flag(name: str, section: str, what: str, default: str | None = "builtin", **attributes: Any) -> Decorator:
     """A flag that names a text."""
     text = f"{what}: builtin, a .txt or .jsonl file, or a hub data set, NAME[:CONFIG[:SPLIT]]."
-    return flag(spelling, section=section, metavar="SOURCE", default=default, help=text, **attributes)
+    return flag(name, section, text, metavar="SOURCE", default=default, **attributes)
 
 
-def windows_flag(spelling: str, section: str, default: int | None = None) -> Decorator:
+def windows_flag(name: str, section: str, default: int | None = None) -> Decorator:
     """A flag for the number of windows to evaluate."""
     text = "" if default else "all"
-    return count_flag(spelling, section, "Number of windows to evaluate.", default_text=text, default=default)
+    return count_flag(name, section, "Number of windows to evaluate.", default_text=text, default=default)
 
 
-def count_flag(spelling: str, section: str, text: str, *, low: int = 1, **attributes: Any) -> Decorator:
+def count_flag(name: str, section: str, text: str, *, low: int = 1, **attributes: Any) -> Decorator:
     """A flag that takes a whole number of at least ``low``."""
-    kind = click.IntRange(min=low)
-    return flag(spelling, section=section, type=kind, metavar="INTEGER", help=text, **attributes)
+    return flag(name, section, text, type=click.IntRange(min=low), metavar="INTEGER", **attributes)
 
 
-json_flag = flag(
-    "--json", "as_json", section=OUTPUT, is_flag=True, help="Print the result as JSON, with nothing else on stdout."
-)
-hidden_states_flag = flag(
-    "--hidden-states",
-    section=OUTPUT,
-    type=Name(("memory", "disk")),
-    default="memory",
-    help="Where to store hidden states between layers; disk uses a file next to the output.",
-)
+def eval_flag(section: str, text: str) -> Decorator:
+    """A flag that asks for the perplexity."""
+    return flag("--eval", section, text, into="evaluate", is_flag=True)
 
 
 def force_flag(what: str) -> Decorator:
     """A flag that allows the output to be replaced."""
     text = f"Replace {what}, and discard an unfinished run of a different command."
-    return flag("--force", section=OUTPUT, is_flag=True, help=text)
+    return flag("--force", OUTPUT, text, is_flag=True)
 
 
-def given(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
+json_flag = flag(
+    "--json", OUTPUT, "Print the result as JSON, with nothing else on stdout.", into="as_json", is_flag=True
+)
+hidden_states_flag = flag(
+    "--hidden-states",
+    OUTPUT,
+    "Where to store hidden states between layers; disk uses a file next to the output.",
+    type=Name(("memory", "disk")),
+    default="memory",
+)
+
+
+def fields_of(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a dataclass."""
+    return {f.name: values[f.name] for f in fields(kind) if f.name in values}
+
+
+def given(ctx: click.Context, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that the user set: by a flag, in the environment or in a file."""
     unset = (ParameterSource.DEFAULT, None)
     return {name: value for name, value in values.items() if ctx.get_parameter_source(name) not in unset}
 
 
+def warn_of_idle(ctx: click.Context, reasons: Mapping[str, str]) -> None:
+    """Warn of the flags that the user set and that have no effect, with the reasons."""
+    for name, reason in given(ctx, reasons).items():
+        warn(f"--{name.replace('_', '-')} has no effect {reason}")
+
+
 def recipe_of(ctx: click.Context, values: dict[str, Any]) -> Recipe:
     """The recipe for the values of a command. Values that the user set take precedence over the preset."""
-    chosen = given(ctx, {name: value for name, value in values.items() if name in SPELLING})
-    recipe = Recipe.from_preset(values.get("preset"), **chosen)
+    recipe = Recipe.from_preset(values.get("preset"), **given(ctx, fields_of(Recipe, values)))
     check_recipe(recipe)
     return recipe

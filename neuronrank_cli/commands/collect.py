@@ -40,15 +40,15 @@ def from_to(value: str) -> tuple[int, int]:
 @options.recipe_flags("Calibration", ("bos", "seed"), TEXT)
 @options.flag(
     "--documents",
-    section=TEXT,
+    TEXT,
+    "Range of the --nsamples sequences to collect, from 0, without TO.",
     type=from_to,
     metavar="FROM:TO",
     default_text="all",
-    help="Range of the --nsamples sequences to collect, from 0, without TO.",
 )
 @options.count_flag("--batch-size", TEXT, "Sequences per micro-batch.", default_text="about 2048 tokens")
 @options.recipe_flags("TF and IDF", ("signal", "threshold", "tokens_per_document"), STATISTICS)
-@options.flag("--save", section=OUTPUT, metavar="FOLDER", required=True, help="Output folder.")
+@options.flag("--save", OUTPUT, "Output folder.", metavar="FOLDER", required=True)
 @options.force_flag("existing statistics")
 @options.hidden_states_flag
 @options.json_flag
@@ -64,8 +64,7 @@ def collect(ctx: click.Context, /, as_json: bool, documents: tuple[int, int] | N
         from neuronrank_torch.runs.collect import run_collect
         from neuronrank_torch.runs.job import Job
 
-        names = ("model", "dataset", "save", "force", "device", "dtype", "batch_size", "hidden_states")
-        result = run_collect(Job(**{name: flags[name] for name in names}), recipe, documents, stages)
+        result = run_collect(Job(**options.fields_of(Job, flags)), recipe, documents, stages)
     show(result, as_json, print_statistics)
 
 

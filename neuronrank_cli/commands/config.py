@@ -6,17 +6,12 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from neuronrank_cli import options
-from neuronrank_cli.command import Command, Flag
-from neuronrank_cli.config_file import META
-from neuronrank_cli.console import print_json
-from neuronrank_cli.options import json_flag, recipe_of
-from neuronrank_core import PRESETS
+from neuronrank_cli.command import OUTPUT, Command, origin
+from neuronrank_cli.console import print_table, show
+from neuronrank_cli.options import flag, json_flag, recipe_of
 from neuronrank_core.methods import exponents
+from neuronrank_core.recipe import PRESETS
 
 _SOURCES = {
     ParameterSource.COMMANDLINE: "flag",
@@ -43,25 +38,21 @@ Example:
 @click.command(
     "config", cls=Command, configurable=False, context_settings={"ignore_unknown_options": True}, epilog=EXAMPLE
 )
-@options.flag("--show", metavar="COMMAND", required=True, help="Command whose settings to show.")
+@flag("--show", OUTPUT, "Command whose settings to show.", into="name", metavar="COMMAND", required=True)
 @json_flag
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def config(ctx: click.Context, /, show: str, as_json: bool, flags: tuple[str, ...]) -> None:
+def config(ctx: click.Context, /, name: str, as_json: bool, flags: tuple[str, ...]) -> None:
     """Show the value of every setting of a command, and its source.
 
     FLAGS are those of the command. In order of precedence, values come from flags, the environment, the file of
     --config, the preset, and the defaults.
     """
     group = ctx.find_root().command
-    command = group.commands.get(show) if isinstance(group, click.Group) else None
+    command = group.commands.get(name) if isinstance(group, click.Group) else None
     if command is None or command is ctx.command:
-        raise click.UsageError(f"{show!r} is not a command with settings", ctx)
-    settings = effective(command, flags, ctx.find_root())
-    if as_json:
-        print_json({name: asdict(setting) for name, setting in settings.items()})
-    else:
-        print_settings(settings)
+        raise click.UsageError(f"{name!r} is not a command with settings", ctx)
+    show(effective(command, flags, ctx.find_root()), as_json, print_settings)
 
 
 def effective(command: click.Command, flags: tuple[str, ...], parent: click.Context) -> dict[str, Setting]:
@@ -90,9 +81,7 @@ def _decided(ctx: click.Context) -> dict[str, Any]:
 def _setting(ctx: click.Context, parameter: click.Parameter, value: Any) -> Setting:
     source = ctx.get_parameter_source(str(parameter.name))
     if source in _SOURCES:
-        file = ctx.meta[META] if source is ParameterSource.DEFAULT_MAP else ""
-        where = parameter.origin(ctx) if isinstance(parameter, Flag) else file
-        return Setting(value, _SOURCES[source], where)
+        return Setting(value, _SOURCES[source], origin(parameter, ctx))
     preset = ctx.params.get("preset")
     if parameter.name in PRESETS.get(str(preset), {}):
         return Setting(value, "preset", str(preset))
@@ -101,9 +90,9 @@ def _setting(ctx: click.Context, parameter: click.Parameter, value: Any) -> Sett
 
 def print_settings(settings: dict[str, Setting]) -> None:
     """Print a line for each flag; a dash stands for a value that is not set."""
-    table = Table("flag", "value", "from")
-    for name, setting in settings.items():
-        value = "-" if setting.value is None else str(setting.value)
-        # Plain text, because rich interprets square brackets as markup.
-        table.add_row(name, Text(value), Text(f"{setting.source} {setting.where}".strip()))
-    Console().print(table)
+    headings = ("flag", "value", "from")
+    rows = [
+        [name, "-" if setting.value is None else str(setting.value), f"{setting.source} {setting.where}".strip()]
+        for name, setting in settings.items()
+    ]
+    print_table(headings, rows, left=headings)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from neuronrank_cli import options
 from neuronrank_cli.command import Command
-from neuronrank_cli.console import Stages, protocol, right_aligned, show, warn
-from neuronrank_core import InputError, Recipe
+from neuronrank_cli.console import Stages, print_table, protocol, show
+from neuronrank_core import InputError
+from neuronrank_core.recipe import Recipe
 
 if TYPE_CHECKING:
     from neuronrank_torch.runs.evaluate import EvalResult
@@ -26,17 +26,15 @@ _PERPLEXITY, _TASKS = ("dataset", "windows", "seqlen", "bos"), ("include_path", 
 @options.text_flag("--dataset", TEXT, "Evaluation text")
 @options.windows_flag("--windows", TEXT)
 @options.count_flag("--seqlen", TEXT, "Tokens per window.", low=2, default=Recipe.seqlen)
-@options.flag("--bos", section=TEXT, type=options.Name(options.BOS), default=Recipe.bos, help=options.BOS_HELP)
+@options.recipe_flags("Calibration", ("bos",), TEXT)
 @options.count_flag("--batch-size", TEXT, "Windows, or questions, per forward pass.", default=1)
 @options.flag(
     "--tasks",
-    section=TASKS,
+    TASKS,
+    "Tasks of lm-eval to run instead, separated by commas: hellaswag,arc_easy. Requires neuronrank[eval].",
     metavar="NAMES",
-    help="Tasks of lm-eval to run instead, separated by commas: hellaswag,arc_easy. Requires neuronrank[eval].",
 )
-@options.flag(
-    "--include-path", section=TASKS, metavar="FOLDER", help="Folder with more tasks, as YAML files for lm-eval."
-)
+@options.flag("--include-path", TASKS, "Folder with more tasks, as YAML files for lm-eval.", metavar="FOLDER")
 @options.count_flag("--fewshot", TASKS, "Solved examples in each prompt.", low=0, default_text="set by the task")
 @options.count_flag("--limit", TASKS, "Number of questions of each task.", default_text="all")
 @options.json_flag
@@ -47,8 +45,7 @@ def evaluate(ctx: click.Context, /, model: str, tasks: str | None, as_json: bool
     The text is tokenized as one string and split into consecutive windows of --seqlen tokens; the remainder is ignored.
     """
     idle, why = (_TASKS, "without --tasks") if tasks is None else (_PERPLEXITY, "with --tasks")
-    for name in options.given(ctx, dict.fromkeys(idle)):
-        warn(f"--{name.replace('_', '-')} has no effect {why}")
+    options.warn_of_idle(ctx, dict.fromkeys(idle, why))
     how = {name: value for name, value in how.items() if name not in idle}
     if tasks is None:
         _run_perplexity(model, how, as_json)
@@ -85,15 +82,15 @@ def _run_tasks(model: str, tasks: str, how: dict[str, Any], as_json: bool) -> No
 
 def print_tasks(result: TasksResult) -> None:
     """Print a line for each metric of each task, with its standard error."""
-    table = right_aligned("task", "examples", "metric", "value", "standard error", left=("task", "metric"))
+    rows = []
     for name, metrics in result.tasks.items():
         for key, value in metrics.items():
             metric, _, variant = key.partition(",")
             if variant and not metric.endswith("_stderr"):
                 error = metrics.get(f"{metric}_stderr,{variant}")
                 shown = metric if variant == "none" else f"{metric} ({variant})"
-                table.add_row(name, str(result.fewshot.get(name, "")), shown, _figure(value), _figure(error))
-    Console().print(table)
+                rows.append((name, str(result.fewshot.get(name, "")), shown, _figure(value), _figure(error)))
+    print_table(("task", "examples", "metric", "value", "standard error"), rows, left=("task", "metric"))
     asked = "all questions" if result.limit is None else f"the first {result.limit} questions of each task"
     click.echo(f"measured on: {asked}, with lm-eval {result.lm_eval}")
 

@@ -2,16 +2,15 @@
 
 import click
 
-from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.commands.collect import print_statistics
 from neuronrank_cli.console import Stages, show
-from neuronrank_cli.options import force_flag, json_flag
+from neuronrank_cli.options import flag, force_flag, json_flag
 
 
 @click.command(cls=Command)
 @click.argument("folders", nargs=-1, required=True)
-@options.flag("--save", section=OUTPUT, metavar="FOLDER", required=True, help="Output folder.")
+@flag("--save", OUTPUT, "Output folder.", metavar="FOLDER", required=True)
 @force_flag("existing statistics")
 @json_flag
 def merge(folders: tuple[str, ...], save: str, force: bool, as_json: bool) -> None:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
-from neuronrank_cli.console import Stages, protocol, right_aligned, show, size_text, warn
-from neuronrank_core import PRESETS, Recipe
+from neuronrank_cli.console import Stages, print_table, protocol, show, size_text, warn
 from neuronrank_core.methods import METHODS, exponents, mode, needs_text, requires, without_effect
+from neuronrank_core.recipe import PRESETS, Recipe
 from neuronrank_core.statistics.table import SAMPLE
 
 if TYPE_CHECKING:
     from neuronrank_torch.runs.prune_result import Plan, PruneResult
 
 EXPONENTS, CALIBRATION, PERPLEXITY = "Exponents of the score", "Calibration", "Perplexity"
-#: Flags with the name of the field of the job that they set.
-_JOB = ("model", "dataset", "stats", "save", "force", "hidden_states", "device", "dtype", "batch_size")
 EXAMPLE = """\b
 Example:
   neuronrank prune --model builtin:smollm2-135m --nsamples 32 \\
@@ -43,10 +38,10 @@ TABLES = {
 @options.recipe_flags("What to prune")
 @options.flag(
     "--preset",
-    section=EXPONENTS,
+    EXPONENTS,
+    "Preset exponents, see Presets below. Explicit flags take precedence.",
     metavar="PRESET",
     type=click.Choice(tuple(PRESETS)),
-    help="Preset exponents, see Presets below. Explicit flags take precedence.",
 )
 @options.recipe_flags(EXPONENTS)
 @options.recipe_flags("TF and IDF")
@@ -54,30 +49,25 @@ TABLES = {
 @options.text_flag("--dataset", CALIBRATION, "Calibration text")
 @options.flag(
     "--stats",
-    section=CALIBRATION,
+    CALIBRATION,
+    "Folder written by `neuronrank collect`; prune with these statistics instead of a text.",
     metavar="FOLDER",
-    help="Folder written by `neuronrank collect`; prune with these statistics instead of a text.",
 )
 @options.recipe_flags(CALIBRATION)
 @options.count_flag("--batch-size", CALIBRATION, "Sequences per micro-batch.", default_text="about 2048 tokens")
-@options.flag(
-    "--eval", "evaluate", section=PERPLEXITY, is_flag=True, help="Measure perplexity before and after pruning."
-)
+@options.eval_flag(PERPLEXITY, "Measure perplexity before and after pruning.")
 @options.text_flag("--eval-dataset", PERPLEXITY, "Evaluation text")
 @options.windows_flag("--eval-windows", PERPLEXITY)
 @options.flag(
-    "--save",
-    section=OUTPUT,
-    metavar="FOLDER",
-    help="Output folder: a Hugging Face model, with the result in neuronrank.json.",
+    "--save", OUTPUT, "Output folder: a Hugging Face model, with the result in neuronrank.json.", metavar="FOLDER"
 )
 @options.force_flag("an existing model")
 @options.hidden_states_flag
 @options.flag(
     "--dry-run",
-    section=OUTPUT,
+    OUTPUT,
+    "Check all inputs and show what would be pruned, with estimates of memory and time.",
     is_flag=True,
-    help="Check all inputs and show what would be pruned, with estimates of memory and time.",
 )
 @options.json_flag
 @click.pass_context
@@ -88,15 +78,12 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     rerun the same command to resume.
     """
     recipe = options.recipe_of(ctx, flags)
-    for note in flags_without_effect(recipe, flags, set(options.given(ctx, flags))):
-        warn(note)
+    _warn_of_idle(ctx, recipe, flags)
     if not (flags["save"] or flags["evaluate"] or flags["dry_run"]):
         raise click.UsageError("nothing to do with the result: give --save, --eval or --dry-run", ctx)
 
     with Stages() as stages:
         result = _run(recipe, flags, stages)
-    for note in result.notes:
-        warn(note)
     show(result, flags["as_json"], print_result)
 
 
@@ -107,24 +94,23 @@ def _run(recipe: Recipe, flags: dict[str, Any], stages: Stages) -> PruneResult:
     from neuronrank_torch.runs.prune import run_prune
 
     evaluation = Evaluation(flags["eval_dataset"], recipe.seqlen, flags["eval_windows"], recipe.bos)
-    job = Job(**{name: flags[name] for name in _JOB}, evaluation=evaluation if flags["evaluate"] else None)
+    job = Job(**options.fields_of(Job, flags), evaluation=evaluation if flags["evaluate"] else None)
     return plan_prune(job, recipe) if flags["dry_run"] else run_prune(job, recipe, stages)
 
 
-def flags_without_effect(recipe: Recipe, flags: dict[str, Any], chosen: set[str]) -> Iterator[str]:
-    """The flags that the user set and that have no effect on this run, with the reason."""
-    for name in without_effect(recipe, chosen):
-        yield f"{options.SPELLING[name]} has no effect on {_ignoring(recipe, name)}"
+def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> None:
+    """Warn of the flags that the user set and that have no effect on this run, with the reason."""
+    for name in without_effect(recipe, options.given(ctx, flags)):
+        warn(f"{options.SPELLING[name]} has no effect on {_ignoring(recipe, name)}")
     preset = PRESETS.get(flags["preset"], {})
     if preset and len(without_effect(recipe, preset)) == len(preset):
-        yield f"--preset has no effect on {recipe.method}"
+        warn(f"--preset has no effect on {recipe.method}")
     idle = _without_text(recipe, flags)
     if not flags["evaluate"]:
         idle |= dict.fromkeys(("eval_dataset", "eval_windows"), "without --eval")
     if not flags["save"]:
         idle |= dict.fromkeys(("force", "hidden_states"), "without --save")
-    for name in sorted(chosen & idle.keys()):
-        yield f"--{name.replace('_', '-')} has no effect {idle[name]}"
+    options.warn_of_idle(ctx, dict(sorted(idle.items())))
 
 
 def _without_text(recipe: Recipe, flags: dict[str, Any]) -> dict[str, str]:
@@ -154,7 +140,7 @@ def print_result(result: PruneResult) -> None:
     job, recipe, total, planned = result.job, result.recipe, result.total, result.plan is not None
     goal = f"{recipe.sparsity_ratio:.4g} {recipe.sparsity_type}"
     click.echo(f"{job.model}: {recipe.method}, {goal}{', planned' if planned else ''}")
-    Console().print(_layer_table(result))
+    _print_layers(result)
     if total.removed:
         verb = "to remove" if planned else "removed"
         click.echo(f"parameters {verb}: {total.removed:,}; the whole model has {total.parameters:,}")
@@ -185,20 +171,18 @@ def _print_plan(plan: Plan) -> None:
     click.echo("dry run: nothing was calibrated, pruned or saved")
 
 
-def _layer_table(result: PruneResult) -> Table:
-    """Sparsity by layer and in total; for a run that is done, with the time that each layer took."""
-    timed, gone = result.plan is None, "removed" if result.total.removed else "zeros"
-    table = right_aligned("layer", "weights", gone, "sparsity", *(["seconds"] if timed else []))
+def _print_layers(result: PruneResult) -> None:
+    """Print the sparsity by layer and in total; for a run that is done, with the time that each layer took."""
+    total, gone = result.total, "removed" if result.total.removed else "zeros"
+    headings = ("layer", "weights", gone, "sparsity", "seconds")[: 4 if result.plan else 5]
 
     def cells(name: str, size: int, lost: int, seconds: float) -> list[str]:
         share = lost / size if size else 0.0
-        return [name, f"{size:,}", f"{lost:,}", f"{share:.4%}", *([f"{seconds:.1f}"] if timed else [])]
+        return [name, f"{size:,}", f"{lost:,}", f"{share:.4%}", f"{seconds:.1f}"][: len(headings)]
 
+    rows = []
     for layer in result.layers:
         modules = layer.modules.values()
         size, lost = sum(module.size for module in modules), sum(getattr(module, gone) for module in modules)
-        table.add_row(*cells(str(layer.layer), size, lost, layer.seconds))
-    table.add_section()
-    total = result.total
-    table.add_row(*cells("total", total.prunable, getattr(total, gone), result.seconds), style="bold")
-    return table
+        rows.append(cells(str(layer.layer), size, lost, layer.seconds))
+    print_table(headings, rows, total=cells("total", total.prunable, getattr(total, gone), result.seconds))

@@ -4,10 +4,9 @@ from typing import Any
 
 import click
 
-from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.console import Stages, print_json, size_text
-from neuronrank_cli.options import RECIPE_FLAGS, count_flag, device_flags, json_flag, model_flag, text_flag
+from neuronrank_cli.options import count_flag, device_flags, flag, json_flag, model_flag, recipe_flags, text_flag
 from neuronrank_cli.output_file import check_output_file
 
 STATISTICS, TEXT = "Statistics", "Generated text"
@@ -15,40 +14,31 @@ STATISTICS, TEXT = "Statistics", "Generated text"
 _READING = {"tfidf_mode": "as in the run, or topic", "tfidf_k": "as in the run", "q_active": "as in the run"}
 
 
-def reading_flags(command: Any) -> Any:
-    """Add the flags of TF and IDF that can be changed after collection."""
-    for spec in reversed([spec for spec in RECIPE_FLAGS["TF and IDF"] if spec.field in _READING]):
-        command = options.flag(
-            spec.flag, spec.field, section=STATISTICS, type=spec.kind, help=spec.help, default_text=_READING[spec.field]
-        )(command)
-    return command
-
-
 @click.command(cls=Command)
 @click.argument("folder")
 @model_flag("Original model, before pruning.", default_text="the model of the run")
 @device_flags
-@options.flag(
+@flag(
     "--stats",
-    section=STATISTICS,
+    STATISTICS,
+    "Folder written by `neuronrank collect` for the original model. Without it, some sections are left out.",
     metavar="FOLDER",
-    help="Folder written by `neuronrank collect` for the original model. Without it, some sections are left out.",
 )
 @text_flag("--dataset", STATISTICS, "Text of the statistics", None, default_text="as recorded there")
-@reading_flags
+@recipe_flags("TF and IDF", _READING, STATISTICS, unset=_READING)
 @count_flag("--layers", STATISTICS, "Number of layers to show in detail.", default=6)
-@options.flag(
+@flag(
     "--prompt",
-    "prompts",
-    section=TEXT,
+    TEXT,
+    "Prompt to continue. Can be repeated.",
+    into="prompts",
     multiple=True,
     metavar="TEXT",
-    help="Prompt to continue. Can be repeated.",
     default_text="three short prompts",
 )
 @count_flag("--new-tokens", TEXT, "Tokens to generate; 0 leaves out the section.", low=0, default=40)
-@options.flag("--save", section=OUTPUT, metavar="FILE", default="report.html", help="Output file.")
-@options.flag("--force", section=OUTPUT, is_flag=True, help="Replace an existing file.")
+@flag("--save", OUTPUT, "Output file.", metavar="FILE", default="report.html")
+@flag("--force", OUTPUT, "Replace an existing file.", is_flag=True)
 @json_flag
 def report(save: str, force: bool, as_json: bool, prompts: tuple[str, ...], **how: Any) -> None:
     """Write an HTML page about a pruned model and its neurons.

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
-from neuronrank_cli.console import Stages, protocol, show, warn
+from neuronrank_cli.console import Stages, print_table, protocol, show, warn
 from neuronrank_cli.output_file import check_output_file
-from neuronrank_core import METHODS, InputError, Recipe
+from neuronrank_core import InputError, Recipe
+from neuronrank_core.methods import METHODS
 from neuronrank_core.search_space import DEFAULT_METHODS
 
 if TYPE_CHECKING:
@@ -35,37 +34,37 @@ Example:
 @options.model_flags
 @options.flag(
     "--stats",
-    section=SEARCH,
+    SEARCH,
+    "Folder written by `neuronrank collect`. The signal is that of the statistics.",
     metavar="FOLDER",
     required=True,
-    help="Folder written by `neuronrank collect`. The signal is that of the statistics.",
 )
 @options.count_flag("--trials", SEARCH, "Total number of recipes to try, including those of earlier runs.", default=30)
 @options.flag(
     "--prune_method",
-    "methods",
-    section=SEARCH,
+    SEARCH,
+    "Method to try. Can be repeated.",
+    into="methods",
     type=options.Name(tuple(METHODS)),
     multiple=True,
     default=DEFAULT_METHODS,
     metavar="METHOD",
-    help="Method to try. Can be repeated.",
 )
 @options.flag(
     "--proxy",
-    section=SEARCH,
-    is_flag=True,
-    help="Give up a recipe early if its error is more than twice that of the best recipe so far, measured after the "
+    SEARCH,
+    "Give up a recipe early if its error is more than twice that of the best recipe so far, measured after the "
     "first quarter of the layers on the first window.",
+    is_flag=True,
 )
 @options.recipe_flags("Calibration", ("seed",), SEARCH)
 @options.flag(
     "--storage",
-    section=SEARCH,
+    SEARCH,
+    "SQLite file, or URL of a database, that stores the trials. Rerun the same command to resume; several "
+    "processes can share it.",
     metavar="FILE",
     default_text="--save, with .db",
-    help="SQLite file, or URL of a database, that stores the trials. Rerun the same command to resume; several "
-    "processes can share it.",
 )
 @options.recipe_flags("What to prune", ("sparsity_type", "sparsity_ratio", "pruning_last"))
 @options.recipe_flags("What to prune", ("include_attention", "prune_lm_head"))
@@ -75,17 +74,17 @@ Example:
 @options.count_flag("--batch-size", EVALUATION, "Windows per forward pass.", default=1)
 @options.flag(
     "--test-dataset",
-    section=TEST,
+    TEST,
+    "Text on which the best recipe, Wanda and the default are measured once, at the end. No choice depends on it.",
     metavar="SOURCE",
-    help="Text on which the best recipe, Wanda and the default are measured once, at the end. No choice depends on it.",
 )
 @options.windows_flag("--test-windows", TEST)
 @options.flag(
     "--save",
-    section=OUTPUT,
+    OUTPUT,
+    "TOML file for the best recipe, to use with `neuronrank prune --config`.",
     metavar="FILE",
     required=True,
-    help="TOML file for the best recipe, to use with `neuronrank prune --config`.",
 )
 @options.force_flag("an existing file")
 @options.json_flag
@@ -106,8 +105,6 @@ def tune(ctx: click.Context, /, save: str, as_json: bool, **flags: Any) -> None:
     with Stages() as stages:
         best, result = _search(flags, recipe, file, stages)
         write_config(file, best, result)
-    for note in result.notes:
-        warn(note)
     show(result, as_json, print_tuned)
     if not as_json:
         click.echo(f"saved to: {save}")
@@ -120,8 +117,8 @@ def _search(flags: dict[str, Any], recipe: Recipe, file: Path, stages: Stages) -
     require_optuna()
     from neuronrank_torch.runs.tune.run import TuneJob, run_tune
 
-    values = {name: value for name, value in flags.items() if name in TuneJob.__dataclass_fields__}
-    return run_tune(TuneJob(**{**values, "storage": flags["storage"] or str(file.with_suffix(".db"))}), recipe, stages)
+    values = options.fields_of(TuneJob, flags) | {"storage": flags["storage"] or str(file.with_suffix(".db"))}
+    return run_tune(TuneJob(**values), recipe, stages)
 
 
 #: Fields that are fixed by the statistics.
@@ -130,7 +127,7 @@ _FIXED = {"propagate", "nsamples", "seqlen", "bos", "update"}
 
 def config_text(best: Recipe, result: TuneResult) -> str:
     """The recipe as a section [prune]: flags that are not the defaults, and the measured perplexity as a comment."""
-    best_value, where = result.best.perplexity, result.validation
+    where = result.validation
     compared = f"unpruned {result.dense:.4f}" + "".join(
         f", {one.start} {one.perplexity:.4f}" for one in result.trials if one.start == "wanda"
     )
@@ -141,7 +138,7 @@ def config_text(best: Recipe, result: TuneResult) -> str:
             settings[options.SPELLING[field.name].lstrip("-")] = value
     lines = [
         f"# Found by neuronrank {result.versions['neuronrank']} tune: the best of {len(result.trials)} recipes.",
-        f"# Perplexity {best_value:.4f} ({compared})",
+        f"# Perplexity {result.best.perplexity:.4f} ({compared})",
         f"# on {protocol(where.dataset, where)}.".replace("\n", " "),
         "[prune]",
         *(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()),
@@ -159,37 +156,32 @@ def write_config(file: Path, best: Recipe, result: TuneResult) -> None:
 
 def print_tuned(result: TuneResult) -> None:
     """Print the best recipe next to the starting points, the importance of the settings, and the test."""
-    console = Console()
-    table = Table("recipe", "trial")
-    table.add_column("perplexity", justify="right")
-    if result.test:
-        table.add_column("on test", justify="right")
+    tested = result.test.perplexity if result.test else {}
+    headings = ("recipe", "trial", "perplexity", *(["on test"] if result.test else []))
 
-    def row(name: str, number: str, value: float, key: str | None, style: str | None = None) -> None:
-        tested = result.test.perplexity.get(key or "") if result.test else None
-        shown = [f"{tested:.4f}" if tested is not None else ""] if result.test else []
-        table.add_row(name, number, f"{value:.4f}", *shown, style=style)
+    def cells(name: str, number: str, value: float, key: str) -> list[str]:
+        return [name, number, f"{value:.4f}", f"{tested[key]:.4f}" if key in tested else ""][: len(headings)]
 
-    row("unpruned", "", result.dense, "dense")
-    for one in sorted((t for t in result.trials if t.start), key=lambda t: -t.perplexity):
-        row(str(one.start), str(one.number), one.perplexity, one.start)
-    row("best", str(result.best.number), result.best.perplexity, "best", style="bold")
-    console.print(table)
+    starts = sorted((t for t in result.trials if t.start), key=lambda t: -t.perplexity)
+    rows = [cells(str(t.start), str(t.number), t.perplexity, str(t.start)) for t in starts]
+    print_table(
+        headings,
+        [cells("unpruned", "", result.dense, "dense"), *rows],
+        total=cells("best", str(result.best.number), result.best.perplexity, "best"),
+        left=("recipe", "trial"),
+        rule=False,
+    )
     where = result.validation
     click.echo(f"measured on: {protocol(where.dataset, where)}; {len(result.trials)} recipes")
     if result.given_up:
         click.echo(f"given up early: {result.given_up} recipes")
     if result.test:
         click.echo(f"test: {protocol(result.test.dataset, result.test)}")
-    _print_importance(console, result)
-
-
-def _print_importance(console: Console, result: TuneResult) -> None:
-    """Print the importance of the settings in this search next to the documented order."""
-    if not result.importance:
-        return
-    table = Table("most important settings", "importance", "documented rank")
-    for name, share in result.importance.items():
-        rank = str(result.documented_order.index(name) + 1) if name in result.documented_order else ""
-        table.add_row(options.SPELLING[name], f"{share:.0%}", rank)
-    console.print(table)
+    if result.importance:
+        documented = {name: str(rank) for rank, name in enumerate(result.documented_order, 1)}
+        headings = ("most important settings", "importance", "documented rank")
+        rows = [
+            [options.SPELLING[name], f"{share:.0%}", documented.get(name, "")]
+            for name, share in result.importance.items()
+        ]
+        print_table(headings, rows, left=headings)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from neuronrank_cli.command import Command
-from neuronrank_cli.console import Stages, right_aligned, show
+from neuronrank_cli.console import Stages, print_table, show
 from neuronrank_cli.options import count_flag, json_flag, model_flags, text_flag
 
 if TYPE_CHECKING:
@@ -49,26 +47,28 @@ def verify(ctx: click.Context, /, model: str, as_json: bool, **how: Any) -> None
 def print_verdict(result: VerifyResult) -> None:
     """Print the largest deviation of each quantity over the layers, the verdict, and the loss of precision."""
     layers = result.layers
-    table = _table("quantity", "worst", "in layer", "near-ties", "margin", "verdict")
+    table = []
     for name in layers[0].checks:
         rows = [(layer.checks[name], layer.layer) for layer in layers]
         # Of equal deviations, the check that compared least, so that a layer without comparable topics is shown.
         worst, where = max(rows, key=lambda row: (row[0].worst, -row[0].size))
         margin = max(check.margin for check, _ in rows)
         near_ties = sum(check.near_ties for check, _ in rows)
-        table.add_row(
+        row = [
             _shown(name),
             f"{worst.worst:.1e}" if worst.limit else f"{worst.worst:,} of {worst.size:,}",
             str(where),
             f"{near_ties:,}" if near_ties else "",
             f"{margin:.1e}" if margin else "",
             "holds" if all(check.holds for check, _ in rows) else "BROKEN",
-        )
+        ]
+        table.append(row)
     click.echo(
         f"{result.model} on {result.device} in {result.dtype}, {result.nsamples} sequences of {result.seqlen} tokens "
         f"of {result.dataset}, {len(layers)} layers, torch {result.versions['torch']}"
     )
-    Console().print(table)
+    headings = ("quantity", "worst", "in layer", "near-ties", "margin", "verdict")
+    print_table(headings, table, left=("quantity", "verdict"), no_wrap=True)
     if result.cost:
         _print_cost(result)
     broken = [str(layer.layer) for layer in layers if not all(check.holds for check in layer.checks.values())]
@@ -78,16 +78,13 @@ def print_verdict(result: VerifyResult) -> None:
 def _print_cost(result: VerifyResult) -> None:
     """Print how much half precision differs from float32."""
     click.echo(f"Difference between {result.dtype} and float32, in statistics and in masks of the default method:")
-    table = _table("quantity", "mean", "worst", "in layer")
+    table = []
     for name in sorted(result.cost[0].changed):
         rows = [(layer.changed[name], layer.layer) for layer in result.cost]
         worst, where = max(rows)
-        table.add_row(_shown(name), f"{sum(value for value, _ in rows) / len(rows):.2%}", f"{worst:.2%}", str(where))
-    Console().print(table)
-
-
-def _table(*headings: str) -> Table:
-    return right_aligned(*headings, left=("quantity", "verdict"), no_wrap=True)
+        mean = sum(value for value, _ in rows) / len(rows)
+        table.append([_shown(name), f"{mean:.2%}", f"{worst:.2%}", str(where)])
+    print_table(("quantity", "mean", "worst", "in layer"), table, left=("quantity",), no_wrap=True)
 
 
 def _shown(name: str) -> str:

@@ -138,10 +138,4 @@ def density(tf: list[float], idf: list[float], layer: dict[str, Any]) -> dict[st
         }
         for i, j, count in layer["cells"]
     ]
-    return {
-        "layer": layer["layer"],
-        "silent": layer["silent"],
-        "cells": cells,
-        "x_ticks": x.ticks(),
-        "y_ticks": y.ticks(),
-    }
+    return {**layer, "cells": cells, "x_ticks": x.ticks(), "y_ticks": y.ticks()}
