@@ -237,4 +237,8 @@ def layers_done(decoder: Decoder, hidden: Tensor) -> Iterator[None]:
 
 
 def _call(forward: Forward, device: torch.device, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Any:
+    alibi = kwargs.get("alibi")
+    if isinstance(alibi, Tensor) and alibi.shape[0] > 1:
+        # BLOOM and Falcon lay the heads of all sequences out in one dimension.
+        kwargs = {**kwargs, "alibi": alibi.repeat(len(hidden), *[1] * (alibi.ndim - 1))}
     return forward(hidden.to(device), *args, **kwargs)

@@ -4,6 +4,7 @@
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from neuronrank_torch.model.families import LAYOUTS
 #: Names of modules in an MLP; and of those beside it that route tokens, normalise, attend or embed.
 _MLP_PART = re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|\bdense", re.IGNORECASE)
 _NO_MLP_PART = re.compile(r"gate(\.|$)|router|norm|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
+#: Names of the list of layers.
+_LAYERS = ("layers", "h", "blocks")
 #: Names of encoders whose layers read no text.
 _OTHER_INPUT = re.compile(r"vision|visual|image|video|audio|speech|tower|perceiver", re.IGNORECASE)
 
@@ -117,15 +120,18 @@ def find_decoder(model: nn.Module) -> Decoder:
             f"{type(model).__name__} has another stack of layers with MLPs, which would stay dense: {others[0]}",
             hint="this model family cannot be pruned yet",
         )
-    return Decoder(body, [resolve_layer(module, index) for index, module in enumerate(body.layers)])
+    return Decoder(body, [resolve_layer(module, index) for index, module in enumerate(_layers_of(body))])
 
 
 def _has_layers(body: nn.Module) -> bool:
     """Whether a module calls a list of layers of which some have MLPs or experts."""
-    layers = getattr(body, "layers", None)
-    return isinstance(layers, nn.ModuleList) and any(
-        _find_mlps(module, index) or find_experts(module, index) for index, module in enumerate(layers)
-    )
+    return any(_find_mlps(module, index) or find_experts(module, index) for index, module in enumerate(_layers_of(body)))
+
+
+def _layers_of(body: nn.Module) -> Iterable[nn.Module]:
+    """The list of layers of a module; empty if it has none."""
+    lists = (getattr(body, name, None) for name in _LAYERS)
+    return next((layers for layers in lists if isinstance(layers, nn.ModuleList)), ())
 
 
 def resolve_layer(module: nn.Module, index: int) -> Layer:
