@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from neuronrank_core.errors import InvalidValueError, NonFiniteError
-from neuronrank_torch.calibration.layerwise import LayerRun, layers_done, run_layers
+from neuronrank_torch.calibration.layerwise import LayerRun, Others, layers_done, run_layers
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.model.limits import check_tokens
 from neuronrank_torch.model.streaming import HEAD, Resident
@@ -165,8 +165,8 @@ def perplexity(
             with ExitStack() as context:
                 if decoder is not None and resident is not None:
                     at_layer = _layer_progress(progress, stage, len(decoder.layers), number, len(blocks))
-                    hidden = _through_layers(decoder, tokens, batch_size, at_layer, resident)
-                    context.enter_context(layers_done(decoder, hidden))
+                    outputs = _through_layers(decoder, tokens, batch_size, at_layer, resident)
+                    context.enter_context(layers_done(decoder, *outputs))
                     context.enter_context(resident(HEAD))
                     nll += ranks.union(_block_nll(model, tokens, batch_size, block.start))
                 else:
@@ -195,16 +195,19 @@ def _layer_progress(progress: Progress, stage: str, layers: int, block: int, blo
 
 def _through_layers(
     decoder: Decoder, windows: torch.Tensor, batch_size: int, at_layer: Callable[[int], None], resident: Resident
-) -> torch.Tensor:
-    """Hidden states of windows after the last layer."""
+) -> tuple[torch.Tensor, Others]:
+    """Hidden states of windows after the last layer, and what it returns besides."""
+    others: Others = None
 
     def visit(run: LayerRun) -> None:
+        nonlocal others
         at_layer(run.index)
         run.feed(keep=True)
+        others = run.others
 
     hidden = run_layers(decoder, windows, visit, batch_size=batch_size, resident=resident)
     at_layer(len(decoder.layers))
-    return hidden
+    return hidden, others
 
 
 def _block_nll(

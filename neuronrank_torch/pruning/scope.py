@@ -22,7 +22,7 @@ def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[
     InputError
         If the recipe includes modules that the model does not have, or its pattern does not divide their inputs.
     MissingStatisticsError
-        If the model has no gated MLP.
+        If the model has no MLP in a known layout.
     """
     decoder = find_decoder(model)
     refuse_modes(decoder, recipe)
