@@ -326,3 +326,18 @@ def test_what_a_layer_returns_besides_may_be_left_lying() -> None:
     assert isinstance(find_decoder(model).layers[0], Layer)
     report = pruned(model, recipe(method="wanda"))
     assert report.total.zeros == report.total.prunable // 2
+
+
+def test_a_router_is_no_mlp() -> None:
+    model = plain("gpt2")
+    for block in model.transformer.h:
+        block.router = nn.Module()
+        block.router.fc1, block.router.fc2 = nn.Linear(HIDDEN, NEURONS), nn.Linear(NEURONS, HIDDEN)
+    assert [layer.mlp.module for layer in find_decoder(model).layers] == [block.mlp for block in model.transformer.h]
+
+
+def test_a_model_without_embeddings_of_its_own_is_refused() -> None:
+    model = _Passing("not at all")
+    model.embed = nn.ModuleList([model.embed])
+    with pytest.raises(InputError, match="_Passing has no single table of input embeddings"):
+        pruned(model, recipe(method="wanda"))
