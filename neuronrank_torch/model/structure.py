@@ -18,8 +18,8 @@ from neuronrank_torch.model.families import LAYOUTS
 #: Names of modules in an MLP; and of those beside it that route tokens, normalise, attend or embed.
 _MLP_PART = re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|\bdense", re.IGNORECASE)
 _NO_MLP_PART = re.compile(r"gate(\.|$)|router|norm|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
-#: Names of modules that route tokens: they may hold a plain MLP.
-_ROUTER = re.compile(r"gate(\.|$)|router", re.IGNORECASE)
+#: Names of modules that route or normalise tokens: they may have the matrices of a plain MLP.
+_ROUTER_OR_NORM = re.compile(r"gate(\.|$)|router|norm", re.IGNORECASE)
 #: Names of the list of layers.
 _LAYERS = ("layers", "h", "blocks")
 #: Names of encoders whose layers read no text.
@@ -170,7 +170,7 @@ def _refuse_leftovers(layer: nn.Module, index: int, mlps: tuple[Mlp, ...]) -> No
 def _find_mlps(layer: nn.Module, index: int) -> tuple[Mlp, ...]:
     named = layer.named_modules()
     found = ((name, layout.find(module, index)) for name, module in named for layout in LAYOUTS.values())
-    return tuple(mlp for name, mlp in found if mlp is not None and (mlp.gated or not _ROUTER.search(name)))
+    return tuple(mlp for name, mlp in found if mlp is not None and (mlp.gated or not _ROUTER_OR_NORM.search(name)))
 
 
 def _find_attention(layer: nn.Module, index: int) -> Block | None:

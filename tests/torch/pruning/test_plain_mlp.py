@@ -328,11 +328,13 @@ def test_what_a_layer_returns_besides_may_be_left_lying() -> None:
     assert report.total.zeros == report.total.prunable // 2
 
 
-def test_a_router_is_no_mlp() -> None:
+@pytest.mark.parametrize("name", ["router", "input_norm"])
+def test_the_matrices_of_a_router_or_norm_are_no_mlp(name: str) -> None:
     model = plain("gpt2")
     for block in model.transformer.h:
-        block.router = nn.Module()
-        block.router.fc1, block.router.fc2 = nn.Linear(HIDDEN, NEURONS), nn.Linear(NEURONS, HIDDEN)
+        other = nn.Module()
+        other.fc1, other.fc2 = nn.Linear(HIDDEN, NEURONS), nn.Linear(NEURONS, HIDDEN)
+        block.add_module(name, other)
     assert [layer.mlp.module for layer in find_decoder(model).layers] == [block.mlp for block in model.transformer.h]
 
 
