@@ -86,7 +86,9 @@ class Method(ABC):
             How strongly each neuron fires; its TF by default.
         """
         e = self.exponents(context.recipe)
-        factor = np.ones(len(context.weights["gate_proj"]))
+        weights = context.weights
+        # A plain MLP has no gate.
+        factor = np.ones(len(weights["gate_proj"]) if "gate_proj" in weights else weights["down_proj"].shape[1])
         if e.tf_exp:
             factor = (self.neurons(context).tf if strength is None else strength) ** e.tf_exp
         if e.idf_exp:

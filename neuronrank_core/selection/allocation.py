@@ -66,7 +66,7 @@ def error_histogram(context: ScoringContext, residual: float) -> NDArray[np.int6
             f"the hidden states after layer {context.layer} are zero or not finite", hint="check the model's weights"
         )
     counts = np.zeros(len(LOG2_EDGES) - 1, dtype=np.int64)
-    for module in NEURON_AXIS:
+    for module in filter(context.weights.__contains__, NEURON_AXIS):
         error = np.asarray(context.kernels.to_numpy(removal_error(module, context)), dtype=np.float64)
         if not np.isfinite(error).all():
             raise NonFiniteError(

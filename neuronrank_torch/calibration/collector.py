@@ -16,7 +16,6 @@ from neuronrank_core.methods import METHODS, method_of
 from neuronrank_core.statistics.table import (
     INPUTS,
     SAMPLE,
-    SHARED_INPUT,
     SIGNAL,
     LayerStatistics,
     merge,
@@ -24,7 +23,7 @@ from neuronrank_core.statistics.table import (
 )
 from neuronrank_torch import kernels
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
-from neuronrank_torch.model.blocks import Block, Mlp
+from neuronrank_torch.model.blocks import Block, Mlp, by_input
 from neuronrank_torch.model.experts import tokens_of
 from neuronrank_torch.model.structure import Decoder, Layer
 
@@ -115,17 +114,20 @@ class _TableBuilder:
         self.expert = block.expert if isinstance(block, Mlp) else None
         method = method_of(recipe)
         self.kinds = (method if isinstance(block, Mlp) else METHODS[method.beyond_mlp]).requires(recipe)
+        # The magnitude of a plain MLP's pre-activation is no strength under ReLU.
+        self.gated = "gate_proj" in block.projections
+        self.signal = recipe.signal if self.gated else "product"
         self._rows: list[LayerStatistics] = []
         self._batch: dict[str, Tensor] = {}
 
     def watch(self) -> list[Any]:
         """Install hooks that reduce the activations of the block's modules."""
         hooks = []
-        for role, projection in self.block.projections.items():
-            if INPUTS in self.kinds and role not in SHARED_INPUT:
+        for role, projection in by_input(self.block.projections).items():
+            if INPUTS in self.kinds:
                 hooks.append(projection.on_input(lambda x, role=role: self.see_input(role, x)))  # type: ignore[misc]
         if self.kinds & {SIGNAL, SAMPLE}:
-            hooks.append(self.block.projections["gate_proj"].on_output(self.see_gate))
+            hooks.append(self.block.projections["gate_proj" if self.gated else "up_proj"].on_output(self.see_gate))
             hooks.append(self.block.projections["down_proj"].on_input(self.see_product))
         return hooks
 
@@ -149,17 +151,17 @@ class _TableBuilder:
         self._batch[f"input_mean_square.{role}"] = kernels.mean_square(self._by_document(x))
 
     def see_gate(self, gate: Tensor) -> None:
-        """Reduce the gate's output, shape (documents, tokens, neurons)."""
+        """Reduce the output of the gate (of ``up_proj`` in a plain MLP), shape (documents, tokens, neurons)."""
         gate = self._by_document(gate)
         if SIGNAL in self.kinds:
             self._batch["open_gate"] = kernels.open_gates(gate, self.recipe.threshold)
-        if self.recipe.signal != "product":
-            activation = self.block.activation if self.recipe.signal == "activated" else None  # type: ignore[attr-defined]
+        if self.signal != "product":
+            activation = self.block.activation if self.signal == "activated" else None  # type: ignore[attr-defined]
             self._see_signal(gate if activation is None else activation(gate))
 
     def see_product(self, product: Tensor) -> None:
         """Reduce the input of ``down_proj``, shape (documents, tokens, neurons)."""
-        if self.recipe.signal == "product":
+        if self.signal == "product":
             self._see_signal(self._by_document(product))
 
     def _see_signal(self, activation: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neuronrank_core.errors import NonFiniteError
 from neuronrank_torch.distributed.ranks import Ranks
-from neuronrank_torch.model.blocks import Block, Mlp
+from neuronrank_torch.model.blocks import Block, Mlp, by_input
 
 
 class GramCollector(ExitStack):
@@ -22,7 +22,7 @@ class GramCollector(ExitStack):
     blocks : sequence of Block
         Blocks of the layer.
     roles : iterable of str
-        Projections whose inputs are collected; ``SHARED_INPUT`` lists the others that these cover.
+        Names of the inputs that are collected; ``SHARED_INPUT`` lists the projections that share them.
     dense : Mlp, optional
         The MLP before its gate and up were pruned. If given and ``down_proj`` is among the roles, ``cross`` is
         ``H_dense' H``, by which ``down_proj`` can be fitted to the dense layer's outputs.
@@ -32,7 +32,10 @@ class GramCollector(ExitStack):
         super().__init__()
         self.blocks, self.roles, self.dense = blocks, tuple(roles), dense
         self.projections = {
-            role: projection for block in blocks for role, projection in block.projections.items() if role in self.roles
+            role: projection
+            for block in blocks
+            for role, projection in by_input(block.projections).items()
+            if role in self.roles
         }
         self.gram = {role: self._zeros(role) for role in self.roles}
         self.cross = self._zeros("down_proj") if dense is not None and "down_proj" in self.roles else None

@@ -6,6 +6,7 @@ rotary tables, masks and caches, so this works independently of its family and v
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
@@ -20,6 +21,7 @@ from neuronrank_torch.model.limits import check_tokens
 from neuronrank_torch.model.structure import Decoder, Layer
 
 Forward = Callable[..., Any]
+Others = tuple[Any, ...] | None
 Handler = Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -56,8 +58,9 @@ class LayerRun:
     ) -> None:
         self.index, self.layer, self.hidden, self.forward = layer.index, layer, hidden, forward
         self.batch_size, self.first, self.on_batch = batch_size, first, on_batch
-        #: What the layer returns besides hidden states, if it returns a tuple.
-        self.others: tuple[Any, ...] | None = None
+        #: What the layer returns besides hidden states, if it returns a tuple; NaN in place of numbers, such as
+        #: attention weights, which depend on the text.
+        self.others: Others = None
 
     def feed(self, *, keep: bool, after: Callable[[int], None] = lambda first: None) -> None:
         """Run every micro-batch through the layer.
@@ -72,11 +75,29 @@ class LayerRun:
         for start in range(0, len(self.hidden), self.batch_size):
             batch = self.hidden[start : start + self.batch_size]
             output = self.forward(batch)
-            self.others = output[1:] if isinstance(output, tuple) else None
+            self.others = tuple(map(_unusable, output[1:])) if isinstance(output, (tuple, list)) else None
             if keep:
-                batch.copy_(output[0] if isinstance(output, tuple) else output)
+                batch.copy_(output[0] if isinstance(output, (tuple, list)) else output)
             after(self.first + start)
             self.on_batch(self.index)
+
+
+def _unusable(value: Any) -> Any:
+    """The value; a tensor of numbers as one of the same shape that holds NaN, so that its use shows."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.new_full((), math.nan).expand(value.shape)
+    return value
+
+
+def _has_nan(value: Any) -> bool:
+    """Whether an argument of a layer contains NaN; looks into containers."""
+    if isinstance(value, Tensor):
+        return value.is_floating_point() and bool(value.isnan().any())
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return False
+    return any(map(_has_nan, value))
 
 
 @contextmanager
@@ -188,19 +209,24 @@ def run_layers(
     hidden = embed(decoder, sequences, room)
     last = len(decoder.layers) - 1
     called: list[int] = []
+    others: Others = None
 
     def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal others
+        if any(isinstance(item, Tensor) for item in others or ()) and _has_nan((args, kwargs)):
+            raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         bound = partial(_call, forward, args[0].device, args[1:], kwargs)
         run = LayerRun(decoder.layers[index], hidden, bound, batch_size, first, on_batch)
         with resident(index):
             visit(run)
         called.append(index)
-        if any(isinstance(item, Tensor) for item in run.others or ()):
+        others = run.others
+        if any(isinstance(item, Tensor) and not item.is_floating_point() for item in others or ()):
             raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         if index == last:
             raise _Stop
         # Only a placeholder: the next layer reads its hidden states from the buffer.
-        return args[0] if run.others is None else (args[0], *run.others)
+        return args[0] if others is None else (args[0], *others)
 
     with _replaced([layer.module for layer in decoder.layers], visit_layer), suppress(_Stop):
         decoder.body(input_ids=_example(sequences), use_cache=False)
@@ -214,7 +240,7 @@ def _unsupported(decoder: Decoder, what: str) -> InputError:
 
 
 @contextmanager
-def layers_done(decoder: Decoder, hidden: Tensor) -> Iterator[None]:
+def layers_done(decoder: Decoder, hidden: Tensor, others: Others = None) -> Iterator[None]:
     """Let the model's forward continue from given hidden states after the last layer, without running its layers.
 
     Parameters
@@ -222,19 +248,26 @@ def layers_done(decoder: Decoder, hidden: Tensor) -> Iterator[None]:
     decoder : Decoder
     hidden : Tensor, shape (sequences, seqlen, hidden_size)
         From :func:`run_layers`. Call the model with the same sequences in the same order, in batches of any size.
+    others : tuple, optional
+        :attr:`LayerRun.others`.
     """
     batches = iter(hidden)
     last = len(decoder.layers) - 1
 
     def skip(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         del forward, kwargs
-        if index < last:
-            return args[0]
-        return torch.stack([next(batches) for _ in args[0]]).to(args[0].device)
+        states = args[0] if index < last else torch.stack([next(batches) for _ in args[0]]).to(args[0].device)
+        return states if others is None else (states, *others)
 
     with _replaced([layer.module for layer in decoder.layers], skip):
         yield
 
 
 def _call(forward: Forward, device: torch.device, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Any:
+    # The arguments are those of one sequence. BLOOM and Falcon do not broadcast alibi, nor XGLM its mask.
+    alibi = kwargs.get("alibi")
+    if isinstance(alibi, Tensor):
+        kwargs = {**kwargs, "alibi": alibi.repeat(len(hidden), *[1] * (alibi.ndim - 1))}
+    if args and isinstance(args[0], Tensor) and args[0].ndim == 4 and len(args[0]) == 1:
+        args = (args[0].expand(len(hidden), -1, -1, -1), *args[1:])
     return forward(hidden.to(device), *args, **kwargs)

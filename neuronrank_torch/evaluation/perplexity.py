@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from neuronrank_core.errors import InvalidValueError, NonFiniteError
-from neuronrank_torch.calibration.layerwise import LayerRun, layers_done, run_layers
+from neuronrank_torch.calibration.layerwise import LayerRun, Others, layers_done, run_layers
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.model.eval_mode import eval_mode
 from neuronrank_torch.model.limits import check_tokens
@@ -203,14 +203,17 @@ def _through_layers(
     decoder: Decoder, windows: torch.Tensor, batch_size: int, at_layer: Callable[[int], None], resident: Resident
 ) -> Iterator[None]:
     """Run windows through the layers of a streamed model; then its forward goes on from there, with the head."""
+    others: Others = None
 
     def visit(run: LayerRun) -> None:
+        nonlocal others
         at_layer(run.index)
         run.feed(keep=True)
+        others = run.others
 
     hidden = run_layers(decoder, windows, visit, batch_size=batch_size, resident=resident)
     at_layer(len(decoder.layers))
-    with layers_done(decoder, hidden), resident(HEAD):
+    with layers_done(decoder, hidden, others), resident(HEAD):
         yield
 
 

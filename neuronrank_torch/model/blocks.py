@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from neuronrank_core.errors import InputError
+from neuronrank_core.statistics.table import SHARED_INPUT
 
 #: Roles of the matrices of an MLP and of attention: their names in statistics and reports, for every model family.
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -59,6 +60,14 @@ class Projection:
         return self.module.register_forward_hook(lambda module, args, output: see(self.output_part(output)))
 
 
+def by_input(projections: Mapping[str, Projection]) -> dict[str, Projection]:
+    """A matrix for each input, by the name under which statistics hold that input."""
+    found: dict[str, Projection] = {}
+    for role, projection in projections.items():
+        found.setdefault(SHARED_INPUT.get(role, role), projection)
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """Matrices that are scored by one table of statistics.
@@ -97,6 +106,8 @@ class Block:
 class Mlp(Block):
     """An MLP, or one expert: its neurons are rows of ``gate_proj`` and ``up_proj`` and columns of ``down_proj``.
 
+    A plain MLP has no ``gate_proj``: its ``up_proj`` produces the neurons alone.
+
     Parameters
     ----------
     activation_name : str
@@ -107,6 +118,11 @@ class Mlp(Block):
 
     activation_name: str = "act_fn"
     expert: int | None = None
+
+    @property
+    def gated(self) -> bool:
+        """Whether it has a gate."""
+        return "gate_proj" in self.projections
 
     @property
     def activation(self) -> Callable[[Tensor], Tensor]:
@@ -143,7 +159,7 @@ class Mlp(Block):
         return seen[0]
 
     def remove_neurons(self, kept: Tensor, down_weight: Tensor) -> None:
-        """Remove all other neurons: rows of gate and up, columns of down.
+        """Remove all other neurons: rows of gate and up, columns of down. Not for matrices that are stored transposed.
 
         Parameters
         ----------
@@ -153,9 +169,7 @@ class Mlp(Block):
             New weight of ``down_proj``.
         """
         neurons = self.neurons
-        producers: Any = {
-            id(self.projections[role].module): self.projections[role].module for role in MLP_PROJECTIONS[:2]
-        }
+        producers: Any = {id(p.module): p.module for role, p in self.projections.items() if role != "down_proj"}
         for module in producers.values():
             # A fused matrix (gate above up) loses the rows of both.
             rows = torch.cat([kept + start for start in range(0, len(module.weight), neurons)])

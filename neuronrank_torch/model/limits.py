@@ -16,9 +16,15 @@ def check_tokens(model: Any, sequences: Any) -> None:
     Raises
     ------
     InputError
-        Names the token and the size of the vocabulary, or the length and the allowed range.
+        Names the token and the size of the vocabulary, the length and the allowed range, or the missing embeddings.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    try:
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+    except (AttributeError, NotImplementedError):  # Transformers raises the latter where it cannot find them.
+        raise InputError(
+            f"{type(model).__name__} has no single table of input embeddings",
+            hint="this model family cannot be used yet",
+        ) from None
     top = int(sequences.max()) if len(sequences) else 0  # A rank may have no sequences.
     # On CUDA, reading beyond the embedding table leaves the device unusable for the rest of the process.
     if top >= vocabulary:

@@ -4,6 +4,7 @@
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,10 @@ from neuronrank_torch.model.families import LAYOUTS
 #: Names of modules in an MLP; and of those beside it that route tokens, normalise, attend or embed.
 _MLP_PART = re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|\bdense", re.IGNORECASE)
 _NO_MLP_PART = re.compile(r"gate(\.|$)|router|norm|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
+#: Names of modules that route or normalise tokens: they may have the matrices of a plain MLP.
+_ROUTER_OR_NORM = re.compile(r"gate(\.|$)|router|norm", re.IGNORECASE)
+#: Names of the list of layers.
+_LAYERS = ("layers", "h", "blocks")
 #: Names of encoders whose layers read no text.
 _OTHER_INPUT = re.compile(r"vision|visual|image|video|audio|speech|tower|perceiver", re.IGNORECASE)
 
@@ -101,9 +106,9 @@ def find_decoder(model: nn.Module) -> Decoder:
     Raises
     ------
     MissingStatisticsError
-        If the model has no list of layers with gated MLPs or experts, or one of the layers has neither.
+        If the model has no list of layers with MLPs or experts in a known layout, or one of the layers has neither.
     UnsupportedModelError
-        If a layer has several gated MLPs, or experts that cannot be pruned.
+        If a layer has several MLPs, or experts that cannot be pruned.
     """
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     stacks = {name: body for name, body in model.named_modules() if _has_layers(body) and not _OTHER_INPUT.search(name)}
@@ -117,15 +122,20 @@ def find_decoder(model: nn.Module) -> Decoder:
             f"{type(model).__name__} has another stack of layers with MLPs, which would stay dense: {others[0]}",
             hint="this model family cannot be pruned yet",
         )
-    return Decoder(body, [resolve_layer(module, index) for index, module in enumerate(body.layers)])
+    return Decoder(body, [resolve_layer(module, index) for index, module in enumerate(_layers_of(body))])
 
 
 def _has_layers(body: nn.Module) -> bool:
     """Whether a module calls a list of layers of which some have MLPs or experts."""
-    layers = getattr(body, "layers", None)
-    return isinstance(layers, nn.ModuleList) and any(
-        _find_mlps(module, index) or find_experts(module, index) for index, module in enumerate(layers)
+    return any(
+        _find_mlps(module, index) or find_experts(module, index) for index, module in enumerate(_layers_of(body))
     )
+
+
+def _layers_of(body: nn.Module) -> Iterable[nn.Module]:
+    """The list of layers of a module; empty if it has none."""
+    lists = (getattr(body, name, None) for name in _LAYERS)
+    return next((layers for layers in lists if isinstance(layers, nn.ModuleList)), ())
 
 
 def resolve_layer(module: nn.Module, index: int) -> Layer:
@@ -158,8 +168,9 @@ def _refuse_leftovers(layer: nn.Module, index: int, mlps: tuple[Mlp, ...]) -> No
 
 
 def _find_mlps(layer: nn.Module, index: int) -> tuple[Mlp, ...]:
-    found = (layout.find(module, index) for module in layer.modules() for layout in LAYOUTS.values())
-    return tuple(mlp for mlp in found if mlp is not None)
+    named = layer.named_modules()
+    found = ((name, layout.find(module, index)) for name, module in named for layout in LAYOUTS.values())
+    return tuple(mlp for name, mlp in found if mlp is not None and (mlp.gated or not _ROUTER_OR_NORM.search(name)))
 
 
 def _find_attention(layer: nn.Module, index: int) -> Block | None:

@@ -41,7 +41,7 @@ class AllocationPass:
         if run.layer not in self.layers:
             run.feed(keep=True)
             return
-        with LayerCollector(run.layer, [run.layer.mlp], self.statistics) as collector:
+        with LayerCollector(run.layer, [run.layer.mlp], self.statistics, run.hidden.shape[1]) as collector:
             run.feed(keep=True, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
         [table] = collector.statistics(self.ranks)
         if table is not None:

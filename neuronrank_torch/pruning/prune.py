@@ -47,7 +47,7 @@ def prune(
     Parameters
     ----------
     model : transformers model
-        A decoder with gated MLPs, on the device to use. If the run fails, finished layers remain pruned.
+        A decoder with gated or plain MLPs, on the device to use. If the run fails, finished layers remain pruned.
     tokenizer : transformers tokenizer
     recipe : Recipe
     texts : str or iterable of str
@@ -75,7 +75,7 @@ def prune(
     InputError
         If the text is too short, or the recipe includes modules that the model does not have.
     MissingStatisticsError
-        If the model has no gated MLP.
+        If the model has no MLP in a known layout.
     AllZeroMetricError, NonFiniteError
         If all scores are zero, or a value is NaN or Inf.
     """

@@ -22,7 +22,7 @@ def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[
     InputError
         If the recipe includes modules that the model does not have, or its pattern does not divide their inputs.
     MissingStatisticsError
-        If the model has no gated MLP.
+        If the model has no MLP in a known layout.
     """
     decoder = find_decoder(model)
     refuse_modes(decoder, recipe)
@@ -48,12 +48,12 @@ def first_pruned(recipe: Recipe, layers: int) -> tuple[int, list[str]]:
 
 
 def refuse_modes(decoder: Decoder, recipe: Recipe) -> None:
-    """Refuse settings that do not support a mixture of experts.
+    """Refuse settings that do not support the model's MLPs.
 
     Raises
     ------
     InputError
-        If the recipe has such a setting and the model has experts; names the flag.
+        Names the flag.
     """
     layer = next((layer for layer in decoder.layers if layer.experts is not None), None)
     modes = {
@@ -68,6 +68,13 @@ def refuse_modes(decoder: Decoder, recipe: Recipe) -> None:
                 f" fused tensors of {len(layer.mlps)} experts)",
                 hint="leave it out: experts can be pruned unstructured or N:M, all at one ratio",
             )
+    bare = next((layer for layer in decoder.layers if layer.mlps[0].module is layer.module), None)
+    if recipe.update != "none" and bare is not None:
+        raise InputError(
+            f"--update {recipe.update} needs an MLP in a module of its own, but {type(bare.module).__name__} has its"
+            " matrices in the decoder layer itself",
+            hint="leave it out: weights are then pruned without an update",
+        )
     config: Any = getattr(decoder.body, "config", None)
     widths = {mlp.neurons for layer in decoder.layers for mlp in layer.mlps}
     if recipe.whole_neurons and widths != {getattr(config, "intermediate_size", None)}:

@@ -262,7 +262,7 @@ class _CollectRun:
         def batch_done(start: int) -> None:
             collector.add_documents(self.documents.start + start, run.hidden.shape[1])
 
-        with LayerCollector(run.layer, [run.layer.mlp, *attention], self.recipe) as collector:
+        with LayerCollector(run.layer, [run.layer.mlp, *attention], self.recipe, run.hidden.shape[1]) as collector:
             run.feed(keep=True, after=batch_done)
         norms = residual_norm(run.hidden, self.ranks)
         if not np.isfinite(norms).all():

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from neuronrank_torch.model.blocks import MLP_PROJECTIONS, Mlp, Projection
 
@@ -24,12 +25,19 @@ class Part:
     number: int = 0
     of: int = 1
 
-    def projection(self, linear: nn.Linear) -> Projection:
+    def projection(self, linear: nn.Linear | Conv1D) -> Projection:
         """The part of a linear layer as a projection."""
+        if isinstance(linear, Conv1D):
+            return Projection(linear, part=_transposed)
         if self.of == 1:
             return Projection(linear)
         take = partial(_chunk, number=self.number, of=self.of)
         return Projection(linear, part=partial(take, dim=0), output_part=partial(take, dim=-1))
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    """The matrix of a Conv1D, which holds it as (in_features, out_features)."""
+    return tensor.T
 
 
 def _chunk(tensor: Tensor, number: int, of: int, dim: int) -> Tensor:
@@ -42,22 +50,28 @@ class MlpLayout:
 
     Parameters
     ----------
-    gate_proj, up_proj, down_proj : Part
+    gate_proj : Part, optional
+        None in a plain MLP, whose ``up_proj`` produces the neurons alone.
+    up_proj, down_proj : Part
     activation : str
         Attribute of the MLP for the activation function.
     """
 
-    gate_proj: Part
+    gate_proj: Part | None
     up_proj: Part
     down_proj: Part
     activation: str = "act_fn"
 
     def find(self, module: nn.Module, where: int | str) -> Mlp | None:
         """The module as an MLP; None if it does not have this layout."""
-        parts: dict[str, Part] = {role: getattr(self, role) for role in MLP_PROJECTIONS}
+        if self.gate_proj is None and hasattr(module, "gate_proj"):
+            return None
+        parts: dict[str, Part] = {role: part for role in MLP_PROJECTIONS if (part := getattr(self, role)) is not None}
         linears = {role: getattr(module, part.name, None) for role, part in parts.items()}
         projections = {
-            role: parts[role].projection(linear) for role, linear in linears.items() if isinstance(linear, nn.Linear)
+            role: parts[role].projection(linear)
+            for role, linear in linears.items()
+            if isinstance(linear, (nn.Linear, Conv1D))
         }
         if len(projections) < len(parts):
             return None

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from neuronrank_core import METHODS, LayerStatistics, Recipe, ScoringContext, prune_mask
 from neuronrank_core.kernels import Kernels
-from neuronrank_core.methods.scoring import NEURON_AXIS
 from neuronrank_core.overlap import Overlap, overlap
 from neuronrank_torch.model.blocks import Block
 from neuronrank_torch.model.streaming import HEAD, StreamedModel
@@ -70,7 +69,7 @@ def method_masks(
     ----------
     layer : int
     dense : dict of Tensor
-        The unpruned weights of gate, up and down.
+        The unpruned weights of its matrices.
     table : LayerStatistics
     recipes : dict of Recipe
         By the name of the method on the page.
@@ -120,4 +119,4 @@ def zero_masks(model: StreamedModel, layer: int) -> dict[str, Tensor]:
     """Where the MLP of a saved layer is zero, by module."""
     with model.resident(layer):
         weights = model.decoder.layers[layer].mlp.weights
-        return {name: weights[name] == 0 for name in NEURON_AXIS}
+        return {name: weight == 0 for name, weight in weights.items()}

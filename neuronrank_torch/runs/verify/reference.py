@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neuronrank_core import LayerStatistics, Recipe, document_statistics, merge
+from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch.calibration.collector import LayerCollector
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
 from neuronrank_torch.kernels import TorchKernels
@@ -96,7 +97,7 @@ def observe(
     Raises
     ------
     NeuronRankError
-        If the model has no gated MLPs, or an activation is NaN or Inf.
+        If the model has MLPs without a gate, or an activation is NaN or Inf.
     """
 
     def visit(run: LayerRun) -> None:
@@ -115,5 +116,12 @@ def observe(
         assert table is not None
         look(Observed(run.index, mlp, table, merge(rows)))
 
+    decoder = find_decoder(model)
+    for layer in decoder.layers[:layers]:
+        if not layer.mlp.gated:
+            raise UnsupportedModelError(
+                f"layer {layer.index} ({type(layer.module).__name__}) has a plain MLP, without a gate",
+                hint="only models with gated MLPs can be verified yet",
+            )
     with torch.no_grad():
-        run_layers(find_decoder(model), sequences, visit, batch_size=batch_size)
+        run_layers(decoder, sequences, visit, batch_size=batch_size)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pruning import TEXT, linears, pruned, recipe, same_state, small, state, zeros
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import MambaConfig, MambaForCausalLM
 
 from neuronrank_core import (
     METHODS,
@@ -25,18 +25,18 @@ from neuronrank_torch.pruning.result import Calibration
 CALIBRATED = [name for name in METHODS if requires(recipe(method=name))]
 
 
-class PlainMLP(nn.Module):
+class UnknownMLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.up_proj, self.down_proj = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.first, self.second = nn.Linear(32, 64), nn.Linear(64, 32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.up_proj(x).relu())
+        return self.second(self.first(x).relu())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_without_gated_mlps(method: str) -> None:
-    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=258))
+    model = MambaForCausalLM(MambaConfig(num_hidden_layers=2, hidden_size=16, state_size=4, vocab_size=258))
     with pytest.raises(MissingStatisticsError, match="No TF-IDF statistics for layer 0") as error:
         pruned(model, recipe(method=method))
     assert "layer.mlp.gate_proj" in error.value.hint
@@ -46,7 +46,7 @@ def test_a_model_without_gated_mlps(method: str) -> None:
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_a_model_that_is_gated_in_part(method: str, layer: int) -> None:
     model = small(layers=3)
-    model.model.layers[layer].mlp = PlainMLP()
+    model.model.layers[layer].mlp = UnknownMLP()
     before = state(model)
     with pytest.raises(MissingStatisticsError, match=f"No TF-IDF statistics for layer {layer}"):
         pruned(model, recipe(method=method))

@@ -1,0 +1,345 @@
+"""Plain MLPs, two matrices without a gate, are pruned as the definitions say; all is recomputed from plain passes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pruning import TEXT, pruned, recipe, same_state, state
+from safetensors.torch import load_file
+from tiny import VOCAB, tiny_tokenizer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from neuronrank_core import InputError, NeuronRankError, Recipe
+from neuronrank_core.errors import UnsupportedModelError
+from neuronrank_torch import find_decoder, prune, run_prune
+from neuronrank_torch.calibration.collector import LayerCollector
+from neuronrank_torch.calibration.layerwise import run_layers
+from neuronrank_torch.evaluation.perplexity import evaluate
+from neuronrank_torch.model.open import open_model
+from neuronrank_torch.model.structure import Layer
+from neuronrank_torch.runs.collect import run_collect
+from neuronrank_torch.runs.job import Job
+from neuronrank_torch.runs.verify.reference import observe
+from neuronrank_torch.text.sequences import calibration_sequences
+
+HIDDEN, NEURONS = 32, 64
+LLAMA = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": NEURONS,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+GPT = {"n_embd": HIDDEN, "n_inner": NEURONS, "n_layer": 2, "n_head": 4, "n_positions": 128}
+OPT = {"hidden_size": HIDDEN, "word_embed_proj_dim": HIDDEN, "ffn_dim": NEURONS, "num_hidden_layers": 2}
+#: Configuration, and where the two matrices are in a layer.
+FAMILIES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "opt": (OPT | {"num_attention_heads": 4, "max_position_embeddings": 128}, "fc1", "fc2"),
+    "gpt2": (GPT, "mlp.c_fc", "mlp.c_proj"),
+    "gpt_neox": (LLAMA, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+    "bloom": ({"hidden_size": HIDDEN, "n_layer": 2, "n_head": 4}, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+    "phi": (LLAMA, "mlp.fc1", "mlp.fc2"),
+    "starcoder2": (LLAMA | {"num_key_value_heads": 2}, "mlp.c_fc", "mlp.c_proj"),
+}
+COMMON = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def plain(family: str) -> Any:
+    """A model with weights and biases far from their initial values."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family][0], **COMMON))
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=HIDDEN**-0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def matrices(model: Any, family: str) -> list[dict[str, nn.Module]]:
+    """The two modules of every layer, by role."""
+    parts = dict(zip(("up_proj", "down_proj"), FAMILIES[family][1:], strict=True))
+    layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == 2)
+    return [{role: layer.get_submodule(path) for role, path in parts.items()} for layer in layers]
+
+
+def weight_of(module: Any) -> Tensor:
+    """The weight as (out_features, in_features)."""
+    weight: Tensor = module.weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+@torch.no_grad()
+def seen(model: Any, modules: list[nn.Module], chosen: Recipe) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and outputs of modules in plain passes, shape (documents, tokens, features)."""
+    found: dict[int, list[tuple[Tensor, Tensor]]] = {id(module): [] for module in modules}
+    hooks = [m.register_forward_hook(lambda m, a, out: found[id(m)].append((a[0], out))) for m in modules]
+    for sequence in calibration_sequences(tiny_tokenizer(), chosen, TEXT):
+        model(sequence[None], use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    shape = (chosen.nsamples, chosen.seqlen, -1)
+    pairs = (map(torch.cat, zip(*found[id(m)], strict=True)) for m in modules)
+    return [(x.reshape(shape), y.reshape(shape)) for x, y in pairs]
+
+
+@every_family
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"method": "wanda"},
+        {"method": "neuronrank_wanda"},
+        {"method": "neuronrank_tfidf", "tfidf_mode": "topic", "signal": "activated"},
+        {"method": "neuronrank_old"},
+        {"method": "dass"},
+        {"method": "ria"},
+        {"method": "magnitude"},
+        {"method": "wanda", "sparsity_type": "2:4"},
+    ],
+    ids=str,
+)
+def test_zeros_are_exact_and_nothing_else_changes(family: str, chosen: dict[str, Any]) -> None:
+    model = plain(family)
+    before = state(model)
+    report = pruned(model, recipe(**chosen), batch_size=2)
+    changed = set()
+    for layer in matrices(model, family):
+        for module in layer.values():
+            assert int((module.weight == 0).sum()) == module.weight.numel() // 2
+            changed.add(id(module.weight))
+    for name, parameter in model.named_parameters():
+        kept = parameter != 0 if id(parameter) in changed else torch.ones_like(parameter, dtype=torch.bool)
+        assert torch.equal(parameter[kept], before[name][kept])
+    assert [list(layer.modules) for layer in report.layers] == [["up_proj", "down_proj"]] * 2
+
+
+@every_family
+def test_wandas_masks_are_those_of_a_plain_pass(family: str) -> None:
+    model, chosen = plain(family), recipe(method="wanda", propagate="dense")
+    dense = copy.deepcopy(model)
+    pruned(model, chosen, batch_size=4)
+    for before, after in zip(matrices(dense, family), matrices(model, family), strict=True):
+        for module, (x, _) in zip(before.values(), seen(dense, list(before.values()), chosen), strict=True):
+            weight = weight_of(module)
+            score = weight.abs() * x.flatten(0, 1).square().mean(0).sqrt()
+            mask = torch.zeros_like(weight, dtype=torch.bool)
+            mask.scatter_(1, score.argsort(dim=1)[:, : weight.shape[1] // 2], True)
+            role = next(role for role, m in before.items() if m is module)
+            assert torch.equal(weight_of(after[role]) == 0, mask)
+
+
+@every_family
+@pytest.mark.parametrize("signal", ["gate", "activated", "product"])
+def test_every_signal_is_the_product(family: str, signal: str) -> None:
+    model, chosen = plain(family), recipe(method="neuronrank_tfidf", input_exp=1.0, signal=signal, threshold=0.1)
+    sequences = calibration_sequences(tiny_tokenizer(), chosen, TEXT)
+    tables = []
+
+    def visit(run: Any) -> None:
+        with LayerCollector(run.layer, run.layer.mlps, chosen, chosen.seqlen) as collector:
+            run.feed(keep=True, after=lambda start: collector.add_documents(start, chosen.seqlen))
+        tables.extend(collector.statistics())
+
+    with torch.no_grad():
+        run_layers(find_decoder(model), sequences, visit, batch_size=4)
+    for layer, table in zip(matrices(model, family), tables, strict=True):
+        (x, pre), (h, _) = seen(model, list(layer.values()), chosen)
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        assert set(table.input_mean_square) == {"gate_proj", "down_proj"}
+        np.testing.assert_allclose(table.input_mean_square["gate_proj"], x.square().mean(1), **close)
+        np.testing.assert_allclose(table.input_mean_square["down_proj"], h.square().mean(1), **close)
+        np.testing.assert_allclose(table.signal_mean, h.abs().mean(1), **close)
+        np.testing.assert_allclose(table.signal_mean_square, h.square().mean(1), **close)
+        np.testing.assert_allclose(table.signal_max, h.abs().amax(1), **close)
+        sure = ((pre - 0.1).abs() > 1e-4).all(1)
+        assert sure.float().mean() > 0.9
+        assert (torch.as_tensor(table.open_gate) == (pre > 0.1).sum(1))[sure].all()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+def test_an_update_lowers_the_error_of_the_mlp(family: str, propagate: str) -> None:
+    dense, errors = plain(family), {}
+    chosen = {"method": "wanda", "nsamples": 24, "propagate": propagate}
+    outputs: dict[str, Tensor] = {}
+    for update in ("dense", "none", "least-squares", "gradual"):
+        model = copy.deepcopy(dense)
+        if update != "dense":
+            pruned(model, recipe(**chosen, update=update), batch_size=8)
+            for layer in matrices(model, family):
+                for module in layer.values():
+                    assert int((module.weight == 0).sum()) == module.weight.numel() // 2
+        mlp = model.get_submodule("transformer.h.0.mlp" if family == "gpt2" else "gpt_neox.layers.0.mlp")
+        [(_, outputs[update])] = seen(model, [mlp], recipe(**chosen))
+        errors[update] = float((outputs[update] - outputs["dense"]).norm() / outputs["dense"].norm())
+    assert errors["dense"] == 0
+    assert errors["least-squares"] < 0.9 * errors["none"]
+    assert errors["gradual"] < 0.9 * errors["none"]
+
+
+def test_an_update_needs_a_module_of_its_own() -> None:
+    model = plain("opt")
+    before = state(model)
+    with pytest.raises(InputError, match=r"--update gradual needs an MLP in a module of its own, but OPTDecoderLayer"):
+        pruned(model, recipe(update="gradual"))
+    assert same_state(before, state(model))
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "phi", "starcoder2"])
+def test_neurons_are_removed(family: str, tmp_path: Path) -> None:
+    model = plain(family)
+    dense = copy.deepcopy(model)
+    pruned(model, recipe(sparsity_type="neurons", sparsity_ratio=0.25, update="least-squares"))
+    for layer, before in zip(matrices(model, family), matrices(dense, family), strict=True):
+        up, was = layer["up_proj"], before["up_proj"]
+        kept = [j for j in range(NEURONS) if any(torch.equal(was.weight[j], row) for row in up.weight)]
+        assert len(kept) == 0.75 * NEURONS
+        assert torch.equal(up.weight, was.weight[kept])
+        assert torch.equal(up.bias, was.bias[kept])
+        assert layer["down_proj"].weight.shape == (HIDDEN, len(kept))
+        assert torch.equal(layer["down_proj"].bias, before["down_proj"].bias)
+    model.save_pretrained(tmp_path)
+    tokens = torch.arange(20)[None]
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "bloom"])
+def test_neurons_of_a_width_by_another_name_are_refused(family: str) -> None:
+    with pytest.raises(InputError, match="is not the intermediate_size of its configuration"):
+        pruned(plain(family), recipe(sparsity_type="neurons"))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt"])
+def test_ratios_between_layers_keep_the_total(family: str) -> None:
+    model = plain(family)
+    report = pruned(model, recipe(method="neuronrank_tfidf", allocate="neuronrank"))
+    assert report.total.zeros == report.total.prunable // 2
+
+
+@pytest.mark.parametrize(("family", "update"), [("opt", "none"), ("gpt2", "none"), ("gpt2", "gradual")])
+def test_streamed_as_in_memory(family: str, update: str, tmp_path: Path) -> None:
+    model, chosen = plain(family), recipe(update=update)
+    model.save_pretrained(tmp_path / "source")
+    tiny_tokenizer().save_pretrained(tmp_path / "source")
+    (tmp_path / "text.txt").write_text(TEXT)
+    where = {name: str(tmp_path / name) for name in ("source", "text.txt", "out", "right")}
+    run_prune(Job(where["source"], where["text.txt"], save=where["out"], device="cpu", batch_size=2), chosen)
+    prune(model, tiny_tokenizer(), chosen, TEXT, batch_size=2)
+    model.save_pretrained(where["right"])
+    source, out, right = (load_file(f"{where[name]}/model.safetensors") for name in ("source", "out", "right"))
+    assert source.keys() == out.keys() == right.keys()
+    assert all(torch.equal(out[name], right[name]) for name in right)
+    assert not all(torch.equal(out[name], source[name]) for name in source)
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "bloom"])
+def test_collected_statistics_prune_as_text_does(family: str, tmp_path: Path) -> None:
+    model, chosen = plain(family), recipe(propagate="dense", method="wanda")
+    model.save_pretrained(tmp_path / "source")
+    tiny_tokenizer().save_pretrained(tmp_path / "source")
+    (tmp_path / "text.txt").write_text(TEXT)
+    where = {name: str(tmp_path / name) for name in ("source", "text.txt", "stats", "out")}
+    run_collect(Job(where["source"], where["text.txt"], save=where["stats"], device="cpu", batch_size=2), chosen)
+    run_prune(Job(where["source"], save=where["out"], stats=where["stats"], device="cpu"), chosen)
+    pruned(model, chosen, batch_size=2)
+    out = AutoModelForCausalLM.from_pretrained(where["out"])
+    assert same_state(state(model), state(out))
+
+
+@every_family
+def test_streamed_perplexity_is_that_in_memory(family: str, tmp_path: Path) -> None:
+    # Some layers return a tuple: so must those that a streamed evaluation leaves out.
+    model = plain(family)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    options: dict[str, Any] = {"seqlen": 32, "windows": 4, "batch_size": 2}
+    here = evaluate(model, tiny_tokenizer(), TEXT, **options)
+    streamed, tokenizer, _ = open_model(str(tmp_path))
+    there = evaluate(streamed.model, tokenizer, TEXT, resident=streamed.resident, **options)
+    assert there.perplexity == pytest.approx(here.perplexity, rel=1e-5)
+
+
+def test_verify_refuses_it() -> None:
+    sequences = calibration_sequences(tiny_tokenizer(), recipe(), TEXT)
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 \(GPT2Block\) has a plain MLP, without a gate"):
+        observe(plain("gpt2"), sequences, recipe(), layers=2, batch_size=1, look=lambda observed: None)
+
+
+class _Passing(nn.Module):
+    """Layers that return numbers besides hidden states; the next layer may get them."""
+
+    class Config:
+        max_position_embeddings = 512
+
+        def get_text_config(self) -> Any:
+            return self
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nn.Module()
+            self.mlp.up_proj, self.mlp.down_proj = nn.Linear(HIDDEN, NEURONS), nn.Linear(NEURONS, HIDDEN)
+
+        def forward(self, hidden: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            hidden = hidden if other is None else hidden + other
+            return hidden + self.mlp.down_proj(self.mlp.up_proj(hidden).relu()), hidden.mean(-1, keepdim=True)
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.config = how, self.Config()
+        self.embed, self.layers = nn.Embedding(VOCAB, HIDDEN), nn.ModuleList([self.Inner() for _ in range(2)])
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Tensor:
+        del use_cache
+        hidden, others = self.embed(input_ids), []
+        for layer in self.layers:
+            if self.how == "between" and others:
+                hidden = hidden + others[-1]
+            passed = [others[-1] * 2] if self.how == "on" and others else []
+            hidden, other = layer(hidden, *passed)
+            others.append(other)
+        return hidden
+
+
+@pytest.mark.parametrize("how", ["on", "between"])
+def test_what_a_layer_returns_besides_must_not_reach_the_next(how: str) -> None:
+    with pytest.raises(NeuronRankError, match="_Passing passes more than hidden states from layer to layer"):
+        pruned(_Passing(how), recipe(method="wanda"))
+
+
+def test_what_a_layer_returns_besides_may_be_left_lying() -> None:
+    model = _Passing("not at all")
+    assert isinstance(find_decoder(model).layers[0], Layer)
+    report = pruned(model, recipe(method="wanda"))
+    assert report.total.zeros == report.total.prunable // 2
+
+
+@pytest.mark.parametrize("name", ["router", "input_norm"])
+def test_the_matrices_of_a_router_or_norm_are_no_mlp(name: str) -> None:
+    model = plain("gpt2")
+    for block in model.transformer.h:
+        other = nn.Module()
+        other.fc1, other.fc2 = nn.Linear(HIDDEN, NEURONS), nn.Linear(NEURONS, HIDDEN)
+        block.add_module(name, other)
+    assert [layer.mlp.module for layer in find_decoder(model).layers] == [block.mlp for block in model.transformer.h]
+
+
+def test_a_model_without_embeddings_of_its_own_is_refused() -> None:
+    model = _Passing("not at all")
+    model.embed = nn.ModuleList([model.embed])
+    with pytest.raises(InputError, match="_Passing has no single table of input embeddings"):
+        pruned(model, recipe(method="wanda"))
