@@ -672,10 +672,6 @@ def page(results: list[Result], day: date) -> str:
     outcomes = Counter((result.outcome, "+" in result.model_type) for result in results)
     types = sum("+" not in result.model_type for result in results)
     lines = [
-        "---",
-        "orphan: true",
-        "---",
-        "",
         "# Model types",
         "",
         f"Measured {day} with transformers {transformers.__version__} by `python tests/stress/model_types.py`: a tiny",
