@@ -3,7 +3,7 @@
 from typing import Any
 
 from neuronrank_core import InputError, Recipe
-from neuronrank_torch.model.structure import Decoder, find_decoder, untied_head
+from neuronrank_torch.model.structure import Decoder, Layer, find_decoder, untied_head
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 
@@ -82,3 +82,21 @@ def refuse_modes(decoder: Decoder, recipe: Recipe) -> None:
             f"the width of the MLPs of {type(decoder.body).__name__} is not the intermediate_size of its configuration",
             hint="neurons of this model family cannot be removed yet",
         )
+    inner = [name for layer in decoder.layers for name in _other_neuron_weights(layer)]
+    if recipe.whole_neurons and inner:
+        raise InputError(
+            f"`{inner[0]}` inside the MLPs of {type(decoder.body).__name__} also has one entry per neuron",
+            hint="neurons of this model family cannot be removed yet",
+        )
+
+
+def _other_neuron_weights(layer: Layer) -> list[str]:
+    """Parameters inside the MLPs that have one entry per neuron, besides the matrices and their biases."""
+    return [
+        name
+        for mlp in layer.mlps
+        if mlp.module is not layer.module
+        for name, parameter in mlp.module.named_parameters()
+        if mlp.neurons in parameter.shape
+        and mlp.module.get_submodule(name.rpartition(".")[0]) not in {p.module for p in mlp.projections.values()}
+    ]

@@ -679,7 +679,7 @@ def page(results: list[Result], day: date) -> str:
         "",
         "- *pruned*: every MLP matrix is half zeros, nothing else has changed, each layer saw the hidden states of a",
         "  plain forward pass, and the masks are those that a plain forward pass gives.",
-        "- *refused*: one line says why; the model is as it was.",
+        "- *refused*: one line says why. The model is as it was, unless the table says otherwise.",
         "- *not built*: the sweep has no tiny model of it.",
         "",
         "| outcome | types | variants |",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pruning import TEXT, pruned, recipe, same_state, state
+from pruning import TEXT, pruned, recipe, same_state, small, state
 from safetensors.torch import load_file
 from tiny import VOCAB, tiny_tokenizer
 from torch import Tensor, nn
@@ -218,6 +218,14 @@ def test_neurons_are_removed(family: str, tmp_path: Path) -> None:
 def test_neurons_of_a_width_by_another_name_are_refused(family: str) -> None:
     with pytest.raises(InputError, match="is not the intermediate_size of its configuration"):
         pruned(plain(family), recipe(sparsity_type="neurons"))
+
+
+def test_neurons_of_an_mlp_with_a_norm_between_its_matrices_are_refused() -> None:
+    model = small("bitnet", layers=1)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=r"ffn_sub_norm\.weight` inside the MLPs of .* one entry per neuron"):
+        pruned(model, recipe(sparsity_type="neurons"))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt"])
