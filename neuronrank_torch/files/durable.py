@@ -56,9 +56,10 @@ def check_output(
     if target.exists():
         _check_replaceable(target, force, kind)
     parent = next(folder for folder in target.parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        problem = "writable" if parent.is_dir() else "a folder"
-        raise InputError(f"cannot create {target}: {parent} is not {problem}", hint="choose another output folder")
+    if not parent.is_dir():
+        raise InputError(f"cannot create {target}: {parent} is not a folder", hint="choose another output folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot create {target}: {parent} is not writable", hint="choose another output folder")
     return target
 
 

@@ -111,7 +111,8 @@ class _PruneRun:
     def __init__(self, model: nn.Module, recipe: Recipe, progress: Progress, store: LayerStore, ranks: Ranks) -> None:
         self.model, self.recipe, self.progress, self.store, self.ranks = model, recipe, progress, store, ranks
         self.decoder = find_decoder(model)
-        refuse_modes(self.decoder, recipe)
+        if not any(store.done(layer.index) for layer in self.decoder.layers):  # Finished layers may have fewer neurons.
+            refuse_modes(self.decoder, recipe)
         self.head = untied_head(model) if recipe.prune_lm_head else None
         # The layers of a streamed model are on the meta device until they are loaded.
         self.device = next(p.device for p in model.parameters() if not p.is_meta)
