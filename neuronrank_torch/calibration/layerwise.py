@@ -17,16 +17,13 @@ from torch import Tensor, nn
 
 from neuronrank_core.errors import InputError
 from neuronrank_torch.calibration.hidden_states import Room, in_memory
+from neuronrank_torch.model.early_stop import StopForward
 from neuronrank_torch.model.limits import check_tokens
 from neuronrank_torch.model.structure import Decoder, Layer
 
 Forward = Callable[..., Any]
 Others = tuple[Any, ...] | None
 Handler = Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any]
-
-
-class _Stop(Exception):  # noqa: N818 (no error: it ends a forward pass early)
-    pass
 
 
 class LayerRun:
@@ -74,12 +71,17 @@ class LayerRun:
         """
         for start in range(0, len(self.hidden), self.batch_size):
             batch = self.hidden[start : start + self.batch_size]
-            output = self.forward(batch)
-            self.others = tuple(map(_unusable, output[1:])) if isinstance(output, (tuple, list)) else None
+            output, others = split_output(self.forward(batch))
+            self.others = others and tuple(map(_unusable, others))
             if keep:
-                batch.copy_(output[0] if isinstance(output, (tuple, list)) else output)
+                batch.copy_(output)
             after(self.first + start)
             self.on_batch(self.index)
+
+
+def split_output(output: Any) -> tuple[Tensor, Others]:
+    """Hidden states that a layer returned, and what it returned besides; None if it returned them alone."""
+    return (output[0], tuple(output[1:])) if isinstance(output, (tuple, list)) else (output, None)
 
 
 def _unusable(value: Any) -> Any:
@@ -156,11 +158,11 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
         if not _same(seen[0], seen[-1]):
             raise _unsupported(decoder, "passes its layers arguments that depend on the text")
         del seen[1:]
-        raise _Stop
+        raise StopForward
 
     with _replaced([layer.module for layer in decoder.layers], first_layer):
         for sequence in sequences if len(sequences) else _example(sequences):
-            with suppress(_Stop):
+            with suppress(StopForward):
                 decoder.body(input_ids=sequence[None], use_cache=False)
     return hidden[0]
 
@@ -224,11 +226,11 @@ def run_layers(
         if any(isinstance(item, Tensor) and not item.is_floating_point() for item in others or ()):
             raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         if index == last:
-            raise _Stop
+            raise StopForward
         # Only a placeholder: the next layer reads its hidden states from the buffer.
         return args[0] if others is None else (args[0], *others)
 
-    with _replaced([layer.module for layer in decoder.layers], visit_layer), suppress(_Stop):
+    with _replaced([layer.module for layer in decoder.layers], visit_layer), suppress(StopForward):
         decoder.body(input_ids=_example(sequences), use_cache=False)
     if called != [*range(last + 1)]:
         raise _unsupported(decoder, f"called {len(called)} of its {last + 1} layers")

@@ -6,6 +6,7 @@ A block stores modules and names, never tensors: streaming installs new paramete
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from neuronrank_core.errors import InputError
 from neuronrank_core.statistics.table import SHARED_INPUT
+from neuronrank_torch.model.early_stop import captured
 
 #: Roles of the matrices of an MLP and of attention: their names in statistics and reports, for every model family.
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -143,20 +145,7 @@ class Mlp(Block):
 
     def product(self, *args: Any, **kwargs: Any) -> Tensor:
         """Input of ``down_proj`` for an input of the MLP, shape (..., neurons), computed by the MLP's own forward."""
-        seen: list[Tensor] = []
-
-        def stop(product: Tensor) -> None:
-            seen.append(product)
-            raise _ReachedError
-
-        handle = self.projections["down_proj"].on_input(stop)
-        try:
-            self.module(*args, **kwargs)
-        except _ReachedError:
-            pass
-        finally:
-            handle.remove()
-        return seen[0]
+        return captured(self.projections["down_proj"].on_input, partial(self.module, *args, **kwargs))
 
     def remove_neurons(self, kept: Tensor, down_weight: Tensor) -> None:
         """Remove all other neurons: rows of gate and up, columns of down. Not for matrices that are stored transposed.
@@ -183,7 +172,3 @@ class Mlp(Block):
         down.in_features = len(kept)
         if hasattr(self.module, "intermediate_size"):
             self.module.intermediate_size = len(kept)  # type: ignore[assignment]
-
-
-class _ReachedError(Exception):
-    """Ends a forward pass early."""

@@ -15,11 +15,11 @@ from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, Block, Mlp, Pro
 from neuronrank_torch.model.experts import Experts, find_experts
 from neuronrank_torch.model.families import LAYOUTS
 
-#: Names of modules in an MLP; and of those beside it that route tokens, normalise, attend or embed.
-_MLP_PART = re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|\bdense", re.IGNORECASE)
-_NO_MLP_PART = re.compile(r"gate(\.|$)|router|norm|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
 #: Names of modules that route or normalise tokens: they may have the matrices of a plain MLP.
 _ROUTER_OR_NORM = re.compile(r"gate(\.|$)|router|norm", re.IGNORECASE)
+#: Names of modules in an MLP; and of those beside it, which also attend or embed.
+_MLP_PART = re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|\bdense", re.IGNORECASE)
+_NO_MLP_PART = re.compile(_ROUTER_OR_NORM.pattern + "|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
 #: Names of the list of layers.
 _LAYERS = ("layers", "h", "blocks")
 #: Names of encoders whose layers read no text.

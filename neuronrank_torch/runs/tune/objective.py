@@ -1,16 +1,20 @@
 """Perplexity of a model in memory that is masked by one recipe after another."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from neuronrank_core import Recipe
+from neuronrank_torch.calibration.layerwise import split_output
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
 from neuronrank_torch.model.blocks import Block
+from neuronrank_torch.model.early_stop import captured
 from neuronrank_torch.model.structure import find_decoder, untied_head
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
@@ -61,22 +65,14 @@ class MaskedModel:
     def early_output(self, windows: Tokens) -> Tensor:
         """Output of the first quarter of the layers on the first window, shape (tokens, hidden)."""
         depth = max(1, round(_DEPTH * len(self.layers)))
-        outputs: list[Tensor] = []
+        last = self.layers[depth - 1].module
 
-        def stop(layer: nn.Module, inputs: Any, output: Any) -> None:
-            del layer, inputs
-            outputs.append(output[0] if isinstance(output, tuple) else output)
-            raise _EnoughSeenError
+        def on_output(see: Callable[[Tensor], None]) -> RemovableHandle:
+            return last.register_forward_hook(lambda layer, inputs, output: see(split_output(output)[0]))
 
         tokens = torch.from_numpy(windows[:1]).to(self.model.get_input_embeddings().weight.device)
-        last = self.layers[depth - 1].module
-        with last.register_forward_hook(stop), suppress(_EnoughSeenError), torch.no_grad():
-            self.model(input_ids=tokens, use_cache=False)
-        return outputs[0][0].float()
-
-
-class _EnoughSeenError(Exception):
-    """Stops a forward pass early."""
+        with torch.no_grad():
+            return captured(on_output, partial(self.model, input_ids=tokens, use_cache=False))[0].float()
 
 
 def output_error(output: Tensor, dense: Tensor) -> float:
