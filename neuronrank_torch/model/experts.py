@@ -31,6 +31,11 @@ class Experts:
 
     module: Any
 
+    @property
+    def count(self) -> int:
+        """Number of experts."""
+        return int(self.module.down_proj.shape[0])
+
     def mlps(self, index: int) -> tuple[Mlp, ...]:
         """Each expert as an :class:`Mlp`; ``index`` is that of the layer."""
         return tuple(
@@ -45,7 +50,7 @@ class Experts:
                 prefix=f"experts.{expert}.",
                 expert=expert,
             )
-            for expert in range(self.module.down_proj.shape[0])
+            for expert in range(self.count)
         )
 
     def on_routed(self, see: Callable[[Tensor, Tensor], None]) -> RemovableHandle:

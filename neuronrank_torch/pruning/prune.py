@@ -109,7 +109,7 @@ class _PruneRun:
     """State of one run over one model: settings for the whole model, then the layers in order."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, progress: Progress, store: LayerStore, ranks: Ranks) -> None:
-        self.model, self.recipe, self.progress, self.store, self.ranks = model, recipe, progress, store, ranks
+        self.recipe, self.progress, self.store, self.ranks = recipe, progress, store, ranks
         self.decoder = find_decoder(model)
         if not any(store.done(layer.index) for layer in self.decoder.layers):  # Finished layers may have fewer neurons.
             refuse_modes(self.decoder, recipe)
@@ -119,6 +119,10 @@ class _PruneRun:
         self.kernels = TorchKernels(self.device)
         self.reports: list[LayerReport] = []
         self.depth = len(self.decoder.layers)
+        #: Module of each unit, in the order in which they are pruned.
+        self.modules: dict[Unit, nn.Module] = {layer.index: layer.module for layer in self.decoder.layers}
+        if self.head is not None:
+            self.modules[HEAD] = self.head.module
         self.first, self.notes = first_pruned(recipe, self.depth)
         #: Sparsity ratios by layer, if allocated between layers.
         self.ratios: dict[int | str, float] = {}
@@ -170,8 +174,8 @@ class _PruneRun:
 
     def calibrated(self, sequences: Tensor, batch_size: int) -> None:
         """Collect, prune and propagate layer by layer."""
-        if self._all_done():
-            for unit in (*range(self.depth), *([] if self.head is None else [HEAD])):
+        if all(map(self.store.done, self.modules)):
+            for unit in self.modules:
                 self._recalled(unit)
         else:
             self.notes += _idle(self.ranks, len(sequences), batch_size)
@@ -183,9 +187,6 @@ class _PruneRun:
                 table = head_statistics(self.decoder, hidden, self.device, self.ranks)
                 self._prune_by_table(HEAD, [self.head], table)
         sparsity_type_of(self.recipe).change_config(self.decoder)
-
-    def _all_done(self) -> bool:
-        return all(map(self.store.done, range(self.depth))) and not self._head_left()
 
     def _count_steps(self, sequences: int, batch_size: int) -> None:
         """Count all steps, and those done by an earlier process; a finished layer only propagates the text."""
@@ -258,8 +259,7 @@ class _PruneRun:
         return True
 
     def _record(self, unit: Unit, report: LayerReport | None) -> None:
-        module = self.decoder.layers[unit].module if isinstance(unit, int) else untied_head(self.model).module
-        self.ranks.agree(f"layer {unit}", module.parameters())
+        self.ranks.agree(f"layer {unit}", self.modules[unit].parameters())
         self.reports += [] if report is None else [report]
         self.store.keep(unit, report)
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from neuronrank_core import InputError, Recipe
-from neuronrank_torch.model.structure import Decoder, Layer, find_decoder, untied_head
+from neuronrank_torch.model.structure import Decoder, find_decoder, untied_head
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 
@@ -55,19 +55,19 @@ def refuse_modes(decoder: Decoder, recipe: Recipe) -> None:
     InputError
         Names the flag.
     """
-    layer = next((layer for layer in decoder.layers if layer.experts is not None), None)
+    mixture = next((layer.experts for layer in decoder.layers if layer.experts is not None), None)
     modes = {
         "--sparsity_type neurons": recipe.whole_neurons,
         f"--update {recipe.update}": recipe.update != "none",
         "--allocate neuronrank": recipe.allocate != "uniform",
     }
-    for mode, asked in modes.items():
-        if asked and layer is not None and layer.experts is not None:
-            raise InputError(
-                f"{mode} cannot be used on a mixture of experts ({type(layer.experts.module).__name__}:"
-                f" fused tensors of {len(layer.mlps)} experts)",
-                hint="leave it out: experts can be pruned unstructured or N:M, all at one ratio",
-            )
+    asked = [mode for mode, set_ in modes.items() if set_]
+    if mixture is not None and asked:
+        raise InputError(
+            f"{asked[0]} cannot be used on a mixture of experts ({type(mixture.module).__name__}:"
+            f" fused tensors of {mixture.count} experts)",
+            hint="leave it out: experts can be pruned unstructured or N:M, all at one ratio",
+        )
     bare = next((layer for layer in decoder.layers if layer.mlps[0].module is layer.module), None)
     if recipe.update != "none" and bare is not None:
         raise InputError(
@@ -75,28 +75,4 @@ def refuse_modes(decoder: Decoder, recipe: Recipe) -> None:
             " matrices in the decoder layer itself",
             hint="leave it out: weights are then pruned without an update",
         )
-    config: Any = getattr(decoder.body, "config", None)
-    widths = {mlp.neurons for layer in decoder.layers for mlp in layer.mlps}
-    if recipe.whole_neurons and widths != {getattr(config, "intermediate_size", None)}:
-        raise InputError(
-            f"the width of the MLPs of {type(decoder.body).__name__} is not the intermediate_size of its configuration",
-            hint="neurons of this model family cannot be removed yet",
-        )
-    inner = [name for layer in decoder.layers for name in _other_neuron_weights(layer)]
-    if recipe.whole_neurons and inner:
-        raise InputError(
-            f"`{inner[0]}` inside the MLPs of {type(decoder.body).__name__} also has one entry per neuron",
-            hint="neurons of this model family cannot be removed yet",
-        )
-
-
-def _other_neuron_weights(layer: Layer) -> list[str]:
-    """Parameters inside the MLPs that have one entry per neuron, besides the matrices and their biases."""
-    return [
-        name
-        for mlp in layer.mlps
-        if mlp.module is not layer.module
-        for name, parameter in mlp.module.named_parameters()
-        if mlp.neurons in parameter.shape
-        and mlp.module.get_submodule(name.rpartition(".")[0]) not in {p.module for p in mlp.projections.values()}
-    ]
+    sparsity_type_of(recipe).check(decoder)

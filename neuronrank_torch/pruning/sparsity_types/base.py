@@ -20,6 +20,10 @@ class SparsityType(ABC):
     def handles(self, sparsity_type: str) -> bool:
         """Whether a value of ``--sparsity_type`` denotes this type."""
 
+    def check(self, decoder: Decoder) -> None:
+        """Refuse a dense model that this type cannot prune; raises InputError."""
+        del decoder
+
     @abstractmethod
     def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:
         """Groups of inputs, by role, whose Gram matrices the update needs; one pass over the text per group.

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 
-from neuronrank_core import Recipe, ScoringContext
+from neuronrank_core import InputError, Recipe, ScoringContext
 from neuronrank_core.selection.whole_neurons import kept_neurons
 from neuronrank_core.update.least_squares import absorb
 from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.kernels import inverse
 from neuronrank_torch.model.blocks import Block, Mlp
-from neuronrank_torch.model.structure import Decoder
+from neuronrank_torch.model.structure import Decoder, Layer
 from neuronrank_torch.pruning.result import ModuleReport
 from neuronrank_torch.pruning.sparsity_types.base import SparsityType
 
@@ -21,6 +21,23 @@ class Neurons(SparsityType):
     def handles(self, sparsity_type: str) -> bool:
         """``neurons``."""
         return sparsity_type == "neurons"
+
+    def check(self, decoder: Decoder) -> None:
+        """Refuse a model if the configuration cannot state the new width, or other weights would have to follow it."""
+        hint = "neurons of this model family cannot be removed yet"
+        config: Any = getattr(decoder.body, "config", None)
+        if {layer.mlp.neurons for layer in decoder.layers} != {getattr(config, "intermediate_size", None)}:
+            raise InputError(
+                f"the width of the MLPs of {type(decoder.body).__name__} is not the intermediate_size of its"
+                " configuration",
+                hint=hint,
+            )
+        others = [name for layer in decoder.layers for name in _other_neuron_weights(layer)]
+        if others:
+            raise InputError(
+                f"`{others[0]}` inside the MLPs of {type(decoder.body).__name__} also has one entry per neuron",
+                hint=hint,
+            )
 
     def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:
         """Only ``down_proj`` is updated."""
@@ -46,6 +63,16 @@ class Neurons(SparsityType):
         """Set ``intermediate_size`` to the number of remaining neurons, which is the same in every layer."""
         config: Any = decoder.body.config
         config.intermediate_size = decoder.layers[0].mlp.projections["down_proj"].weight.shape[1]
+
+
+def _other_neuron_weights(layer: Layer) -> list[str]:
+    """Parameters inside the MLP that have one entry per neuron, besides the matrices and their biases."""
+    mlp = layer.mlp
+    if mlp.module is layer.module:  # Its other parts are not those of an MLP.
+        return []
+    known = {id(parameter) for p in mlp.projections.values() for parameter in p.module.parameters(recurse=False)}
+    named = mlp.module.named_parameters()
+    return [name for name, parameter in named if mlp.neurons in parameter.shape and id(parameter) not in known]
 
 
 SPARSITY_TYPE = Neurons()
