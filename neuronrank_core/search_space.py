@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
-from neuronrank_core.methods import check_recipe, exponents, method_of, without_effect
+from neuronrank_core.methods import check_recipe, decided, method_of, without_effect
 from neuronrank_core.recipe import MODES, PRESETS, Exponents, Recipe
 
 #: Lowest value, highest value and step. Steps keep recipes readable and include 0, which omits a factor.
@@ -111,7 +111,7 @@ class _Known:
     """A trial that chooses the values of a given recipe and records them."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.values = {**asdict(recipe), **asdict(exponents(recipe))}
+        self.values = asdict(decided(recipe))
         self.chosen: dict[str, Any] = {}
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:

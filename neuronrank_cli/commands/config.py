@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from neuronrank_cli.command import OUTPUT, Command, origin
 from neuronrank_cli.console import print_table, show
 from neuronrank_cli.options import flag, json_flag, recipe_of
-from neuronrank_core.methods import exponents
+from neuronrank_core.methods import decided
 from neuronrank_core.recipe import PRESETS
 
 _SOURCES = {
@@ -74,8 +74,7 @@ def _decided(ctx: click.Context) -> dict[str, Any]:
     """The recipe for these values, with the defaults of its method filled in."""
     if not {"method", "preset"} <= ctx.params.keys():
         return {}
-    recipe = recipe_of(ctx, ctx.params)
-    return {**asdict(recipe), "sparsity_ratio": recipe.ratio, **asdict(exponents(recipe))}
+    return asdict(decided(recipe_of(ctx, ctx.params)))
 
 
 def _setting(ctx: click.Context, parameter: click.Parameter, value: Any) -> Setting:

@@ -5,6 +5,7 @@ A method is declared once, in a module of this package that assigns ``METHOD`` a
 """
 
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -46,6 +47,11 @@ def mode(recipe: Recipe) -> str:
 def exponents(recipe: Recipe) -> Exponents:
     """The recipe's exponents, completed with the method's defaults."""
     return method_of(recipe).exponents(recipe)
+
+
+def decided(recipe: Recipe) -> Recipe:
+    """The recipe with the defaults of its method filled in."""
+    return replace(recipe, sparsity_ratio=recipe.ratio, **asdict(exponents(recipe)))
 
 
 def requires(recipe: Recipe) -> frozenset[str]:

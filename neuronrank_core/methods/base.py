@@ -10,6 +10,7 @@ import numpy as np
 from neuronrank_core.errors import InputError
 from neuronrank_core.kernels import Array, Vector
 from neuronrank_core.methods.context import ScoringContext
+from neuronrank_core.methods.scoring import NEURON_AXIS
 from neuronrank_core.recipe import Exponents, Recipe
 from neuronrank_core.statistics.neurons import NeuronStatistics
 from neuronrank_core.statistics.table import SAMPLE, SIGNAL
@@ -86,9 +87,8 @@ class Method(ABC):
             How strongly each neuron fires; its TF by default.
         """
         e = self.exponents(context.recipe)
-        weights = context.weights
-        # A plain MLP has no gate.
-        factor = np.ones(len(weights["gate_proj"]) if "gate_proj" in weights else weights["down_proj"].shape[1])
+        module, weight = next(iter(context.weights.items()))  # All have as many neurons.
+        factor = np.ones(weight.shape[NEURON_AXIS[module]])
         if e.tf_exp:
             factor = (self.neurons(context).tf if strength is None else strength) ** e.tf_exp
         if e.idf_exp:

@@ -5,11 +5,10 @@
 The functions over weights use only operators, so that they work for NumPy arrays and torch tensors.
 """
 
-from typing import Any
+from neuronrank_core.kernels import Array
 
 #: Axis of the neurons in a weight matrix: rows of gate/up, columns of down.
 NEURON_AXIS = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
-Array = Any
 
 
 def power(base: Array, exponent: float) -> Array:

@@ -10,12 +10,12 @@ layers by their share of outlying Wanda scores. It uses neither the neurons nor 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neuronrank_core.errors import AllZeroMetricError, NonFiniteError
+from neuronrank_core.kernels import Array
 from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.methods.neuronrank_wanda import neuron_strength
 from neuronrank_core.methods.scoring import NEURON_AXIS, times_neuron, weight_merit
@@ -25,7 +25,6 @@ from neuronrank_core.methods.scoring import NEURON_AXIS, times_neuron, weight_me
 BLEND, BOUND = 0.5, 0.2
 #: Edges of the histogram's bins: 16 per factor of two, over the range of squared float32 values.
 LOG2_EDGES: NDArray[np.float64] = np.arange(-300, 300.01, 1 / 16)
-Array = Any
 
 
 def removal_error(module: str, context: ScoringContext) -> Array:

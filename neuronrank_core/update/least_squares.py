@@ -8,9 +8,9 @@ The functions use only operators, so that they work for NumPy arrays and torch t
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-Array = Any
+from neuronrank_core.kernels import Array
+
 #: ADMM iterations; more do not reduce the error noticeably.
 ITERATIONS = 20
 #: Added to the diagonal of the Gram matrix scaled to a unit diagonal, as a penalty on changes from the dense weights.
@@ -130,7 +130,7 @@ def gradual_update(
 
 
 def absorb(
-    weight: Array, kept: Any, gram: Array, inverse: Callable[[Array], Array], *, damping: float = DAMPING
+    weight: Array, kept: Array, gram: Array, inverse: Callable[[Array], Array], *, damping: float = DAMPING
 ) -> Array:
     """Least-squares weights of the kept inputs that reproduce the outputs of all inputs.
 

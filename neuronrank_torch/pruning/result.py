@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import transformers
 
 from neuronrank_core import Recipe, __version__
-from neuronrank_core.methods import exponents
+from neuronrank_core.methods import decided
 
 
 @dataclass(frozen=True)
@@ -152,16 +151,6 @@ class Report:
         sums = (sum(layer.sum(what) for layer in layers) for what in ("size", "zeros", "removed"))
         total = Total(parameters, *sums)
         return cls(decided(recipe), tuple(layers), total, calibration, seconds, tuple(notes), versions())
-
-
-def decided(recipe: Recipe) -> Recipe:
-    """The recipe with the defaults of its method filled in."""
-    return replace(recipe, sparsity_ratio=recipe.ratio, **asdict(exponents(recipe)))
-
-
-def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """The fields of :func:`decided`."""
-    return asdict(decided(recipe))
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from neuronrank_core import Recipe
+from neuronrank_core.methods import decided
 from neuronrank_torch.distributed.process_group import launched
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.evaluation.perplexity import Perplexity
@@ -17,7 +18,7 @@ from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import Resident, StreamedModel
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
-from neuronrank_torch.pruning.result import Report, recipe_values, versions
+from neuronrank_torch.pruning.result import Report, versions
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.pruning.store import LayerStore
 from neuronrank_torch.runs.job import Inputs, Job, read_inputs
@@ -79,7 +80,7 @@ class _Run(Inputs):
     def identity(self) -> dict[str, Any]:
         """Everything the result depends on. An unfinished run is resumed only if all of it is unchanged."""
         return {
-            **recipe_values(self.recipe),
+            **asdict(decided(self.recipe)),
             **{name: getattr(self.job, name) for name in ("device", "dtype", "batch_size")},
             "model": str(self.source.path),
             "file": self.source.fingerprint(),

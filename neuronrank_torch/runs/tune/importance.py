@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator
 
 from neuronrank_core import Recipe
-from neuronrank_core.methods import exponents, without_effect
+from neuronrank_core.methods import decided, without_effect
 
 #: Value of a setting that the recipe does not use: the factor is left out, or as in Wanda.
 _UNREAD = {"tf_exp": 0.0, "idf_exp": 0.0, "spikiness_exp": 0.0, "weight_exp": 1.0, "input_exp": 1.0}
@@ -58,6 +58,6 @@ def importances(trials: Sequence[tuple[Recipe, float]]) -> dict[str, float]:
 
 
 def _row(recipe: Recipe) -> dict[str, Any]:
-    values = {**asdict(recipe), **asdict(exponents(recipe))}
+    values = asdict(decided(recipe))
     unread = without_effect(recipe, _UNREAD)
     return {name: _UNREAD[name] if name in unread else values[name] for name in (*_CHOICES, *_NUMBERS)}

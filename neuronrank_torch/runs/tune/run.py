@@ -10,13 +10,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from neuronrank_core import InputError, InvalidValueError, Recipe, __version__
 from neuronrank_core.errors import add_note
+from neuronrank_core.methods import decided
 from neuronrank_core.search_space import DEFAULT_METHODS, Space, canonical
 from neuronrank_core.statistics.table import RESIDUAL
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.evaluation.seen_text import NOTABLE, evaluation_notes, overlap
 from neuronrank_torch.model.open import Dtype, load_model
 from neuronrank_torch.progress import Progress, silent
-from neuronrank_torch.pruning.result import decided, recipe_values, versions
+from neuronrank_torch.pruning.result import versions
 from neuronrank_torch.runs.tune.importance import importances
 from neuronrank_torch.runs.tune.objective import MaskedModel, output_error
 from neuronrank_torch.runs.tune.study import FAILED, START, TuningStudy
@@ -149,7 +150,7 @@ class _TuneRun:
             "validation text": text_fingerprint(self.texts[0]),
             "windows": len(self.windows),
             "seqlen": self.seqlen,
-            "recipe": recipe_values(self.space.base),
+            "recipe": asdict(decided(self.space.base)),
             "methods": list(self.space.methods),
             "dtype": self.job.dtype,
             "proxy": self.job.proxy,

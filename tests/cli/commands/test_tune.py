@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import neuronrank_torch.runs.prune
 import neuronrank_torch.runs.tune.run
 from neuronrank_cli.commands.tune import tune
 from neuronrank_core import InputError, Recipe
+from neuronrank_core.methods import decided
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.runs.job import Job
 from neuronrank_torch.runs.tune.objective import MaskedModel
@@ -116,7 +117,7 @@ def test_the_best_is_written_and_no_worse_than_what_it_started_from(
     ((job, recipe),) = asked
     assert job == Job(str(small[1]), stats="stats", save="out")
     fitted = StatisticsFolder("stats").fitted(recipe)
-    assert neuronrank_torch.runs.tune.run.recipe_values(fitted) == result["best"]["recipe"]
+    assert asdict(decided(fitted)) == result["best"]["recipe"]
 
 
 def test_same_seed_same_trials_and_a_search_that_was_cut_off_goes_on(

@@ -7,7 +7,8 @@ import hashlib
 import pytest
 from pruning import TEXT, pruned, recipe, small
 
-from neuronrank_torch.pruning.result import Calibration, decided
+from neuronrank_core.methods import decided
+from neuronrank_torch.pruning.result import Calibration
 from neuronrank_torch.schema import to_json
 
 
