@@ -180,9 +180,5 @@ def _print_layers(result: PruneResult) -> None:
         share = lost / size if size else 0.0
         return [name, f"{size:,}", f"{lost:,}", f"{share:.4%}", f"{seconds:.1f}"][: len(headings)]
 
-    rows = []
-    for layer in result.layers:
-        modules = layer.modules.values()
-        size, lost = sum(module.size for module in modules), sum(getattr(module, gone) for module in modules)
-        rows.append(cells(str(layer.layer), size, lost, layer.seconds))
+    rows = [cells(str(layer.layer), layer.sum("size"), layer.sum(gone), layer.seconds) for layer in result.layers]
     print_table(headings, rows, total=cells("total", total.prunable, getattr(total, gone), result.seconds))

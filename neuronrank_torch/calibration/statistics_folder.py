@@ -12,7 +12,7 @@ from neuronrank_torch.files.durable import STATISTICS
 from neuronrank_torch.files.journal import differences
 from neuronrank_torch.files.json import read_json, read_sealed
 from neuronrank_torch.model.source import ModelSource
-from neuronrank_torch.model.streaming import Unit
+from neuronrank_torch.model.streaming import HEAD, Unit
 
 #: Settings of the collection that a recipe cannot change afterwards.
 _FIXED = ("signal", "threshold", "tokens_per_document")
@@ -50,10 +50,14 @@ class StatisticsFolder:
         return int(self.header["layers"])
 
     @property
+    def fixed(self) -> dict[str, Any]:
+        """Fields of a recipe that cannot be changed after the collection."""
+        return {name: self.header[name] for name in _FIXED}
+
+    @property
     def units(self) -> list[Unit]:
         """Units that have a table: the layers, and the head if its weight is not tied."""
-        head = "lm_head"
-        return [*range(self.layers), *([head] if (self.path / file_name(head)).exists() else [])]
+        return [*range(self.layers), *([HEAD] if (self.path / file_name(HEAD)).exists() else [])]
 
     def table(self, unit: Unit, kinds: Collection[str] = KINDS) -> LayerStatistics:
         """Read the table of a layer, by its index, or of the ``lm_head``.
@@ -114,8 +118,7 @@ class StatisticsFolder:
                 f"--update {recipe.update} needs calibration text, not only statistics",
                 hint="leave out --update, or prune without --stats",
             )
-        for name in _FIXED:
-            collected = self.header[name]
+        for name, collected in self.fixed.items():
             if not without_effect(recipe, {name}) and getattr(recipe, name) != collected:
                 raise InvalidValueError(
                     name,

@@ -10,7 +10,7 @@ import transformers
 from accelerate import init_empty_weights
 
 from neuronrank_core.errors import InputError, InvalidValueError, NeuronRankError, first_line
-from neuronrank_torch.model.device import check_device, choose_device
+from neuronrank_torch.model.device import check_device
 from neuronrank_torch.model.folder import check_folder, check_size
 from neuronrank_torch.model.gguf import GgufWeights, gguf_shapes
 from neuronrank_torch.model.quiet import quiet_transformers
@@ -83,18 +83,18 @@ def open_model(
 def _open(spec: str, dtype: Dtype, device: str | torch.device, *, streamed: bool) -> tuple[Any, Any, ModelSource]:
     if dtype not in ("auto", *_DTYPES):
         raise InvalidValueError("dtype", dtype, f"auto, {', '.join(_DTYPES)}")
-    target = check_device(choose_device(device) if isinstance(device, str) else device)
+    target = check_device(device)
     kind, path = locate(spec)
     with _reading(spec, kind):
         if kind != "gguf":
             check_folder(path)
         tokenizer = _load_tokenizer(kind, path)
         config = transformers.AutoConfig.from_pretrained(**_place(kind, path))
-        shapes = gguf_shapes(path) if kind == "gguf" else SafetensorsWeights(shards(path)).shapes().values()
-        check_size(spec, config, shapes)
+        stored = None if kind == "gguf" else SafetensorsWeights(shards(path))
+        check_size(spec, config, gguf_shapes(path) if stored is None else stored.shapes().values())
         weights = None
         if streamed:
-            model, weights = _skeleton(config, kind, path, dtype)
+            model, weights = _skeleton(config, path, dtype, stored)
         if weights is None or not weights.fit(model):
             model, weights = _load_whole(spec, kind, path, dtype), None
     opened = StreamedModel(model, weights or LoadedWeights(model), target) if streamed else model.to(target)
@@ -150,20 +150,22 @@ def _load_whole(spec: str, kind: str, path: Path, dtype: Dtype) -> Any:
     return model
 
 
-def _skeleton(config: Any, kind: str, path: Path, dtype: Dtype) -> tuple[Any, WeightSource | None]:
+def _skeleton(
+    config: Any, path: Path, dtype: Dtype, stored: SafetensorsWeights | None
+) -> tuple[Any, WeightSource | None]:
     """A model in eval mode with its parameters on the meta device and its buffers in memory; its weights one by one.
 
-    The weights are None if this version of transformers does not support that.
+    The weights of a GGUF file (``stored`` is None) are None if this version of transformers does not support that.
     """
-    stored = torch.float32 if kind == "gguf" else config.dtype or SafetensorsWeights(shards(path)).first_dtype()
-    chosen = _DTYPES.get(dtype, stored)
+    own = torch.float32 if stored is None else config.dtype or stored.first_dtype()
+    chosen = _DTYPES.get(dtype, own)
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
     model.tie_weights()  # Moving parameters to the meta device one by one has untied them.
     if (path / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(path)
     try:
-        weights = GgufWeights(path, model) if kind == "gguf" else whole_experts(SafetensorsWeights(shards(path)))
+        weights = GgufWeights(path, model) if stored is None else whole_experts(stored)
     except (ImportError, AttributeError, NotImplementedError):
         weights = None
     return model.eval(), weights

@@ -11,7 +11,7 @@ from neuronrank_core.methods import check_recipe, mode, requires
 from neuronrank_core.statistics.table import SAMPLE
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.files.json import read_json
-from neuronrank_torch.model.device import check_device, choose_device
+from neuronrank_torch.model.device import check_device
 from neuronrank_torch.model.open import Dtype, open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import StreamedModel
@@ -83,8 +83,7 @@ class Sources:
 
     def __init__(self, job: InsightJob) -> None:
         self.job = job
-        self.device = choose_device(job.device)
-        check_device(self.device)
+        self.device = check_device(job.device)
 
     @cached_property
     def result(self) -> PruneResult:
@@ -113,8 +112,8 @@ class Sources:
             "q_active": run.q_active,
             **self.job.tfidf,
         }
-        same = {name: header[name] for name in ("seqlen", "tokens_per_document", "signal", "threshold")}
-        return Recipe(method="neuronrank_tfidf", nsamples=len(header["documents"]), seed=run.seed, **same, **values)
+        same = {"nsamples": len(header["documents"]), "seqlen": header["seqlen"], **self.statistics.fixed}
+        return Recipe(method="neuronrank_tfidf", seed=run.seed, **same, **values)
 
     @cached_property
     def saved(self) -> tuple[StreamedModel, Any, ModelSource]:

@@ -124,8 +124,7 @@ def run_tune(job: TuneJob, recipe: Recipe, progress: Progress = silent) -> tuple
 
 def space_of(statistics: StatisticsFolder, recipe: Recipe, methods: tuple[str, ...]) -> Space:
     """The recipes that these statistics allow, with the sparsity, scope and seed of a recipe."""
-    names = ("signal", "threshold", "tokens_per_document")
-    base = statistics.fitted(replace(recipe, **{name: statistics.header[name] for name in names}))
+    base = statistics.fitted(replace(recipe, **statistics.fixed))
     allocatable = base.pattern is None and statistics.table(0, {RESIDUAL}).residual_norm is not None
     return Space(base, tuple(dict.fromkeys(methods)), ("uniform", "neuronrank") if allocatable else ("uniform",))
 
