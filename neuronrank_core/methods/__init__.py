@@ -6,23 +6,18 @@ A method is declared once, in a module of this package that assigns ``METHOD`` a
 
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from importlib import import_module
-from pkgutil import iter_modules
 
 from neuronrank_core.errors import InvalidValueError
 from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.scoring import NEURON_AXIS
 from neuronrank_core.recipe import Exponents, Recipe
+from neuronrank_core.registry import declared
 from neuronrank_core.statistics.table import SAMPLE, SIGNAL
-
-_SHARED = ("base", "context", "scoring")
 
 #: Every method by name.
 METHODS: dict[str, Method] = {
     method.name: method
-    for module in iter_modules(__path__)
-    if module.name not in _SHARED
-    for method in [import_module(f"{__name__}.{module.name}").METHOD]
+    for method in declared(__name__, __path__, "METHOD", besides=("base", "context", "scoring")).values()
 }
 
 

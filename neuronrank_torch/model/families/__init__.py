@@ -1,15 +1,7 @@
 """Names and storage of the MLP matrices in each model family, one file per layout."""
 
-from __future__ import annotations
-
-from importlib import import_module
-from pkgutil import iter_modules
-
+from neuronrank_core.registry import declared
 from neuronrank_torch.model.families.layout import MlpLayout
 
 #: Every layout by file name.
-LAYOUTS: dict[str, MlpLayout] = {
-    module.name: import_module(f"{__name__}.{module.name}").LAYOUT
-    for module in iter_modules(__path__)
-    if module.name != "layout"
-}
+LAYOUTS: dict[str, MlpLayout] = declared(__name__, __path__, "LAYOUT", besides=("layout",))

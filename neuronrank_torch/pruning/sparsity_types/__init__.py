@@ -1,20 +1,11 @@
 """Sparsity types, one file each, found in this folder."""
 
-from __future__ import annotations
-
-from importlib import import_module
-from pkgutil import iter_modules
-
 from neuronrank_core import Recipe
+from neuronrank_core.registry import declared
 from neuronrank_torch.pruning.sparsity_types.base import SparsityType
 
 #: Every sparsity type by file name.
-SPARSITY_TYPES: dict[str, SparsityType] = {
-    module.name: import_module(f"{__name__}.{module.name}").SPARSITY_TYPE
-    for module in iter_modules(__path__)
-    if module.name != "base"
-}
-
+SPARSITY_TYPES: dict[str, SparsityType] = declared(__name__, __path__, "SPARSITY_TYPE", besides=("base",))
 
 __all__ = ["SPARSITY_TYPES", "SparsityType", "sparsity_type_of"]
 
