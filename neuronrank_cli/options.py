@@ -101,8 +101,18 @@ RECIPE_FLAGS = {
         RecipeFlag(
             "q_active", "--nr-q-active", float, "Quantile above which a neuron counts as active; higher is stricter."
         ),
-        RecipeFlag("signal", "--nr-signal", Name(SIGNALS), "Activation on which the strength of a neuron is measured."),
-        RecipeFlag("threshold", "--threshold", float, "Value above which a gate counts as open. Token mode only."),
+        RecipeFlag(
+            "signal",
+            "--nr-signal",
+            Name(SIGNALS),
+            "Activation on which the strength of a neuron is measured; in MLPs without a gate it is always product.",
+        ),
+        RecipeFlag(
+            "threshold",
+            "--threshold",
+            float,
+            "Value above which a gate (without one, the neuron's pre-activation) counts as open. Token mode only.",
+        ),
         RecipeFlag("tokens_per_document", "--tokens-per-document", int, "Tokens sampled from each sequence."),
     ),
     "Factor of neuronrank_unstructured": (

@@ -29,7 +29,8 @@ TEXT = "Text"
 def verify(ctx: click.Context, /, model: str, as_json: bool, **how: Any) -> None:
     """Check that torch on this device agrees with the reference.
 
-    Use it on a new GPU or torch version. Exits with 1 if torch and the NumPy reference differ.
+    Use it on a new GPU or torch version. Exits with 1 if torch and the NumPy reference differ. Only for models
+    with one gated MLP per layer.
 
     Both sides compute statistics, topics, scores and masks from the same activations of each layer. Real values have
     to agree within a relative error of 1e-5; counts, labels and masks have to be equal, except for near-ties in the

@@ -2,7 +2,7 @@
 
 The model runs once on a single sequence with every layer's forward replaced. When it calls layer i, all sequences
 are run through that layer with the arguments of that call, which depend only on positions. The model itself creates
-rotary tables, masks and caches, so this works independently of its family and version.
+rotary tables, masks and caches, so little here depends on its family or version.
 """
 
 import itertools

@@ -108,7 +108,8 @@ def find_decoder(model: nn.Module) -> Decoder:
     MissingStatisticsError
         If the model has no list of layers with MLPs or experts in a known layout, or one of the layers has neither.
     UnsupportedModelError
-        If a layer has several MLPs, or experts that cannot be pruned.
+        If a layer has several MLPs, experts that cannot be pruned or an MLP matrix in an unknown layout, or if there is
+        a second stack of layers with MLPs.
     """
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     stacks = {name: body for name, body in model.named_modules() if _has_layers(body) and not _OTHER_INPUT.search(name)}

@@ -62,7 +62,8 @@ class CollectResult:
     bos : str
         Where a beginning-of-sequence token was added: ``window`` or ``text``.
     signal : str
-        What the strength of a neuron was measured on: ``gate``, ``activated`` or ``product``.
+        The setting of ``--nr-signal``: ``gate``, ``activated`` or ``product``. In MLPs without a gate, the product is
+        measured whatever it says.
     threshold : float
         Value above which a gate counts as open.
     tokens_per_document : int

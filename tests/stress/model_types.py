@@ -650,9 +650,7 @@ def group(result: Result) -> str:
     """What a type that is refused is grouped by: the names of its MLP's matrices, or what is in the way."""
     if "depend on the text" in result.line:
         return "layers that get arguments which depend on the text"
-    if "shared expert besides" in result.line:
-        return "a shared expert besides routed ones"
-    if re.search("another layout|experts differently", result.line):
+    if "experts differently" in result.line:
         return "experts in another layout"
     depth = 2 if any(re.search(r"dense$", part) for part in result.layout) else 1
     return ", ".join(sorted({".".join(part.split(".")[-depth:]) for part in result.layout})) or "no MLP found"
@@ -675,12 +673,19 @@ def page(results: list[Result], day: date) -> str:
         "# Model types",
         "",
         f"Measured {day} with transformers {transformers.__version__} by `python tests/stress/model_types.py`: a tiny",
-        f"random model of each of {types} types that read text, and of some variants, pruned by Wanda in memory.",
+        f"random model of each of {types} types that read text (where one could be built), and of some variants,",
+        "pruned by Wanda in memory.",
         "",
         "- *pruned*: every MLP matrix is half zeros, nothing else has changed, each layer saw the hidden states of a",
-        "  plain forward pass, and the masks are those that a plain forward pass gives.",
+        "  plain forward pass, and the masks of ordinary linear layers in the first and the last layer, and of",
+        "  experts, are Wanda's. Types that do not run on tokens alone have empty columns: only their zeros were",
+        "  checked.",
         "- *refused*: one line says why. The model is as it was, unless the table says otherwise.",
+        "- *wrong*: one of these does not hold; the last column says which. *crash*: an error that is not a refusal.",
         "- *not built*: the sweep has no tiny model of it.",
+        "- Columns: 2:4 sparsity; `--update gradual`; `--sparsity_type neurons`; `--nr-include-attention`; and a run",
+        "  with `--save` (*wrong*: the saved tensors have other names than those of the checkpoint). A dash: not",
+        "  applicable.",
         "",
         "| outcome | types | variants |",
         "| --- | --- | --- |",
@@ -695,7 +700,12 @@ def page(results: list[Result], day: date) -> str:
     for name in COLUMNS:
         ends = Counter(result.columns.get(name, "-").partition(":")[0] for result in kept)
         lines.append(f"| {name} | " + " | ".join(str(ends[end]) for end in ("yes", "refused", "wrong", "crash")) + " |")
-    lines += ["", "## Refused, by layout of the MLP", "", "| matrices | types | |", "| --- | --- | --- |"]
+    lines += ["", "## Refused, by layout of the MLP", ""]
+    lines += [
+        "A type whose matrices are in a known layout is refused for another reason, which the table below gives.",
+        "",
+    ]
+    lines += ["| matrices | types | |", "| --- | --- | --- |"]
     lines += [f"| {name} | {len(types)} | {', '.join(types)} |" for name, types in groups(results)]
     lines += [
         "",
