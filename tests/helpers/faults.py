@@ -31,7 +31,7 @@ def refused(run: Run, *arguments: object, code: int, says: str, hint: str = "") 
     assert len(hints) == 1, result.stderr
     assert says in errors[0], result.stderr
     assert hint in hints[0], result.stderr
-    assert "not foreseen" not in hints[0], result.stderr
+    assert "unexpected error" not in hints[0], result.stderr
     assert sorted(here.iterdir()) == names
     assert tree(here) == before
     return result.stderr

@@ -1,4 +1,4 @@
-"""A gated MLP alone, and a record_activations that keeps everything the collector reduces."""
+"""A gated MLP alone, and a witness that keeps everything the collector reduces."""
 
 from __future__ import annotations
 

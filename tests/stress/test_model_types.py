@@ -47,10 +47,15 @@ def test_the_types_are_all_that_read_text(sweep: ModuleType) -> None:
 
 
 def test_a_type_that_is_not_supported(sweep: ModuleType) -> None:
+    result = sweep.examined("gpt_oss")
+    assert (result.outcome, result.problems) == ("refused", [])
+    assert sweep.group(result) == "experts in another layout"
+
+
+def test_the_layout_of_a_type_is_told(sweep: ModuleType) -> None:
     result = sweep.examined("opt")
-    assert result.outcome in ("refused", "pruned")
+    assert (result.outcome, result.problems) == ("pruned", [])
     assert result.layout == ["fc1", "fc2"]
-    assert result.problems == []
 
 
 def other_input(forward: Any, device: Any, args: Any, kwargs: Any, hidden: Tensor) -> Any:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from command import LAYERS, Run
 
-import neuronrank_cli.commands.verify
 import neuronrank_torch.runs.verify.run
+from neuronrank_cli import console
 from neuronrank_cli.commands.verify import verify
 from neuronrank_torch.kernels import TorchKernels
+from neuronrank_torch.runs.verify.verify_result import VerifyResult
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def rows(shown: str) -> dict[str, list[str]]:
     return {name: rest for name, *rest in cells}
 
 
-def test_the_table_of_a_sound_backend(run: Run, tiny: list[object]) -> None:
+def test_the_table_of_a_sound_backend(run: Run, tiny: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     result = run("verify", *tiny, "--layers", 2)
     assert result.stdout.splitlines()[0].endswith(f"2 layers, torch {torch.__version__}")
     assert result.stdout.splitlines()[-1] == "verdict: the contract holds"
@@ -37,7 +38,7 @@ def test_the_table_of_a_sound_backend(run: Run, tiny: list[object]) -> None:
     assert re.fullmatch(r"\de-0\d|\d\.\de-0[6-9]", table["gate_proj scores"][0])
     assert table["gate_proj mask"][0] == "0 of 2,048"
     assert max(map(len, result.stdout.splitlines()[1:])) <= 80
-    assert result.stderr.splitlines()[1:] == ["verifying layer 1 of 2"]
+    assert result.stderr.splitlines()[1:] == ["verifying layer 1 of 2", "verifying layer 2 of 2"]
 
 
 def test_a_broken_kernel_ends_in_exit_code_1_and_a_table_that_names_it(
@@ -68,21 +69,20 @@ def test_half_precision_says_its_cost(run: Run, tiny: list[object]) -> None:
 def test_every_flag_reaches_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def run_verify(model: str, **options: Any) -> SimpleNamespace:
+    def run_verify(model: str, **options: Any) -> VerifyResult:
         seen.update(model=model, **options)
-        return SimpleNamespace(holds=True)
+        return VerifyResult("m", "cpu", "float32", "d", 1, 2, 0, holds=True, layers=(), cost=(), versions={})
 
     monkeypatch.setattr(neuronrank_torch.runs.verify.run, "run_verify", run_verify)
-    monkeypatch.setattr(neuronrank_cli.commands.verify, "print_verdict", lambda result: None)
     defaults = {"dataset": "builtin", "nsamples": 4, "seqlen": 128, "layers": None, "batch_size": 1, "seed": 0}
     defaults |= {"model": "m", "device": "auto", "dtype": "auto"}
-    run("verify", "--model", "m")
+    run("verify", "--model", "m", "--json")
     assert callable(seen.pop("progress"))
     assert seen == defaults
     others = {"dataset": "d", "nsamples": 5, "seqlen": 9, "layers": 2, "batch_size": 3, "seed": 7}
     others |= {"model": "o", "device": "cuda", "dtype": "float16"}
     assert {*others, "as_json", "config"} == {p.name for p in verify.params}
-    run("verify", *(x for name, value in others.items() for x in ("--" + name.replace("_", "-"), value)))
+    run("verify", *(x for name, value in others.items() for x in ("--" + name.replace("_", "-"), value)), "--json")
     assert callable(seen.pop("progress"))
     assert seen == others
 

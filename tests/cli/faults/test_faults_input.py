@@ -85,7 +85,7 @@ def test_a_pattern_that_does_not_divide(run: Run, small: Flags, way: Flags, patt
     says = f"--sparsity_type is '{pattern}', allowed: an M that divides the 32 inputs of gate_proj"
     error = refused(run, "prune", *small, "--sparsity_type", pattern, *way, code=2, says=says, hint="--help")
     assert "perplexity before" not in error
-    assert "pruning" not in error
+    assert "calibrating" not in error
 
 
 @pytest.mark.parametrize("way", [["--save", "out"], ["--eval"], ["--save", "out", "--eval"], ["--dry-run"]])
@@ -120,4 +120,4 @@ def test_too_little_to_measure_on(run: Run, small: Flags, text: Path, flags: Fla
     Path("few.txt").write_text("few")
     arguments = ["prune", *small, "--eval", "--eval-dataset", text, *flags, *way]
     error = refused(run, *arguments, code=2, says="windows" if "--eval-windows" in flags else "the text has 3 tokens")
-    assert "pruning" not in error
+    assert "calibrating" not in error

@@ -7,7 +7,7 @@ import torch
 from layerwise import FAMILIES, expected, run, small, text
 from tiny import Family
 
-from neuronrank_torch.calibration.layerwise import embed, run_layers
+from neuronrank_torch.calibration.layerwise import embed, run_layers, split_output
 from neuronrank_torch.model.structure import find_decoder
 
 
@@ -68,3 +68,13 @@ def test_half_precision_stays_half() -> None:
     ours, theirs = run(model, tokens, 1), expected(model, tokens)
     assert ours[-1].dtype == torch.bfloat16
     assert torch.equal(ours[-1], theirs[-1])
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_what_a_layer_returns_is_split(kind: type) -> None:
+    hidden, weights = torch.ones(1, 2, 3), torch.zeros(1)
+    assert split_output(hidden) == (hidden, None)
+    first, others = split_output(kind([hidden, weights, None]))
+    assert first is hidden
+    assert others == (weights, None)
+    assert split_output(kind([hidden])) == (hidden, ())

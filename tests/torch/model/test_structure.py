@@ -6,8 +6,14 @@ import pytest
 import torch
 from pruning import MLP, pruned, recipe, small, zeros
 from torch import nn
+from torch.nn.functional import silu
+from transformers import GraniteMoeSharedConfig, Lfm2Config, Phi3Config
+from transformers.models.granitemoeshared.modeling_granitemoeshared import GraniteMoeSharedMLP
+from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
+from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from neuronrank_core import InputError, MissingStatisticsError
+from neuronrank_torch.model.families import LAYOUTS
 from neuronrank_torch.model.structure import find_decoder, resolve_layer, untied_head
 
 
@@ -29,6 +35,22 @@ class Experts(nn.Module):
     def __init__(self, *mlps: nn.Module) -> None:
         super().__init__()
         self.experts = nn.ModuleList(mlps)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Lfm2MLP(Lfm2Config(hidden_size=32, intermediate_size=64)),
+        GraniteMoeSharedMLP(GraniteMoeSharedConfig(hidden_size=32, shared_intermediate_size=48)),
+        Phi3MLP(Phi3Config(hidden_size=32, intermediate_size=64, pad_token_id=None)),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+@torch.no_grad()
+def test_gate_and_up_are_those_of_the_forward(module: nn.Module) -> None:
+    [mlp] = [found for layout in LAYOUTS.values() if (found := layout.find(module, 0))]
+    x, weight = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)), mlp.weights
+    torch.testing.assert_close(mlp.product(x), silu(x @ weight["gate_proj"].T) * (x @ weight["up_proj"].T))
 
 
 def test_classes_may_have_any_name() -> None:

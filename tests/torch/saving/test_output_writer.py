@@ -101,8 +101,10 @@ def test_nothing_is_left_where_open_files_cannot_be_deleted(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_the_lock_is_released_after_an_error(tmp_path: Path, finished: bool) -> None:
+    stopped = folder_of(tmp_path)  # Kept, because a lock that is garbage is released too.
+
     def interrupted() -> None:
-        with folder_of(tmp_path) as folder:
+        with stopped as folder:
             if finished:
                 finish_layer(folder)
             raise KeyboardInterrupt
@@ -117,7 +119,8 @@ def test_the_lock_is_released_after_an_error(tmp_path: Path, finished: bool) -> 
 
 def test_the_lock_is_released_if_the_output_exists_by_now(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(NeuronRankError, match="already exists"), folder_of(tmp_path):
+    late = folder_of(tmp_path)  # Kept, because a lock that is garbage is released too.
+    with pytest.raises(NeuronRankError, match="already exists"), late:
         pass
     (tmp_path / "out").rmdir()
     with folder_of(tmp_path):
