@@ -6,7 +6,8 @@ import ast
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from pages import ROOT
+
 NAMED = set(re.findall(r"`(tests/\S+?\.py::\S+?)`", (ROOT / "docs/faults.md").read_text(encoding="utf-8")))
 
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 from command import Run
+from pages import DOCS
 
 from neuronrank_core import InputError
 from neuronrank_torch.schema import from_json, to_json
-
-DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")

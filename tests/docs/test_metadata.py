@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pages import DOCS, ROOT
+from pages import DOCS, PAGES, ROOT
 
 from neuronrank_core import __version__
 
@@ -25,5 +25,5 @@ def test_every_page_is_in_a_table_of_contents() -> None:
     for toctree in re.findall(r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text("utf-8"), re.DOTALL):
         patterns = [line for line in toctree.splitlines() if line and not line.startswith(":")]
         listed |= {file for pattern in patterns for file in DOCS.glob(f"{pattern}.md")}
-    pages = {file for file in DOCS.rglob("*.md") if "_build" not in file.parts}
+    pages = {file for file in PAGES.values() if file.is_relative_to(DOCS)}
     assert listed == pages - {DOCS / "index.md"}

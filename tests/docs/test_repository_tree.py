@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-from pages import DOCS, ROOT
+from pages import DOCS, PAGES, ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
 PACKAGES = ("neuronrank_core", "neuronrank_torch", "neuronrank_cli")
@@ -56,5 +55,5 @@ def test_a_page_that_the_code_names_exists() -> None:
 
 
 def test_no_two_pages_have_one_name() -> None:
-    names = [Path(page).name for page in DOCS.rglob("*.md") if "_build" not in page.parts]
+    names = [page.name for page in PAGES.values() if page.is_relative_to(DOCS)]
     assert sorted({name for name in names if names.count(name) > 1}) == []

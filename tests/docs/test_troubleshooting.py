@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "start" / "troubleshooting.md").read_text("utf-8")
+from pages import DOCS, ROOT
+
+PAGE = (DOCS / "start" / "troubleshooting.md").read_text("utf-8")
 #: First cells of the tables, less their backticks.
 LISTED = {line.split(" | ")[0].removeprefix("| ").replace("`", "").strip() for line in PAGE.splitlines()}
 #: Which argument of an error is its message. Of InvalidValueError, whose message has one form, nothing is.

@@ -118,3 +118,17 @@ def with_layer_of(model: nn.Module, dense: nn.Module, layer: int) -> nn.Module:
     mixed = copy.deepcopy(model)
     mixed.model.layers[layer].load_state_dict(dense.model.layers[layer].state_dict())
     return mixed
+
+
+@torch.no_grad()
+def seen(model: Any, modules: list[nn.Module], chosen: Recipe) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and outputs of modules in plain passes, shape (documents, tokens, features)."""
+    found: dict[int, list[tuple[Tensor, Tensor]]] = {id(module): [] for module in modules}
+    hooks = [m.register_forward_hook(lambda m, a, out: found[id(m)].append((a[0], out))) for m in modules]
+    for sequence in calibration_sequences(tiny_tokenizer(), chosen, TEXT):
+        model(sequence[None], use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    shape = (chosen.nsamples, chosen.seqlen, -1)
+    pairs = (map(torch.cat, zip(*found[id(m)], strict=True)) for m in modules)
+    return [(x.reshape(shape), y.reshape(shape)) for x, y in pairs]

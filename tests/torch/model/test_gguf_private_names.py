@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
+from pages import ROOT
 
-ROOT = Path(__file__).parents[3]
 USER = ROOT / "neuronrank_torch/model/gguf_internals.py"
 READER = "transformers.modeling_gguf_pytorch_utils"
 #: Names by module. A version that lacks one needs a change in ``neuronrank_torch/model/gguf_internals.py``.

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pruning import TEXT, pruned, recipe, same_state, small, state
+from pruning import TEXT, pruned, recipe, same_state, seen, small, state
 from safetensors.torch import load_file
 from tiny import VOCAB, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from neuronrank_core import InputError, NeuronRankError, Recipe
+from neuronrank_core import InputError, NeuronRankError
 from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch import find_decoder, prune, run_prune
 from neuronrank_torch.calibration.collector import LayerCollector
@@ -78,20 +78,6 @@ def weight_of(module: Any) -> Tensor:
     """The weight as (out_features, in_features)."""
     weight: Tensor = module.weight.detach()
     return weight.T if isinstance(module, Conv1D) else weight
-
-
-@torch.no_grad()
-def seen(model: Any, modules: list[nn.Module], chosen: Recipe) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and outputs of modules in plain passes, shape (documents, tokens, features)."""
-    found: dict[int, list[tuple[Tensor, Tensor]]] = {id(module): [] for module in modules}
-    hooks = [m.register_forward_hook(lambda m, a, out: found[id(m)].append((a[0], out))) for m in modules]
-    for sequence in calibration_sequences(tiny_tokenizer(), chosen, TEXT):
-        model(sequence[None], use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    shape = (chosen.nsamples, chosen.seqlen, -1)
-    pairs = (map(torch.cat, zip(*found[id(m)], strict=True)) for m in modules)
-    return [(x.reshape(shape), y.reshape(shape)) for x, y in pairs]
 
 
 @every_family

@@ -5,14 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from pruning import TEXT, pruned, recipe
-from tiny import VOCAB, tiny_tokenizer
-from torch import Tensor, nn
+from pruning import pruned, recipe, seen
+from tiny import VOCAB
+from torch import nn
 from transformers import AutoModelForCausalLM, GraniteMoeSharedConfig, PreTrainedConfig, Qwen2MoeConfig
 
 from neuronrank_core import InputError, UnsupportedModelError
 from neuronrank_torch import find_decoder
-from neuronrank_torch.text.sequences import calibration_sequences
 
 COMMON = {
     "num_hidden_layers": 2,
@@ -36,17 +35,6 @@ def model_of(config: PreTrainedConfig) -> nn.Module:
         return AutoModelForCausalLM.from_config(config).eval()
 
 
-@torch.no_grad()
-def down_input(model: nn.Module, down: nn.Module, chosen: object) -> np.ndarray:
-    """What enters a shared expert's down projection in plain forward passes, (tokens, neurons)."""
-    seen: list[Tensor] = []
-    hook = down.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(0, -2)))
-    for sequence in calibration_sequences(tiny_tokenizer(), chosen, TEXT):
-        model(sequence[None], use_cache=False)
-    hook.remove()
-    return torch.cat(seen).double().numpy()
-
-
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("method", ["wanda", "neuronrank_tfidf"])
 def test_every_matrix_is_half_zeros(family: str, method: str) -> None:
@@ -65,7 +53,8 @@ def test_its_mask_is_wanda_s_of_all_tokens(family: str) -> None:
     pruned(model, chosen, batch_size=4)
     for before, after in zip(find_decoder(dense).layers, find_decoder(model).layers, strict=True):
         down = before.mlps[-1].projections["down_proj"]
-        rms = np.sqrt((down_input(dense, down.module, chosen) ** 2).mean(axis=0))
+        [(x, _)] = seen(dense, [down.module], chosen)
+        rms = x.flatten(0, 1).double().square().mean(0).sqrt().numpy()
         score = abs(down.weight.double().numpy()) * rms
         expected = np.argsort(np.argsort(score, axis=1), axis=1) < score.shape[1] // 2
         assert ((after.mlps[-1].weights["down_proj"] == 0).numpy() != expected).mean() < 0.005
