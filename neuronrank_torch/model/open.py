@@ -8,14 +8,15 @@ from typing import Any, Literal
 import torch
 import transformers
 from accelerate import init_empty_weights
+from transformers.core_model_loading import build_glob_alternation
 
 from neuronrank_core.errors import InputError, InvalidValueError, NeuronRankError, first_line
+from neuronrank_torch.model.converted import ConvertedWeights
 from neuronrank_torch.model.device import check_device
 from neuronrank_torch.model.folder import check_folder, check_size
 from neuronrank_torch.model.gguf import GgufWeights, gguf_shapes
 from neuronrank_torch.model.quiet import quiet_transformers
 from neuronrank_torch.model.source import ModelSource, locate
-from neuronrank_torch.model.split_experts import whole_experts
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.tensor_files import shards
 from neuronrank_torch.model.weights import LoadedWeights, SafetensorsWeights, WeightSource
@@ -57,8 +58,8 @@ def open_model(
 ) -> tuple[StreamedModel, Any, ModelSource]:
     """Open a model whose weights stay on disk until they are needed, and load its tokenizer.
 
-    If the tensors of the checkpoint differ from the model's in name or shape, the model is loaded whole instead:
-    transformers either converts them, or says what is wrong with them.
+    If the tensors of the checkpoint, converted as transformers does, differ from the model's in name or shape, the
+    model is loaded whole instead: transformers either accepts them, or says what is wrong with them.
 
     Parameters
     ----------
@@ -92,12 +93,14 @@ def _open(spec: str, dtype: Dtype, device: str | torch.device, *, streamed: bool
         config = transformers.AutoConfig.from_pretrained(**_place(kind, path))
         stored = None if kind == "gguf" else SafetensorsWeights(shards(path))
         check_size(spec, config, gguf_shapes(path) if stored is None else stored.shapes().values())
-        weights = None
+        weights: WeightSource | None = None
         if streamed:
             model, weights = _skeleton(config, path, dtype, stored)
+        layout = weights
         if weights is None or not weights.fit(model):
-            model, weights = _load_whole(spec, kind, path, dtype), None
-    opened = StreamedModel(model, weights or LoadedWeights(model), target) if streamed else model.to(target)
+            model = _load_whole(spec, kind, path, dtype)
+            weights = LoadedWeights(model)
+    opened = StreamedModel(model, weights, target, layout) if streamed else model.to(target)
     return opened, tokenizer, ModelSource(spec, kind, path, model.config.model_type)
 
 
@@ -162,13 +165,19 @@ def _skeleton(
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
     model.tie_weights()  # Moving parameters to the meta device one by one has untied them.
+    if plan := model._get_dtype_plan(chosen):  # As from_pretrained does.
+        kept = build_glob_alternation(list(plan))[0]
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if kept.search(name):
+                tensor.data = tensor.data.float()
     if (path / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(path)
+    if stored is not None:
+        return model.eval(), ConvertedWeights(stored, model)
     try:
-        weights = GgufWeights(path, model) if stored is None else whole_experts(stored)
+        return model.eval(), GgufWeights(path, model)
     except (ImportError, AttributeError, NotImplementedError):
-        weights = None
-    return model.eval(), weights
+        return model, None
 
 
 def _load_tokenizer(kind: str, path: Path) -> Any:

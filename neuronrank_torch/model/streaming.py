@@ -29,10 +29,14 @@ class StreamedModel:
         Where its weights are read from.
     device : torch.device
         Where it runs.
+    layout : WeightSource, optional
+        The checkpoint whose names and parts a saved model gets, if that is not ``source``.
     """
 
-    def __init__(self, model: Any, source: WeightSource, device: torch.device) -> None:
-        self.model, self.source, self.device = model, source, device
+    def __init__(
+        self, model: Any, source: WeightSource, device: torch.device, layout: WeightSource | None = None
+    ) -> None:
+        self.model, self.source, self.device, self.layout = model, source, device, layout or source
         self.decoder = find_decoder(model)
         self.units = self._divide()
         for unit in self.units:

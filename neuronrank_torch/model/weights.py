@@ -1,5 +1,7 @@
 """Sources from which a model's weights are read, one tensor at a time."""
 
+from __future__ import annotations
+
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -30,17 +32,32 @@ class WeightSource(ABC):
         del names
 
     def as_stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Convert tensors of the model to the names and parts that this checkpoint stores them in."""
+        """Convert tensors of the model to the names and parts that this checkpoint stores them in.
+
+        What cannot be converted keeps its name in the model.
+        """
         return tensors
 
-    def fit(self, model: Any) -> bool:
-        """Whether the tensors match the model's in name and shape, so that they can be used without conversion.
+    def uses(self) -> dict[str, list[str]]:
+        """For each tensor of the checkpoint, the tensors of the model that are made from it; empty if it is not known.
 
-        They do not match if one is missing or has another shape, if the source has a separate copy of a tied weight, or
-        if transformers keeps some modules in another precision.
+        The list is empty for a tensor that the model does not use.
         """
-        if getattr(model, "_keep_in_fp32_modules", None) or getattr(model, "_keep_in_fp32_modules_strict", None):
-            return False
+        return {}
+
+    def stored(self, name: str) -> Tensor:
+        """Read a tensor by its name in the checkpoint."""
+        return self.tensor(name)
+
+    def saved(self, file: Path) -> WeightSource:
+        """Tensors by their names in the model, read from a file to which :meth:`as_stored` was written."""
+        return SafetensorsWeights([file])
+
+    def fit(self, model: Any) -> bool:
+        """Whether the tensors match the model's in name and shape.
+
+        They do not match if one is missing or has another shape, or if the source has a separate copy of a tied weight.
+        """
         wanted, found = stored_tensors(model), self.shapes()
         tied = model.state_dict().keys() - wanted.keys()
         return not tied & found.keys() and all(found.get(name) == tuple(t.shape) for name, t in wanted.items())

@@ -1,6 +1,6 @@
 """A whole run from a model's name to a saved folder: what ``neuronrank prune`` calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from neuronrank_torch.pruning.store import LayerStore
 from neuronrank_torch.runs.job import Inputs, Job, read_inputs
 from neuronrank_torch.runs.prune_result import JobRecord, PerplexityChange, PruneResult
 from neuronrank_torch.saving.model_writer import ModelWriter
+from neuronrank_torch.saving.names import Names
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.schema import to_json
 from neuronrank_torch.text.sequences import calibration_sequences
@@ -125,7 +126,8 @@ class _Run(Inputs):
             self.progress(f"resuming: {done} of {layers} layers are finished", done, layers, "layers")
         before = staging.measured("before", lambda: self._measure("before", model.model, model.resident))
         report = self._prune(model.model, staging)
-        result = self._result(report, before, self._measure("after", model.model, staging.pruned))
+        after = self._measure("after", model.model, staging.pruned)
+        result = self._result(report, before, after, Names.of(model).notes())
         self.progress(f"saving {self.job.save}", 0, 1, "folders")
         staging.finish(self.tokenizer, to_json(result))
         return result
@@ -151,8 +153,10 @@ class _Run(Inputs):
         measure = self.job.evaluation.measure
         return measure(model, self.tokenizer, self.eval_text, stage=stage, resident=resident, **how).to_dict()
 
-    def _result(self, report: Report, before: dict[str, Any] | None, after: dict[str, Any] | None) -> PruneResult:
-        notes = (*report.notes, *evaluation_notes(self.text, self.eval_text, self.statistics))
+    def _result(
+        self, report: Report, before: dict[str, Any] | None, after: dict[str, Any] | None, saved: Iterable[str] = ()
+    ) -> PruneResult:
+        notes = (*report.notes, *evaluation_notes(self.text, self.eval_text, self.statistics), *saved)
         change = PerplexityChange(Perplexity(**before), Perplexity(**after)) if before and after else None
         job = JobRecord(**vars(self.job), model_type=self.source.model_type, processes=self.ranks.size)
         return PruneResult(**{**vars(report), "notes": notes}, job=job, perplexity=change)

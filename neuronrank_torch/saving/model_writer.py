@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from neuronrank_torch.files.durable import write_durably
 from neuronrank_torch.files.json import write_json
 from neuronrank_torch.model.quiet import quiet_transformers
-from neuronrank_torch.model.split_experts import whole_experts
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel, Unit
 from neuronrank_torch.model.tensor_files import join_shards, write_index, write_shard
-from neuronrank_torch.model.weights import SafetensorsWeights, WeightSource, from_first
+from neuronrank_torch.model.weights import WeightSource, from_first
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.store import LayerStore
+from neuronrank_torch.saving.names import Names
 from neuronrank_torch.saving.output_writer import OutputWriter
 from neuronrank_torch.saving.receiver import Opened
 from neuronrank_torch.schema import from_json
@@ -55,8 +56,11 @@ class ModelWriter(OutputWriter, LayerStore):
     ) -> None:
         super().__init__(target, identity, len(model.decoder.layers), **options)
         self.model, self.propagate_dense = model, propagate_dense
-        precisions = {tensor.dtype for unit in model.units for tensor in model.tensors(unit).values()}
-        self._join = len(precisions) == 1 and sum(map(model.bytes, model.units)) <= SINGLE_FILE_BYTES
+        self.names = Names.of(model)
+        tensors = [tensor for unit in model.units for tensor in model.tensors(unit).values()]
+        tensors += self._unused().values()
+        precisions = {tensor.dtype for tensor in tensors}
+        self._join = len(precisions) == 1 and sum(tensor.nbytes for tensor in tensors) <= SINGLE_FILE_BYTES
 
     def entered(self) -> None:
         """Reshape finished units to their shapes on disk, and tell the other ranks.
@@ -98,7 +102,7 @@ class ModelWriter(OutputWriter, LayerStore):
 
     def source(self, unit: Unit) -> WeightSource:
         """Weights of a finished unit, read from its shard."""
-        return whole_experts(SafetensorsWeights([self.shard(unit)]))
+        return self.model.layout.saved(self.shard(unit))
 
     def resident(self, unit: Unit) -> AbstractContextManager[None]:
         """Context in which a unit has the weights through which calibration text is propagated."""
@@ -133,9 +137,15 @@ class ModelWriter(OutputWriter, LayerStore):
             self.journal.measure(name, perplexity)
         return self.journal.measured.get(name)
 
+    def _unused(self) -> dict[str, Tensor]:
+        """Tensors of the source that the model does not use."""
+        return {name: self.model.layout.stored(name) for name in self.names.unused}
+
     def _write(self, unit: Unit) -> None:
         with self.saving():
-            tensors = self.model.source.as_stored(self.model.tensors(unit))
+            tensors = self.model.layout.as_stored(self.model.tensors(unit))
+            if unit == REST:
+                tensors |= self._unused()
             write_durably(self.shard(unit), lambda path: write_shard(tensors, path))
 
     def finish(self, tokenizer: Any, report: dict[str, Any]) -> None:
@@ -162,6 +172,7 @@ class ModelWriter(OutputWriter, LayerStore):
                 with self.model.resident(HEAD):
                     self._write(HEAD)
             shards = [self.shard(unit) for unit in self.model.units]
+            self.names.check(shards)
             (join_shards if self._join else write_index)(shards, self.output)
             with quiet_transformers():
                 # As ``model.save_pretrained`` does, which needs all weights in memory.
