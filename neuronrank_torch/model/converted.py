@@ -131,7 +131,8 @@ class ConvertedWeights(WeightSource):
 
     def as_stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """See :class:`WeightSource`."""
-        stored, left = {}, dict(tensors)
+        stored: dict[str, Tensor] = {}
+        left = dict(tensors)
         for group in dict.fromkeys(self._group[name] for name in tensors if name in self._group):
             names = self._loads[group]
             if group in self._reversible and names.keys() <= left.keys():
@@ -139,13 +140,9 @@ class ConvertedWeights(WeightSource):
         return stored | left
 
     def uses(self) -> dict[str, list[str]]:
-        """See :class:`WeightSource`."""
+        """For each tensor of the checkpoint, the tensors of the model that are made from it; none if it is not used."""
         uses: dict[str, list[str]] = {name: [] for name in self.source.shapes()}
         return uses | {name: list(loads) for group, loads in self._loads.items() for name in group.names}
-
-    def stored(self, name: str) -> Tensor:
-        """See :class:`WeightSource`."""
-        return self.source.tensor(name)
 
     def saved(self, file: Path) -> WeightSource:
         """See :class:`WeightSource`."""

@@ -38,17 +38,6 @@ class WeightSource(ABC):
         """
         return tensors
 
-    def uses(self) -> dict[str, list[str]]:
-        """For each tensor of the checkpoint, the tensors of the model that are made from it; empty if it is not known.
-
-        The list is empty for a tensor that the model does not use.
-        """
-        return {}
-
-    def stored(self, name: str) -> Tensor:
-        """Read a tensor by its name in the checkpoint."""
-        return self.tensor(name)
-
     def saved(self, file: Path) -> WeightSource:
         """Tensors by their names in the model, read from a file to which :meth:`as_stored` was written."""
         return SafetensorsWeights([file])

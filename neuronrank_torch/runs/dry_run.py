@@ -21,6 +21,7 @@ from neuronrank_torch.pruning.result import Calibration, Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers
 from neuronrank_torch.runs.job import Job, read_inputs
 from neuronrank_torch.runs.prune_result import JobRecord, Plan, PruneResult
+from neuronrank_torch.saving.names import Names
 from neuronrank_torch.text.sequences import calibration_sequences, evaluation_windows, micro_batch
 
 
@@ -41,14 +42,16 @@ def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
     inputs = read_inputs(job, recipe)
     job, recipe, statistics = inputs.job, inputs.recipe, inputs.statistics
     streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
+    saved: list[str] = []
     if job.save is not None:
         check_output(job.save, job.force, source=source.path, label=source.spec)
+        saved = Names.of(streamed).notes()
     if statistics is not None:
         statistics.check_model(source)
     model = streamed.model
     layers, notes = planned_layers(model, recipe)
     first = first_pruned(recipe, len(streamed.decoder.layers))[0]
-    notes += evaluation_notes(inputs.text, inputs.eval_text, statistics)
+    notes += [*evaluation_notes(inputs.text, inputs.eval_text, statistics), *saved]
     if recipe.allocate != "uniform":
         notes.append("--allocate sets the ratio of each layer during the run: only the total below is exact")
     if inputs.text:

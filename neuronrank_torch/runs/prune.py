@@ -24,7 +24,6 @@ from neuronrank_torch.pruning.store import LayerStore
 from neuronrank_torch.runs.job import Inputs, Job, read_inputs
 from neuronrank_torch.runs.prune_result import JobRecord, PerplexityChange, PruneResult
 from neuronrank_torch.saving.model_writer import ModelWriter
-from neuronrank_torch.saving.names import Names
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.schema import to_json
 from neuronrank_torch.text.sequences import calibration_sequences
@@ -127,7 +126,7 @@ class _Run(Inputs):
         before = staging.measured("before", lambda: self._measure("before", model.model, model.resident))
         report = self._prune(model.model, staging)
         after = self._measure("after", model.model, staging.pruned)
-        result = self._result(report, before, after, Names.of(model).notes())
+        result = self._result(report, before, after, staging.notes())
         self.progress(f"saving {self.job.save}", 0, 1, "folders")
         staging.finish(self.tokenizer, to_json(result))
         return result

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import Tensor
 
 from neuronrank_torch.files.durable import write_durably
 from neuronrank_torch.files.json import write_json
@@ -58,7 +57,7 @@ class ModelWriter(OutputWriter, LayerStore):
         self.model, self.propagate_dense = model, propagate_dense
         self.names = Names.of(model)
         tensors = [tensor for unit in model.units for tensor in model.tensors(unit).values()]
-        tensors += self._unused().values()
+        tensors += self.names.copies().values()
         precisions = {tensor.dtype for tensor in tensors}
         self._join = len(precisions) == 1 and sum(tensor.nbytes for tensor in tensors) <= SINGLE_FILE_BYTES
 
@@ -137,15 +136,15 @@ class ModelWriter(OutputWriter, LayerStore):
             self.journal.measure(name, perplexity)
         return self.journal.measured.get(name)
 
-    def _unused(self) -> dict[str, Tensor]:
-        """Tensors of the source that the model does not use."""
-        return {name: self.model.layout.stored(name) for name in self.names.unused}
+    def notes(self) -> list[str]:
+        """What the result of a run says about the tensors of the source."""
+        return self.names.notes()
 
     def _write(self, unit: Unit) -> None:
         with self.saving():
             tensors = self.model.layout.as_stored(self.model.tensors(unit))
             if unit == REST:
-                tensors |= self._unused()
+                tensors |= self.names.copies()
             write_durably(self.shard(unit), lambda path: write_shard(tensors, path))
 
     def finish(self, tokenizer: Any, report: dict[str, Any]) -> None:

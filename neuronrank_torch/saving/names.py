@@ -2,56 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from neuronrank_core.errors import NeuronRankError
+from neuronrank_torch.model.converted import ConvertedWeights
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.tensor_files import read_header
+from neuronrank_torch.model.weights import WeightSource
 
 
 @dataclass(frozen=True)
 class Names:
-    """Names of the tensors of a source.
+    """Names of the tensors of a source; none if it is not a folder.
 
     Parameters
     ----------
-    written : frozenset of str
-        Saved with the model, under their names.
+    source : WeightSource, optional
+        Where they are.
+    written : list of str
+        Part of the model, saved under their names.
     unused : list of str
         Not used by the model: copied as they are.
-    renamed : list of str
-        Part of the model, which saves them under the names that transformers gives them.
+    changed : list of str
+        Part of the model, which saves them under other names or in another shape.
     """
 
-    written: frozenset[str]
-    unused: list[str]
-    renamed: list[str]
+    source: WeightSource | None = None
+    written: Sequence[str] = ()
+    unused: Sequence[str] = ()
+    changed: Sequence[str] = ()
 
     @classmethod
     def of(cls, model: StreamedModel) -> Names:
-        """The names of a model's source."""
-        written: set[str] = set()
+        """Those of a model that is not pruned yet."""
+        layout = model.layout
+        if not isinstance(layout, ConvertedWeights):
+            return cls()
+        saved: dict[str, tuple[int, ...]] = {}
         for unit in model.units:
             empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.tensors(unit).items()}
-            written |= model.layout.as_stored(empty).keys()
+            saved |= {name: tuple(tensor.shape) for name, tensor in layout.as_stored(empty).items()}
         own = {name for names in model.units.values() for name in names}
-        uses = model.layout.uses()
-        left = sorted(uses.keys() - written)
-        unused = [name for name in left if own.isdisjoint(uses[name])]
-        renamed = [name for name in left if not own.isdisjoint(uses[name])]
-        return cls(frozenset(written & uses.keys()), unused, renamed)
+        shapes, uses = layout.source.shapes(), layout.uses()
+        written = [name for name in shapes if saved.get(name) == shapes[name]]
+        unused = sorted(name for name in shapes.keys() - saved.keys() if own.isdisjoint(uses[name]))
+        return cls(layout.source, written, unused, sorted(shapes.keys() - {*written, *unused}))
+
+    def copies(self) -> dict[str, Tensor]:
+        """The tensors that the model does not use."""
+        return {} if self.source is None else {name: self.source.tensor(name) for name in self.unused}
 
     def notes(self) -> list[str]:
         """What the result of a run says about them."""
         notes = []
         if self.unused:
             notes.append(f"tensors that the model does not use, copied unchanged: {_such_as(self.unused)}")
-        if self.renamed:
-            notes.append(f"tensors saved under transformers' names instead of the source's: {_such_as(self.renamed)}")
+        if self.changed:
+            notes.append(f"tensors saved as transformers holds them, not as the source does: {_such_as(self.changed)}")
         return notes
 
     def check(self, shards: Iterable[Path]) -> None:
@@ -69,5 +81,5 @@ class Names:
             )
 
 
-def _such_as(names: list[str]) -> str:
+def _such_as(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

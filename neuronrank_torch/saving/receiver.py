@@ -114,5 +114,9 @@ class Receiver(LayerStore):
             self.folder.rmdir()
         return mapped
 
+    def notes(self) -> list[str]:
+        """None: only the first rank reports."""
+        return []
+
     def finish(self, *parts: object) -> None:
         """Nothing to do: the first rank completes the output."""

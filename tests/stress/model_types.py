@@ -80,7 +80,7 @@ class Result:
     layout : list of str
         The matrices of the MLPs, as found by name.
     columns : dict
-        By name: "yes", "refused: ...", "wrong: ...", "crash: ..." or "-".
+        By name: "yes", "refused: ...", "changed: ...", "wrong: ...", "crash: ..." or "-".
     seconds : float
     """
 
@@ -602,12 +602,13 @@ def _streamed(case: Case, plain: Any) -> str:
             model.save_pretrained(place)
         tiny_tokenizer().save_pretrained(source)
         Path(temporary, "text.txt").write_text(text())
-        run_prune(Job(str(source), str(Path(temporary, "text.txt")), save=str(out), device="cpu", batch_size=2), BASE)
+        job = Job(str(source), str(Path(temporary, "text.txt")), save=str(out), device="cpu", batch_size=2)
+        notes = run_prune(job, BASE).notes
         original, expected, written = map(_tensors, (source, right, out))
-        problem = ""
-        if lost := sorted(original.keys() - written.keys()):
+        problem = "".join(f"changed: {note}" for note in notes if "not as the source does" in note)
+        if not problem and (lost := sorted(original.keys() - written.keys())):
             problem = f"wrong: {lost[0]} is gone"
-        elif expected.keys() != written.keys():
+        elif not problem and expected.keys() != written.keys():
             problem = f"wrong: {sorted(expected.keys() ^ written.keys())[0]} is in one of both"
         for name in expected.keys() & written.keys():
             tensor, other = expected[name], written[name]
@@ -665,6 +666,9 @@ def groups(results: list[Result]) -> list[tuple[str, list[str]]]:
     return sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
 
 
+_REMARKED = ("changed", "wrong", "crash")
+
+
 def page(results: list[Result], day: date) -> str:
     """The results as Markdown."""
     outcomes = Counter((result.outcome, "+" in result.model_type) for result in results)
@@ -684,8 +688,8 @@ def page(results: list[Result], day: date) -> str:
         "- *wrong*: one of these does not hold; the last column says which. *crash*: an error that is not a refusal.",
         "- *not built*: the sweep has no tiny model of it.",
         "- Columns: 2:4 sparsity; `--update gradual`; `--sparsity_type neurons`; `--nr-include-attention`; and a run",
-        "  with `--save` (*wrong*: the saved tensors have other names than those of the checkpoint). A dash: not",
-        "  applicable.",
+        "  with `--save`: the same bits as in memory, under the names of the checkpoint (*changed*: the result says which",
+        "  tensors have other names or shapes). A dash: not applicable.",
         "",
         "| outcome | types | variants |",
         "| --- | --- | --- |",
@@ -693,13 +697,14 @@ def page(results: list[Result], day: date) -> str:
         "",
         "Of the pruned ones, variants included:",
         "",
-        "| | yes | refused | wrong | crash |",
-        "| --- | --- | --- | --- | --- |",
+        "| | yes | refused | changed | wrong | crash |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     kept = [result for result in results if result.outcome == "pruned" and result.columns]
     for name in COLUMNS:
         ends = Counter(result.columns.get(name, "-").partition(":")[0] for result in kept)
-        lines.append(f"| {name} | " + " | ".join(str(ends[end]) for end in ("yes", "refused", "wrong", "crash")) + " |")
+        counts = [str(ends[end]) for end in ("yes", "refused", "changed", "wrong", "crash")]
+        lines.append(f"| {name} | " + " | ".join(counts) + " |")
     lines += ["", "## Refused, by layout of the MLP", ""]
     lines += [
         "A type whose matrices are in a known layout is refused for another reason, which the table below gives.",
@@ -719,7 +724,7 @@ def page(results: list[Result], day: date) -> str:
     for result in results:
         cells = [result.columns.get(name, "").partition(":")[0] for name in COLUMNS]
         remarks = [*result.problems, *([] if result.outcome == "pruned" and not result.line else [result.line])]
-        remarks += [f"{name} {value}" for name, value in result.columns.items() if value.startswith(("wrong", "crash"))]
+        remarks += [f"{name} {value}" for name, value in result.columns.items() if value.startswith(_REMARKED)]
         remark = "; ".join(filter(None, remarks)).replace("|", "\\|").replace("<", "&lt;")
         lines.append(f"| `{result.model_type}` | {result.outcome} | " + " | ".join(cells) + f" | {remark} |")
     return "\n".join(lines) + "\n"

@@ -14,8 +14,8 @@ from tiny_files import logits
 from transformers import AutoModelForCausalLM
 
 from neuronrank_torch import prune
+from neuronrank_torch.model.converted import ConvertedWeights
 from neuronrank_torch.model.open import load_model, open_model
-from neuronrank_torch.model.split_experts import SplitExperts
 from neuronrank_torch.model.weights import LoadedWeights, SafetensorsWeights
 from neuronrank_torch.pruning import layer as pruning_layer
 from neuronrank_torch.runs.job import Job
@@ -64,7 +64,7 @@ def test_streamed_is_in_memory(
 @pytest.mark.parametrize("family", MOE)
 def test_experts_one_by_one_need_not_be_in_memory_together(tmp_path: Path, family: str) -> None:
     model, _, _ = open_model(str(write(tmp_path / "source", family)))
-    assert isinstance(model.source, SplitExperts)
+    assert isinstance(model.source, ConvertedWeights)
     loaded = load_model(str(tmp_path / "source"))[0].state_dict()
     assert all(torch.equal(model.source.tensor(name), tensor) for name, tensor in loaded.items())
 
