@@ -74,8 +74,8 @@ TABLES = {
 def prune(ctx: click.Context, /, **flags: Any) -> None:
     """Prune a model and save it as a Hugging Face folder.
 
-    With --save, layers are loaded, pruned and saved one at a time, so only one layer is in memory (unless
-    transformers has to convert the checkpoint). If interrupted, rerun the same command to resume.
+    With --save, layers are loaded, pruned and saved one at a time, so only one layer is in memory. If interrupted,
+    rerun the same command to resume.
     """
     recipe = options.recipe_of(ctx, flags)
     _warn_of_idle(ctx, recipe, flags)

@@ -14,7 +14,7 @@ from tiny import tiny_model, tiny_tokenizer
 from tiny_types import tiny_type
 from torch import Tensor
 from transformers import conversion_mapping
-from transformers.core_model_loading import Transpose, WeightConverter
+from transformers.core_model_loading import ConversionOps, Transpose, WeightConverter
 
 from neuronrank_core.errors import NeuronRankError
 from neuronrank_torch import prune
@@ -170,12 +170,22 @@ def test_names_of_the_inner_model(tmp_path: Path) -> None:
     assert_loads_as_pruned_in_memory(source)
 
 
-def test_what_cannot_be_reversed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A matrix that transformers transposes if it has to, and never back."""
-    transpose = WeightConverter("mlp.down_proj.weight", "mlp.down_proj.weight", [Transpose(0, 1, check_dims=True)])
-    conversion_mapping.get_checkpoint_conversion_mapping("llama")
-    monkeypatch.setitem(conversion_mapping._checkpoint_conversion_mapping_cache, "llama", [transpose])
+class OneWay(Transpose):
+    """A conversion without a reverse."""
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("operation", [Transpose(0, 1, check_dims=True), OneWay(0, 1)])
+def test_what_cannot_be_reversed_is_named(
+    tmp_path: Path, operation: ConversionOps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A matrix that transformers transposes (the first operation: if it has to), and never back."""
     source = write(tmp_path / "source", tiny_model("llama", layers=2, hidden=32, intermediate=64))
+    transpose = WeightConverter("mlp.down_proj.weight", "mlp.down_proj.weight", [operation])
+    monkeypatch.setitem(conversion_mapping._checkpoint_conversion_mapping_cache, "llama", [transpose])
     dense = stored(source)
     turned = {name: tensor.T.contiguous() for name, tensor in dense.items() if "down_proj" in name}
     edit(source, lambda tensors: tensors.update(turned))
