@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuronrank_core.errors import InputError
+from neuronrank_core.errors import InputError, NeuronRankError, first_line
 from neuronrank_torch.calibration.hidden_states import Room, in_memory
 from neuronrank_torch.model.early_stop import StopForward
 from neuronrank_torch.model.limits import check_tokens
@@ -162,8 +162,14 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
 
     with _replaced([layer.module for layer in decoder.layers], first_layer):
         for sequence in sequences if len(sequences) else _example(sequences):
-            with suppress(StopForward):
+            try:
                 decoder.body(input_ids=sequence[None], use_cache=False)
+            except StopForward:
+                pass
+            except (TypeError, ValueError) as error:  # From the model's checks of its arguments.
+                if isinstance(error, NeuronRankError):
+                    raise
+                raise _unsupported(decoder, f"does not run on tokens alone: {first_line(error)}") from error
     return hidden[0]
 
 

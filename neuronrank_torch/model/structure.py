@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,7 +112,9 @@ def find_decoder(model: nn.Module) -> Decoder:
         If a layer has several MLPs, experts that cannot be pruned or an MLP matrix in an unknown layout, or if there is
         a second stack of layers with MLPs.
     """
-    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    embeddings = None
+    with suppress(AttributeError, NotImplementedError):  # Transformers raises the latter where it cannot find them.
+        embeddings = model.get_input_embeddings()  # type: ignore[operator]
     stacks = {name: body for name, body in model.named_modules() if _has_layers(body) and not _OTHER_INPUT.search(name)}
     reading = [body for body in stacks.values() if embeddings is None or any(m is embeddings for m in body.modules())]
     if not reading:

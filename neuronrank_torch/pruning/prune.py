@@ -112,7 +112,7 @@ class _PruneRun:
         self.recipe, self.progress, self.store, self.ranks = recipe, progress, store, ranks
         self.decoder = find_decoder(model)
         if not any(store.done(layer.index) for layer in self.decoder.layers):  # Finished layers may have fewer neurons.
-            refuse_modes(self.decoder, recipe)
+            refuse_modes(model, self.decoder, recipe)
         self.head = untied_head(model) if recipe.prune_lm_head else None
         # The layers of a streamed model are on the meta device until they are loaded.
         self.device = next(p.device for p in model.parameters() if not p.is_meta)

@@ -30,7 +30,7 @@ def test_arguments_that_depend_on_the_text_are_refused(family: str) -> None:
     model = small(family)
     model.model.rotary_emb = TextDependent(model.model.rotary_emb)
     name = type(model.model).__name__
-    with pytest.raises(InputError, match=f"{name} passes its layers arguments that depend on the text"):
+    with pytest.raises(InputError, match=f"^{name} passes its layers arguments that depend on the text"):
         run_layers(find_decoder(model), text(), lambda layer: layer.feed(keep=True))
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
 
@@ -67,3 +67,18 @@ def test_wherever_they_hide(change) -> None:
     model.model.__class__ = Body
     with pytest.raises(InputError, match="depend on the text"):
         embed(find_decoder(model), tokens)
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError])
+@torch.no_grad()
+def test_a_model_that_needs_more_than_tokens_is_refused(error: type[Exception]) -> None:
+    model = small("llama")
+
+    class Seeing(type(model.model)):
+        def forward(self, input_ids: Tensor, **kwargs: object) -> object:
+            raise error("pixel_values is missing\nsecond line")
+
+    model.model.__class__ = Seeing
+    with pytest.raises(InputError, match=r"^Seeing does not run on tokens alone: pixel_values is missing$"):
+        embed(find_decoder(model), text())
+    assert not any("forward" in layer.__dict__ for layer in model.model.layers)

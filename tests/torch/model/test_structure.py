@@ -92,6 +92,16 @@ def test_gated_layers_that_see_no_tokens_are_passed_over(first: bool) -> None:
         find_decoder(both)
 
 
+def test_a_model_that_does_not_know_its_embeddings_is_searched_whole() -> None:
+    model = small()
+
+    def unknown() -> None:
+        raise NotImplementedError
+
+    model.get_input_embeddings = unknown
+    assert find_decoder(model).body is model.model
+
+
 def test_linears_come_by_short_name() -> None:
     module = small().model.layers[0]
     layer = resolve_layer(module, 0)

@@ -206,14 +206,6 @@ def test_neurons_of_a_width_by_another_name_are_refused(family: str) -> None:
         pruned(plain(family), recipe(sparsity_type="neurons"))
 
 
-def test_neurons_of_an_mlp_with_a_norm_between_its_matrices_are_refused() -> None:
-    model = small("bitnet", layers=1)
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(InputError, match=r"ffn_sub_norm\.weight` inside the MLPs of .* one entry per neuron"):
-        pruned(model, recipe(sparsity_type="neurons"))
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt"])
 def test_ratios_between_layers_keep_the_total(family: str) -> None:
     model = plain(family)
