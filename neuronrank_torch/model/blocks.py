@@ -92,6 +92,18 @@ class Block:
     prefix: str = ""
 
     @property
+    def gated(self) -> bool:
+        """Whether it has a gate."""
+        return "gate_proj" in self.projections
+
+    def signal(self, chosen: str) -> str:
+        """The signal that is measured if this one is chosen: always the product if there is no gate.
+
+        The magnitude of a plain MLP's pre-activation is no strength under ReLU.
+        """
+        return chosen if self.gated else "product"
+
+    @property
     def weights(self) -> dict[str, Tensor]:
         """The current matrices by role."""
         return {role: projection.weight for role, projection in self.projections.items()}
@@ -120,11 +132,6 @@ class Mlp(Block):
 
     activation_name: str = "act_fn"
     expert: int | None = None
-
-    @property
-    def gated(self) -> bool:
-        """Whether it has a gate."""
-        return "gate_proj" in self.projections
 
     @property
     def activation(self) -> Callable[[Tensor], Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from neuronrank_core.errors import InputError, MissingStatisticsError, UnsupportedModelError
+from neuronrank_core.recipe import Recipe
 from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, Block, Mlp, Projection
 from neuronrank_torch.model.experts import Experts, find_experts
 from neuronrank_torch.model.families import LAYOUTS
@@ -91,6 +92,15 @@ class Decoder:
 
     body: nn.Module
     layers: list[Layer]
+
+    @property
+    def gated(self) -> bool:
+        """Whether an MLP has a gate; without one, all signals are the same."""
+        return any(mlp.gated for layer in self.layers for mlp in layer.mlps)
+
+    def measured(self, recipe: Recipe) -> Recipe:
+        """The recipe with the signal that is measured in this model."""
+        return recipe if self.gated else replace(recipe, signal=self.layers[0].mlps[0].signal(recipe.signal))
 
 
 def find_decoder(model: nn.Module) -> Decoder:

@@ -83,14 +83,15 @@ def test_attention_is_compared_where_it_is_pruned(run: Run, small: list[object])
     assert first["q_proj"]["jaccard"] == 0.0
 
 
-GPT2 = GPT2Config(n_embd=24, n_inner=56, n_layer=2, n_head=4, n_positions=64, vocab_size=VOCAB, tie_word_embeddings=False)
-SHAPE = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
-COMMON = {"num_key_value_heads": 2, "head_dim": 6, "vocab_size": VOCAB, "pad_token_id": None}
+COMMON = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None, "tie_word_embeddings": False}
+GPT2 = GPT2Config(n_embd=24, n_inner=56, n_layer=2, n_head=4, n_positions=64, **COMMON)
+SHAPE = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 6}
+SHAPE |= {"num_key_value_heads": 2, **COMMON}
 #: A configuration, and every role's matrices in a layer.
 FAMILIES: dict[str, tuple[Any, Callable[[Any], dict[str, list[Tensor]]]]] = {
     "plain": (GPT2, lambda layer: {"up_proj": [layer.mlp.c_fc.weight.T], "down_proj": [layer.mlp.c_proj.weight.T]}),
     "fused": (
-        Phi3Config(**SHAPE, **COMMON),
+        Phi3Config(**SHAPE),
         lambda layer: {
             "gate_proj": [layer.mlp.gate_up_proj.weight[:40]],
             "up_proj": [layer.mlp.gate_up_proj.weight[40:]],
@@ -98,7 +99,7 @@ FAMILIES: dict[str, tuple[Any, Callable[[Any], dict[str, list[Tensor]]]]] = {
         },
     ),
     "experts": (
-        MixtralConfig(**SHAPE, **COMMON, num_local_experts=3, num_experts_per_tok=2),
+        MixtralConfig(**SHAPE, num_local_experts=3, num_experts_per_tok=2),
         lambda layer: {
             "gate_proj": list(layer.mlp.experts.gate_up_proj[:, :40]),
             "up_proj": list(layer.mlp.experts.gate_up_proj[:, 40:]),
@@ -116,7 +117,7 @@ def zeroed(folder: Path, family: str, seed: int) -> tuple[str, list[dict[str, Te
     generator = torch.Generator().manual_seed(seed)
     masks: list[dict[str, Tensor]] = []
     with torch.no_grad():
-        for layer in (model.transformer.h if family == "plain" else model.model.layers):
+        for layer in model.transformer.h if family == "plain" else model.model.layers:
             masks.append({})
             for number, (role, weights) in enumerate(roles(layer).items(), 2):
                 zero = [torch.rand(weight.shape, generator=generator) < number / 10 for weight in weights]

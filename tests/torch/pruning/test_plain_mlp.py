@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch import find_decoder, prune, run_prune
 from neuronrank_torch.calibration.collector import LayerCollector
 from neuronrank_torch.calibration.layerwise import run_layers
+from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.structure import Layer
@@ -151,6 +153,29 @@ def test_every_signal_is_the_product(family: str, signal: str) -> None:
         sure = ((pre - 0.1).abs() > 1e-4).all(1)
         assert sure.float().mean() > 0.9
         assert (torch.as_tensor(table.open_gate) == (pre > 0.1).sum(1))[sure].all()
+
+
+@pytest.mark.parametrize("signal", ["gate", "activated", "product"])
+def test_the_result_says_which_signal_was_measured(signal: str, tmp_path: Path) -> None:
+    where = {name: str(tmp_path / name) for name in ("source", "text.txt", "stats")}
+    plain("gpt2").save_pretrained(where["source"])
+    tiny_tokenizer().save_pretrained(where["source"])
+    Path(where["text.txt"]).write_text(TEXT)
+    chosen = recipe(method="neuronrank_tfidf", propagate="dense", signal=signal)
+    collected = run_collect(Job(where["source"], where["text.txt"], save=where["stats"], device="cpu"), chosen)
+    assert (collected.signal, collected.gated) == ("product", False)
+    by_text, by_statistics = plain("gpt2"), plain("gpt2")
+    assert pruned(by_text, chosen).recipe.signal == "product"
+    # Statistics of another setting hold the same signal.
+    other = replace(chosen, signal="activated")
+    report = prune(by_statistics, tiny_tokenizer(), other, statistics=StatisticsFolder(where["stats"]))
+    assert report.recipe.signal == "product"
+    assert same_state(state(by_text), state(by_statistics))
+
+
+def test_a_gated_model_keeps_the_signal() -> None:
+    report = pruned(small(), recipe(method="neuronrank_tfidf", signal="activated"))
+    assert report.recipe.signal == "activated"
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
