@@ -125,10 +125,8 @@ class _TableBuilder:
             if INPUTS in self.kinds:
                 hooks.append(projection.on_input(lambda x, role=role: self.see_input(role, x)))  # type: ignore[misc]
         if self.kinds & {SIGNAL, SAMPLE}:
-            hooks.append(
-                self.block.projections["gate_proj" if self.block.gated else "up_proj"].on_output(self.see_gate)
-            )
-            hooks.append(self.block.projections["down_proj"].on_input(self.see_product))
+            gate = self.block.projections["gate_proj" if self.block.gated else "up_proj"]
+            hooks += [gate.on_output(self.see_gate), self.block.projections["down_proj"].on_input(self.see_product)]
         return hooks
 
     def compute(self, x: Tensor) -> None:

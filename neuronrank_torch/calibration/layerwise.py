@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuronrank_core.errors import InputError, NeuronRankError, first_line
+from neuronrank_core.errors import NeuronRankError, UnsupportedModelError, first_line
 from neuronrank_torch.calibration.hidden_states import Room, in_memory
 from neuronrank_torch.model.early_stop import StopForward
 from neuronrank_torch.model.limits import check_tokens
@@ -243,8 +243,8 @@ def run_layers(
     return hidden
 
 
-def _unsupported(decoder: Decoder, what: str) -> InputError:
-    return InputError(f"{type(decoder.body).__name__} {what}", hint="this model family cannot be pruned yet")
+def _unsupported(decoder: Decoder, what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{type(decoder.body).__name__} {what}")
 
 
 @contextmanager

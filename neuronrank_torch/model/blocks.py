@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from neuronrank_core.errors import InputError
+from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_core.statistics.table import SHARED_INPUT
 from neuronrank_torch.model.early_stop import captured
 
@@ -135,13 +135,12 @@ class Mlp(Block):
 
     @property
     def activation(self) -> Callable[[Tensor], Tensor]:
-        """Activation function of the gate; raises InputError if the module has no attribute of that name."""
+        """Activation function of the gate; raises UnsupportedModelError if the module has no attribute of that name."""
         activation: Callable[[Tensor], Tensor] | None = getattr(self.module, self.activation_name, None)
         if activation is None:
-            raise InputError(
+            raise UnsupportedModelError(
                 f"layer {self.where}: {type(self.module).__name__} has no activation function under the name"
-                f" `{self.activation_name}`",
-                hint="this model family cannot be pruned yet",
+                f" `{self.activation_name}`"
             )
         return activation
 

@@ -128,13 +128,14 @@ def find_decoder(model: nn.Module) -> Decoder:
     stacks = {name: body for name, body in model.named_modules() if _has_layers(body) and not _OTHER_INPUT.search(name)}
     reading = [body for body in stacks.values() if embeddings is None or any(m is embeddings for m in body.modules())]
     if not reading:
-        raise MissingStatisticsError(0, f"{type(model).__name__} has no decoder layers with a gated MLP")
+        raise MissingStatisticsError(
+            0, f"{type(model).__name__} is not supported: it has no decoder layers with MLPs in a known layout"
+        )
     body: Any = reading[0]
     others = [name for name, other in stacks.items() if other is not body]
     if others:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has another stack of layers with MLPs, which would stay dense: {others[0]}",
-            hint="this model family cannot be pruned yet",
+            f"{type(model).__name__} has another stack of layers with MLPs, which would stay dense: {others[0]}"
         )
     return Decoder(body, [resolve_layer(module, index) for index, module in enumerate(_layers_of(body))])
 
@@ -156,10 +157,10 @@ def resolve_layer(module: nn.Module, index: int) -> Layer:
     """Find the prunable parts of a layer; raises an error if its MLP cannot be pruned as a whole."""
     experts, mlps = find_experts(module, index), _find_mlps(module, index)
     if experts is None and not mlps:
-        raise MissingStatisticsError(index, f"{type(module).__name__} has no gated MLP")
+        raise MissingStatisticsError(index, f"{type(module).__name__} has no MLP in a known layout")
     if len(mlps) > 1:
         raise UnsupportedModelError(
-            f"layer {index} ({type(module).__name__}) has {len(mlps)} gated MLPs",
+            f"layer {index} ({type(module).__name__}) has {len(mlps)} MLPs",
             hint="mixtures of experts can be pruned where transformers fuses the experts, as in Mixtral",
         )
     if experts is not None:
@@ -176,8 +177,7 @@ def _refuse_leftovers(layer: nn.Module, index: int, mlps: tuple[Mlp, ...]) -> No
         matrices = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
         if matrices and id(module) not in known and _MLP_PART.search(name) and not _NO_MLP_PART.search(name):
             raise UnsupportedModelError(
-                f"layer {index} ({type(layer).__name__}) has an MLP matrix that cannot be pruned: {name}",
-                hint="this model family cannot be pruned yet",
+                f"layer {index} ({type(layer).__name__}) has an MLP matrix that cannot be pruned: {name}"
             )
 
 

@@ -55,13 +55,13 @@ def test_without_tokenizer(run: Run, small: Flags, model: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["prune", "prune in memory", "dry run", "verify"])
-def test_without_gated_mlp(run: Run, small: Flags, name: str) -> None:
+def test_without_a_known_mlp(run: Run, small: Flags, name: str) -> None:
     config = MambaConfig(
         num_hidden_layers=2, hidden_size=16, state_size=4, vocab_size=258, bos_token_id=0, eos_token_id=1
     )
     MambaForCausalLM(config).save_pretrained("source")
     tiny_tokenizer(True).save_pretrained("source")
-    says = "No TF-IDF statistics for layer 0: MambaForCausalLM has no decoder layers with a gated MLP"
+    says = "No TF-IDF statistics for layer 0: MambaForCausalLM is not supported: it has no decoder layers with MLPs"
     error = refused(run, *command(name, "source", small), code=2, says=says, hint="layer.mlp.gate_proj")
     assert "perplexity before" not in error
 

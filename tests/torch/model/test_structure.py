@@ -13,6 +13,7 @@ from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from neuronrank_core import InputError, MissingStatisticsError
+from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch.model.families import LAYOUTS
 from neuronrank_torch.model.structure import find_decoder, resolve_layer, untied_head
 
@@ -88,8 +89,19 @@ def test_gated_layers_that_see_no_tokens_are_passed_over(first: bool) -> None:
     both.get_input_embeddings = model.get_input_embeddings
     assert find_decoder(both).body is model.model
     both.get_input_embeddings = nn.Module
-    with pytest.raises(MissingStatisticsError, match="no decoder layers with a gated MLP"):
+    with pytest.raises(MissingStatisticsError, match="is not supported: it has no decoder layers with MLPs"):
         find_decoder(both)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_second_stack_of_layers_is_refused_by_name(first: bool) -> None:
+    model, draft = small(), small(seed=1)
+    parts = {"draft": draft, "main": model} if first else {"main": model, "draft": draft}
+    both = nn.ModuleDict(parts)
+    both.get_input_embeddings = model.get_input_embeddings
+    with pytest.raises(UnsupportedModelError, match=r"another stack of layers .* stay dense: draft\.model$") as error:
+        find_decoder(both)
+    assert "not supported" in error.value.hint
 
 
 def test_a_model_that_does_not_know_its_embeddings_is_searched_whole() -> None:
@@ -139,10 +151,10 @@ def test_a_copy_is_not_reached_by_later_changes() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*mlp.module.modules(), *copied.module.modules()])
 
 
-def test_a_layer_without_a_gated_mlp_is_named() -> None:
+def test_a_layer_without_an_mlp_is_named() -> None:
     model = small(layers=3)
     model.model.layers[2].mlp = nn.Identity()
-    with pytest.raises(MissingStatisticsError, match="layer 2: LlamaDecoderLayer has no gated MLP"):
+    with pytest.raises(MissingStatisticsError, match="layer 2: LlamaDecoderLayer has no MLP in a known layout"):
         find_decoder(model)
 
 
@@ -151,7 +163,7 @@ def test_experts_are_refused() -> None:
     model, other = small(), small(seed=1)
     for layer, twin in zip(model.model.layers, other.model.layers, strict=True):
         layer.mlp = Experts(layer.mlp, twin.mlp)
-    with pytest.raises(InputError, match=r"layer 0 .* has 2 gated MLPs") as error:
+    with pytest.raises(InputError, match=r"layer 0 .* has 2 MLPs") as error:
         find_decoder(model)
     assert "experts" in error.value.hint
 
