@@ -30,7 +30,7 @@ class Neurons(SparsityType):
         """Refuse a model if its class, configured to the new width, would not have the shapes of the pruned model."""
         hint = "neurons of this model family cannot be removed yet: prune weights instead"
         config: Any = getattr(decoder.body, "config", None)
-        width = getattr(config, "intermediate_size", None)
+        width: Any = getattr(config, "intermediate_size", None)
         if {layer.mlp.neurons for layer in decoder.layers} != {width}:
             raise InputError(
                 f"the width of the MLPs of {type(decoder.body).__name__} is not the intermediate_size of its"
