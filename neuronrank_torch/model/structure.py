@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from torch import nn
@@ -22,8 +23,8 @@ _ROUTER_OR_NORM = re.compile(r"gate(\.|$)|router|norm", re.IGNORECASE)
 #: Names of modules in an MLP; and of those beside it, which also attend or embed.
 _MLP_PART = re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|\bdense", re.IGNORECASE)
 _NO_MLP_PART = re.compile(_ROUTER_OR_NORM.pattern + "|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
-#: Names of the list of layers.
-_LAYERS = ("layers", "h", "blocks")
+#: Paths of the list of layers, from the module that takes the tokens.
+_LAYERS = ("layers", "h", "blocks", "encoder.layer")
 #: Names of encoders whose layers read no text.
 _OTHER_INPUT = re.compile(r"vision|visual|image|video|audio|speech|tower|perceiver", re.IGNORECASE)
 
@@ -149,12 +150,17 @@ def _has_layers(body: nn.Module) -> bool:
 
 def _layers_of(body: nn.Module) -> Iterable[nn.Module]:
     """The list of layers of a module; empty if it has none."""
-    lists = (getattr(body, name, None) for name in _LAYERS)
+    lists = (reduce(lambda module, name: getattr(module, name, None), path.split("."), body) for path in _LAYERS)
     return next((layers for layers in lists if isinstance(layers, nn.ModuleList)), ())
 
 
 def resolve_layer(module: nn.Module, index: int) -> Layer:
     """Find the prunable parts of a layer; raises an error if its MLP cannot be pruned as a whole."""
+    if getattr(module, "chunk_size_feed_forward", 0):  # Its matrices would see a part of the tokens at a time.
+        raise UnsupportedModelError(
+            f"layer {index} ({type(module).__name__}) runs its MLP on chunks of the text",
+            hint="set chunk_size_feed_forward to 0 in config.json of the model",
+        )
     experts, mlps = find_experts(module, index), _find_mlps(module, index)
     if experts is None and not mlps:
         raise MissingStatisticsError(index, f"{type(module).__name__} has no MLP in a known layout")

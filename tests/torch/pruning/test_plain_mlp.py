@@ -50,6 +50,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], str, str]] = {
     "bloom": ({"hidden_size": HIDDEN, "n_layer": 2, "n_head": 4}, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
     "phi": (LLAMA, "mlp.fc1", "mlp.fc2"),
     "xglm": (XGLM, "fc1", "fc2"),
+    "bert": (LLAMA | {"is_decoder": True}, "intermediate.dense", "output.dense"),
+    "ctrl": ({"n_embd": HIDDEN, "dff": NEURONS, "n_layer": 2, "n_head": 4, "n_positions": 128}, "ffn.0", "ffn.2"),
     "starcoder2": (LLAMA | {"num_key_value_heads": 2}, "mlp.c_fc", "mlp.c_proj"),
 }
 COMMON = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
@@ -197,19 +199,23 @@ def test_an_update_lowers_the_error_of_the_mlp(family: str, propagate: str) -> N
     assert errors["gradual"] < 0.9 * errors["none"]
 
 
-def test_an_update_needs_a_module_of_its_own() -> None:
-    model = plain("opt")
+@pytest.mark.parametrize(("family", "layer"), [("opt", "OPTDecoderLayer"), ("bert", "BertLayer")])
+def test_an_update_needs_a_module_of_its_own(family: str, layer: str) -> None:
+    model = plain(family)
     before = state(model)
-    with pytest.raises(InputError, match=r"--update gradual needs an MLP in a module of its own, but OPTDecoderLayer"):
+    with pytest.raises(InputError, match=rf"--update gradual needs an MLP in a module of its own, but {layer}"):
         pruned(model, recipe(update="gradual"))
     assert same_state(before, state(model))
 
 
-@pytest.mark.parametrize("family", ["gpt_neox", "phi", "starcoder2"])
-def test_neurons_are_removed(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "update"),
+    [("gpt_neox", "least-squares"), ("phi", "least-squares"), ("bert", "none"), ("starcoder2", "least-squares")],
+)
+def test_neurons_are_removed(family: str, update: str, tmp_path: Path) -> None:
     model = plain(family)
     dense = copy.deepcopy(model)
-    pruned(model, recipe(sparsity_type="neurons", sparsity_ratio=0.25, update="least-squares"))
+    pruned(model, recipe(sparsity_type="neurons", sparsity_ratio=0.25, update=update))
     for layer, before in zip(matrices(model, family), matrices(dense, family), strict=True):
         up, was = layer["up_proj"], before["up_proj"]
         kept = [j for j in range(NEURONS) if any(torch.equal(was.weight[j], row) for row in up.weight)]
@@ -225,6 +231,16 @@ def test_neurons_are_removed(family: str, tmp_path: Path) -> None:
         assert torch.equal(again(tokens).logits, model(tokens).logits)
 
 
+def test_an_mlp_that_runs_in_chunks_is_refused() -> None:
+    model = plain("bert")
+    for layer in model.bert.encoder.layer:
+        layer.chunk_size_feed_forward = 8
+    before = state(model)
+    with pytest.raises(UnsupportedModelError, match=r"^layer 0 \(BertLayer\) runs its MLP on chunks of the text$"):
+        pruned(model, recipe())
+    assert same_state(before, state(model))
+
+
 @pytest.mark.parametrize("family", ["opt", "gpt2", "bloom"])
 def test_neurons_of_a_width_by_another_name_are_refused(family: str) -> None:
     with pytest.raises(InputError, match="is not the intermediate_size of its configuration"):
@@ -238,7 +254,9 @@ def test_ratios_between_layers_keep_the_total(family: str) -> None:
     assert report.total.zeros == report.total.prunable // 2
 
 
-@pytest.mark.parametrize(("family", "update"), [("opt", "none"), ("gpt2", "none"), ("gpt2", "gradual")])
+@pytest.mark.parametrize(
+    ("family", "update"), [("opt", "none"), ("bert", "none"), ("gpt2", "none"), ("gpt2", "gradual")]
+)
 def test_streamed_as_in_memory(family: str, update: str, tmp_path: Path) -> None:
     model, chosen = plain(family), recipe(update=update)
     model.save_pretrained(tmp_path / "source")
@@ -254,7 +272,7 @@ def test_streamed_as_in_memory(family: str, update: str, tmp_path: Path) -> None
     assert not all(torch.equal(out[name], source[name]) for name in source)
 
 
-@pytest.mark.parametrize("family", ["opt", "gpt2", "bloom"])
+@pytest.mark.parametrize("family", ["opt", "gpt2", "bert", "bloom"])
 def test_collected_statistics_prune_as_text_does(family: str, tmp_path: Path) -> None:
     model, chosen = plain(family), recipe(propagate="dense", method="wanda")
     model.save_pretrained(tmp_path / "source")
