@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 from torch import nn
@@ -17,6 +16,7 @@ from neuronrank_core.recipe import Recipe
 from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, Block, Mlp, Projection
 from neuronrank_torch.model.experts import Experts, find_experts
 from neuronrank_torch.model.families import LAYOUTS
+from neuronrank_torch.model.families.layout import at_path
 
 #: Names of modules that route or normalise tokens: they may have the matrices of a plain MLP.
 _ROUTER_OR_NORM = re.compile(r"gate(\.|$)|router|norm", re.IGNORECASE)
@@ -25,8 +25,8 @@ _MLP_PART = re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|\bdense", re.IGNORE
 _NO_MLP_PART = re.compile(_ROUTER_OR_NORM.pattern + "|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
 #: Paths of the list of layers, from the module that takes the tokens.
 _LAYERS = ("layers", "h", "blocks", "encoder.layer")
-#: Names of encoders whose layers read no text.
-_OTHER_INPUT = re.compile(r"vision|visual|image|video|audio|speech|tower|perceiver", re.IGNORECASE)
+#: Names of encoders whose layers read no text, or text only together with pictures.
+_OTHER_INPUT = re.compile(r"vision|visual|image|video|audio|speech|tower|perceiver|qformer", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,7 @@ def _has_layers(body: nn.Module) -> bool:
 
 def _layers_of(body: nn.Module) -> Iterable[nn.Module]:
     """The list of layers of a module; empty if it has none."""
-    lists = (reduce(lambda module, name: getattr(module, name, None), path.split("."), body) for path in _LAYERS)
+    lists = (at_path(body, path) for path in _LAYERS)
     return next((layers for layers in lists if isinstance(layers, nn.ModuleList)), ())
 
 

@@ -105,10 +105,7 @@ class CollectResult:
 
 
 def run_collect(
-    job: Job,
-    recipe: Recipe,
-    documents: tuple[int, int] | None = None,
-    progress: Progress = silent,
+    job: Job, recipe: Recipe, documents: tuple[int, int] | None = None, progress: Progress = silent
 ) -> CollectResult:
     """Collect and save statistics, one layer at a time; resumes an interrupted run of the same command.
 
@@ -230,7 +227,6 @@ class _CollectRun:
             return
         share = self.ranks.share(len(sequences), self.batch_size)
         batches = -(-(share.stop - share.start) // self.batch_size)
-
         steps = done * batches
 
         def step(index: int) -> None:

@@ -1,7 +1,7 @@
 """Description of an MLP layout, and detection of MLPs that match it."""
 
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,8 +45,11 @@ def _chunk(tensor: Tensor, number: int, of: int, dim: int) -> Tensor:
     return tensor.chunk(of, dim=dim)[number]
 
 
-def _child(module: Any, name: str) -> Any:
-    return getattr(module, name, None)
+def at_path(module: Any, path: str) -> Any:
+    """What is at a path of attributes with dots; None if there is nothing."""
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class MlpLayout:
         if self.gate_proj is None and hasattr(module, "gate_proj"):
             return None
         parts: dict[str, Part] = {role: part for role in MLP_PROJECTIONS if (part := getattr(self, role)) is not None}
-        linears = {role: reduce(_child, part.name.split("."), module) for role, part in parts.items()}
+        linears = {role: at_path(module, part.name) for role, part in parts.items()}
         projections = {
             role: parts[role].projection(linear)
             for role, linear in linears.items()

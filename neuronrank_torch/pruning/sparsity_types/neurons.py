@@ -76,8 +76,10 @@ def _resized(model: Any, config: Any, width: int) -> set[str]:
     dense = config.intermediate_size
     try:
         config.intermediate_size = width
+        whole = copy.deepcopy(model.config)
+        whole.dtype = model.dtype  # Once a model has been saved, its configuration holds a string.
         with init_empty_weights(), quiet_transformers():
-            other = type(model)(copy.deepcopy(model.config))
+            other = type(model)(whole)
     except Exception as error:  # What a class raises on a configuration has no common base class.
         raise InputError(
             f"{type(model).__name__} cannot have {width} neurons in a layer: {first_line(error)}",

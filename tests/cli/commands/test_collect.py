@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from command import LAYERS, Run
-from tiny import VOCAB, tiny_tokenizer
+from tiny import VOCAB
+from tiny_files import write_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import neuronrank_torch.runs.collect
@@ -167,8 +168,7 @@ def test_a_signal_without_effect_is_warned_of_and_the_measured_one_is_named(run:
     config = GPT2Config(
         n_embd=24, n_inner=56, n_layer=2, n_head=4, n_positions=64, vocab_size=VOCAB, bos_token_id=0, eos_token_id=1
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained("plain")
-    tiny_tokenizer().save_pretrained("plain")
+    write_model("plain", AutoModelForCausalLM.from_config(config), bos=False)
     small: list[object] = ["--model", "plain", "--dataset", text, "--nsamples", 4, "--seqlen", 32]
     tfidf, warning = ["--prune_method", "neuronrank_tfidf"], "--nr-signal gate has no effect on MLPs without a gate"
     asked = ["--nr-signal", "gate"]

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from command import LAYERS, Run
-from tiny import VOCAB, tiny_model, tiny_tokenizer
+from tiny import VOCAB, tiny_model
+from tiny_files import write_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Phi3Config
 
@@ -126,8 +127,7 @@ def zeroed(folder: Path, family: str, seed: int) -> tuple[str, list[dict[str, Te
                 masks[-1][role] = torch.stack(zero)
         head = torch.rand(model.lm_head.weight.shape, generator=generator) < 0.5
         model.lm_head.weight.normal_(generator=generator).masked_fill_(head, 0)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    write_model(folder, model, bos=False)
     return str(folder), masks, head
 
 
@@ -171,8 +171,7 @@ def test_other_shapes_are_compared_by_size_alone(run: Run, small: list[object], 
 
 
 def test_other_depths_are_compared_by_size_alone(run: Run, model: Path, tmp_path: Path) -> None:
-    tiny_model(layers=2, hidden=32, intermediate=64).save_pretrained(tmp_path / "flat")
-    tiny_tokenizer().save_pretrained(tmp_path / "flat")
+    write_model(tmp_path / "flat", tiny_model(layers=2, hidden=32, intermediate=64), bos=False)
     result = run("compare", model, "flat", "--json")
     assert f"the models have {LAYERS} and 2 layers" in result.stderr
     data = json.loads(result.stdout)

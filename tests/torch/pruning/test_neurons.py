@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from pruning import TEXT, linears, pruned, recipe, same_state, small, state
-from tiny import tiny_tokenizer
+from tiny import VOCAB, tiny_tokenizer
 from tiny_files import write_gguf
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import ApertusConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from neuronrank_core import InputError
 from neuronrank_torch.model.open import load_model
@@ -139,6 +139,16 @@ def test_a_width_that_the_class_refuses_is_an_error() -> None:
     with pytest.raises(InputError, match=r"^Even cannot have 48 neurons in a layer: 48 is odd$"):
         pruned(model, recipe(**NEURONS))
     assert model.config.intermediate_size == 64
+
+
+def test_a_model_that_has_been_saved_can_be_pruned(tmp_path: Path) -> None:
+    # Saving turns the dtype of the configuration into a string, of which this activation makes tensors.
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    ids = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    model = AutoModelForCausalLM.from_config(ApertusConfig(**shape, **ids, num_key_value_heads=2, hidden_act="xielu"))
+    model.save_pretrained(tmp_path)
+    pruned(model, recipe(**NEURONS))
+    assert model.model.layers[1].mlp.down_proj.weight.shape == (32, 48)
 
 
 def test_biases_of_gate_and_up_go_with_the_neurons(tmp_path: Path) -> None:

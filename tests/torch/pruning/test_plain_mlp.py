@@ -13,6 +13,7 @@ import torch
 from pruning import TEXT, pruned, recipe, same_state, seen, small, state
 from safetensors.torch import load_file
 from tiny import VOCAB, tiny_tokenizer
+from tiny_files import write_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -160,8 +161,7 @@ def test_every_signal_is_the_product(family: str, signal: str) -> None:
 @pytest.mark.parametrize("signal", ["gate", "activated", "product"])
 def test_the_result_says_which_signal_was_measured(signal: str, tmp_path: Path) -> None:
     where = {name: str(tmp_path / name) for name in ("source", "text.txt", "stats")}
-    plain("gpt2").save_pretrained(where["source"])
-    tiny_tokenizer().save_pretrained(where["source"])
+    write_model(where["source"], plain("gpt2"), bos=False)
     Path(where["text.txt"]).write_text(TEXT)
     chosen = recipe(method="neuronrank_tfidf", propagate="dense", signal=signal)
     collected = run_collect(Job(where["source"], where["text.txt"], save=where["stats"], device="cpu"), chosen)
@@ -259,8 +259,7 @@ def test_ratios_between_layers_keep_the_total(family: str) -> None:
 )
 def test_streamed_as_in_memory(family: str, update: str, tmp_path: Path) -> None:
     model, chosen = plain(family), recipe(update=update)
-    model.save_pretrained(tmp_path / "source")
-    tiny_tokenizer().save_pretrained(tmp_path / "source")
+    write_model(tmp_path / "source", model, bos=False)
     (tmp_path / "text.txt").write_text(TEXT)
     where = {name: str(tmp_path / name) for name in ("source", "text.txt", "out", "right")}
     run_prune(Job(where["source"], where["text.txt"], save=where["out"], device="cpu", batch_size=2), chosen)
@@ -275,8 +274,7 @@ def test_streamed_as_in_memory(family: str, update: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("family", ["opt", "gpt2", "bert", "bloom"])
 def test_collected_statistics_prune_as_text_does(family: str, tmp_path: Path) -> None:
     model, chosen = plain(family), recipe(propagate="dense", method="wanda")
-    model.save_pretrained(tmp_path / "source")
-    tiny_tokenizer().save_pretrained(tmp_path / "source")
+    write_model(tmp_path / "source", model, bos=False)
     (tmp_path / "text.txt").write_text(TEXT)
     where = {name: str(tmp_path / name) for name in ("source", "text.txt", "stats", "out")}
     run_collect(Job(where["source"], where["text.txt"], save=where["stats"], device="cpu", batch_size=2), chosen)
@@ -290,8 +288,7 @@ def test_collected_statistics_prune_as_text_does(family: str, tmp_path: Path) ->
 def test_streamed_perplexity_is_that_in_memory(family: str, tmp_path: Path) -> None:
     # Some layers return a tuple: so must those that a streamed evaluation leaves out.
     model = plain(family)
-    model.save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
+    write_model(tmp_path, model, bos=False)
     options: dict[str, Any] = {"seqlen": 32, "windows": 4, "batch_size": 2}
     here = evaluate(model, tiny_tokenizer(), TEXT, **options)
     streamed, tokenizer, _ = open_model(str(tmp_path))
