@@ -257,6 +257,12 @@ def warn_of_idle(ctx: click.Context, reasons: Mapping[str, str]) -> None:
         warn(f"--{name.replace('_', '-')} has no effect {reason}")
 
 
+def warn_of_signal(ctx: click.Context, chosen: str, measured: str) -> None:
+    """Warn if the user set a signal that the model does not have."""
+    if given(ctx, {"signal": chosen}) and measured != chosen:
+        warn(f"--nr-signal {chosen} has no effect on MLPs without a gate: their signal is always the {measured}")
+
+
 def recipe_of(ctx: click.Context, values: dict[str, Any]) -> Recipe:
     """The recipe for the values of a command. Values that the user set take precedence over the preset."""
     recipe = Recipe.from_preset(values.get("preset"), **given(ctx, fields_of(Recipe, values)))

@@ -49,6 +49,11 @@ class InvalidValueError(InputError):
 class UnsupportedModelError(InputError):
     """A model that transformers can run but NeuronRank cannot prune."""
 
+    def __init__(
+        self, message: str, *, hint: str = "this model is not supported; the documentation lists those that are"
+    ) -> None:
+        super().__init__(message, hint=hint)
+
 
 class NonFiniteError(NeuronRankError, ArithmeticError):
     """NaN or Inf in weights, signals or scores."""
@@ -72,7 +77,8 @@ class MissingStatisticsError(NeuronRankError):
     def __init__(self, layer: int | str, detail: str = "") -> None:
         super().__init__(
             f"No TF-IDF statistics for layer {layer}" + (f": {detail}" if detail else ""),
-            hint="ensure the model has `layer.mlp.gate_proj` (a gated MLP) in every decoder layer",
+            hint="ensure the model has `layer.mlp.gate_proj` (or another known MLP) in every decoder layer; the"
+            " documentation lists the supported models",
         )
 
 

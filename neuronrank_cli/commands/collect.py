@@ -65,6 +65,7 @@ def collect(ctx: click.Context, /, as_json: bool, documents: tuple[int, int] | N
         from neuronrank_torch.runs.job import Job
 
         result = run_collect(Job(**options.fields_of(Job, flags)), recipe, documents, stages)
+    options.warn_of_signal(ctx, recipe.signal, result.signal)
     show(result, as_json, print_statistics)
 
 

@@ -84,6 +84,8 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
 
     with Stages() as stages:
         result = _run(recipe, flags, stages)
+    if not without_effect(recipe, ["signal"]):
+        options.warn_of_signal(ctx, recipe.signal, result.recipe.signal)
     show(result, flags["as_json"], print_result)
 
 

@@ -114,9 +114,7 @@ class _TableBuilder:
         self.expert = block.expert if isinstance(block, Mlp) else None
         method = method_of(recipe)
         self.kinds = (method if isinstance(block, Mlp) else METHODS[method.beyond_mlp]).requires(recipe)
-        # The magnitude of a plain MLP's pre-activation is no strength under ReLU.
-        self.gated = "gate_proj" in block.projections
-        self.signal = recipe.signal if self.gated else "product"
+        self.signal = block.signal(recipe.signal)
         self._rows: list[LayerStatistics] = []
         self._batch: dict[str, Tensor] = {}
 
@@ -127,8 +125,8 @@ class _TableBuilder:
             if INPUTS in self.kinds:
                 hooks.append(projection.on_input(lambda x, role=role: self.see_input(role, x)))  # type: ignore[misc]
         if self.kinds & {SIGNAL, SAMPLE}:
-            hooks.append(self.block.projections["gate_proj" if self.gated else "up_proj"].on_output(self.see_gate))
-            hooks.append(self.block.projections["down_proj"].on_input(self.see_product))
+            gate = self.block.projections["gate_proj" if self.block.gated else "up_proj"]
+            hooks += [gate.on_output(self.see_gate), self.block.projections["down_proj"].on_input(self.see_product)]
         return hooks
 
     def compute(self, x: Tensor) -> None:

@@ -6,7 +6,6 @@ rotary tables, masks and caches, so little here depends on its family or version
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuronrank_core.errors import InputError
+from neuronrank_core.errors import NeuronRankError, UnsupportedModelError, first_line
+from neuronrank_torch.calibration.arguments import has_nan, same, unusable
 from neuronrank_torch.calibration.hidden_states import Room, in_memory
 from neuronrank_torch.model.early_stop import StopForward
 from neuronrank_torch.model.limits import check_tokens
@@ -72,7 +72,7 @@ class LayerRun:
         for start in range(0, len(self.hidden), self.batch_size):
             batch = self.hidden[start : start + self.batch_size]
             output, others = split_output(self.forward(batch))
-            self.others = others and tuple(map(_unusable, others))
+            self.others = others and tuple(map(unusable, others))
             if keep:
                 batch.copy_(output)
             after(self.first + start)
@@ -82,24 +82,6 @@ class LayerRun:
 def split_output(output: Any) -> tuple[Tensor, Others]:
     """Hidden states that a layer returned, and what it returned besides; None if it returned them alone."""
     return (output[0], tuple(output[1:])) if isinstance(output, (tuple, list)) else (output, None)
-
-
-def _unusable(value: Any) -> Any:
-    """The value; a tensor of numbers as one of the same shape that holds NaN, so that its use shows."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.new_full((), math.nan).expand(value.shape)
-    return value
-
-
-def _has_nan(value: Any) -> bool:
-    """Whether an argument of a layer contains NaN; looks into containers."""
-    if isinstance(value, Tensor):
-        return value.is_floating_point() and bool(value.isnan().any())
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (tuple, list)):
-        return False
-    return any(map(_has_nan, value))
 
 
 @contextmanager
@@ -119,17 +101,6 @@ def _replaced(layers: list[nn.Module], handler: Handler) -> Iterator[None]:
 
 def _redirect(handler: Handler, index: int, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     return handler(index, forward, args, kwargs)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two arguments of a layer are equal; compares tensors and plain values, also in containers."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return type(a) is type(b) and (not isinstance(a, (bool, int, float, str)) or a == b)
 
 
 def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor:
@@ -155,15 +126,21 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
         at = next(position)
         hidden[0][at : at + 1].copy_(args[0])
         seen.append((*args[1:], kwargs))
-        if not _same(seen[0], seen[-1]):
+        if not same(seen[0], seen[-1]):
             raise _unsupported(decoder, "passes its layers arguments that depend on the text")
         del seen[1:]
         raise StopForward
 
     with _replaced([layer.module for layer in decoder.layers], first_layer):
         for sequence in sequences if len(sequences) else _example(sequences):
-            with suppress(StopForward):
+            try:
                 decoder.body(input_ids=sequence[None], use_cache=False)
+            except StopForward:
+                pass
+            except (TypeError, ValueError) as error:  # From the model's checks of its arguments.
+                if isinstance(error, NeuronRankError):
+                    raise
+                raise _unsupported(decoder, f"does not run on tokens alone: {first_line(error)}") from error
     return hidden[0]
 
 
@@ -215,7 +192,7 @@ def run_layers(
 
     def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal others
-        if any(isinstance(item, Tensor) for item in others or ()) and _has_nan((args, kwargs)):
+        if any(isinstance(item, Tensor) for item in others or ()) and has_nan((args, kwargs)):
             raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         bound = partial(_call, forward, args[0].device, args[1:], kwargs)
         run = LayerRun(decoder.layers[index], hidden, bound, batch_size, first, on_batch)
@@ -237,8 +214,8 @@ def run_layers(
     return hidden
 
 
-def _unsupported(decoder: Decoder, what: str) -> InputError:
-    return InputError(f"{type(decoder.body).__name__} {what}", hint="this model family cannot be pruned yet")
+def _unsupported(decoder: Decoder, what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{type(decoder.body).__name__} {what}")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class StatisticsFolder:
     ----------
     header : dict
         Content of ``statistics.json``: ``format``, ``model``, ``fingerprint`` (from
-        :meth:`neuronrank_torch.model.source.ModelSource.digests`), ``model_type``, ``layers``, ``dataset``,
+        :meth:`neuronrank_torch.model.source.ModelSource.digests`), ``model_type``, ``layers``, ``gated``, ``dataset``,
         ``text_sha256``, ``nsamples``, ``seqlen``, ``seed``, ``bos``, ``signal``, ``threshold``,
         ``tokens_per_document``, ``batch_size``, ``documents`` (indices among all ``nsamples`` documents, ascending),
         ``dtype``, ``versions``.
@@ -118,6 +118,8 @@ class StatisticsFolder:
                 f"--update {recipe.update} needs calibration text, not only statistics",
                 hint="leave out --update, or prune without --stats",
             )
+        if not self.header.get("gated", True):  # There is no other signal.
+            recipe = replace(recipe, signal=self.header["signal"])
         for name, collected in self.fixed.items():
             if not without_effect(recipe, {name}) and getattr(recipe, name) != collected:
                 raise InvalidValueError(

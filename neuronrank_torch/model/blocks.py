@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from neuronrank_core.errors import InputError
+from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_core.statistics.table import SHARED_INPUT
 from neuronrank_torch.model.early_stop import captured
 
@@ -92,6 +92,18 @@ class Block:
     prefix: str = ""
 
     @property
+    def gated(self) -> bool:
+        """Whether it has a gate."""
+        return "gate_proj" in self.projections
+
+    def signal(self, chosen: str) -> str:
+        """The signal that is measured if this one is chosen: always the product if there is no gate.
+
+        The magnitude of a plain MLP's pre-activation is no strength under ReLU.
+        """
+        return chosen if self.gated else "product"
+
+    @property
     def weights(self) -> dict[str, Tensor]:
         """The current matrices by role."""
         return {role: projection.weight for role, projection in self.projections.items()}
@@ -122,19 +134,13 @@ class Mlp(Block):
     expert: int | None = None
 
     @property
-    def gated(self) -> bool:
-        """Whether it has a gate."""
-        return "gate_proj" in self.projections
-
-    @property
     def activation(self) -> Callable[[Tensor], Tensor]:
-        """Activation function of the gate; raises InputError if the module has no attribute of that name."""
+        """Activation function of the gate; raises UnsupportedModelError if the module has no attribute of that name."""
         activation: Callable[[Tensor], Tensor] | None = getattr(self.module, self.activation_name, None)
         if activation is None:
-            raise InputError(
+            raise UnsupportedModelError(
                 f"layer {self.where}: {type(self.module).__name__} has no activation function under the name"
-                f" `{self.activation_name}`",
-                hint="this model family cannot be pruned yet",
+                f" `{self.activation_name}`"
             )
         return activation
 

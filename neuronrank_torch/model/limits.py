@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from neuronrank_core.errors import InputError, InvalidValueError
+from neuronrank_core.errors import InputError, InvalidValueError, UnsupportedModelError
 
 
 def check_tokens(model: Any, sequences: Any) -> None:
@@ -21,10 +21,7 @@ def check_tokens(model: Any, sequences: Any) -> None:
     try:
         vocabulary = model.get_input_embeddings().weight.shape[0]
     except (AttributeError, NotImplementedError):  # Transformers raises the latter where it cannot find them.
-        raise InputError(
-            f"{type(model).__name__} has no single table of input embeddings",
-            hint="this model family cannot be used yet",
-        ) from None
+        raise UnsupportedModelError(f"{type(model).__name__} has no single table of input embeddings") from None
     top = int(sequences.max()) if len(sequences) else 0  # A rank may have no sequences.
     # On CUDA, reading beyond the embedding table leaves the device unusable for the rest of the process.
     if top >= vocabulary:

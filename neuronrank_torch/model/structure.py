@@ -5,25 +5,28 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from neuronrank_core.errors import InputError, MissingStatisticsError, UnsupportedModelError
+from neuronrank_core.recipe import Recipe
 from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, Block, Mlp, Projection
 from neuronrank_torch.model.experts import Experts, find_experts
 from neuronrank_torch.model.families import LAYOUTS
+from neuronrank_torch.model.families.layout import at_path
 
 #: Names of modules that route or normalise tokens: they may have the matrices of a plain MLP.
 _ROUTER_OR_NORM = re.compile(r"gate(\.|$)|router|norm", re.IGNORECASE)
 #: Names of modules in an MLP; and of those beside it, which also attend or embed.
 _MLP_PART = re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|\bdense", re.IGNORECASE)
 _NO_MLP_PART = re.compile(_ROUTER_OR_NORM.pattern + "|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
-#: Names of the list of layers.
-_LAYERS = ("layers", "h", "blocks")
-#: Names of encoders whose layers read no text.
-_OTHER_INPUT = re.compile(r"vision|visual|image|video|audio|speech|tower|perceiver", re.IGNORECASE)
+#: Paths of the list of layers, from the module that takes the tokens.
+_LAYERS = ("layers", "h", "blocks", "encoder.layer")
+#: Names of encoders whose layers read no text, or text only together with pictures.
+_OTHER_INPUT = re.compile(r"vision|visual|image|video|audio|speech|tower|perceiver|qformer", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +94,15 @@ class Decoder:
     body: nn.Module
     layers: list[Layer]
 
+    @property
+    def gated(self) -> bool:
+        """Whether an MLP has a gate; without one, all signals are the same."""
+        return any(mlp.gated for layer in self.layers for mlp in layer.mlps)
+
+    def measured(self, recipe: Recipe) -> Recipe:
+        """The recipe with the signal that is measured in this model."""
+        return recipe if self.gated else replace(recipe, signal=self.layers[0].mlps[0].signal(recipe.signal))
+
 
 def find_decoder(model: nn.Module) -> Decoder:
     """Find the decoder of a transformers model and the prunable parts of its layers.
@@ -111,17 +123,20 @@ def find_decoder(model: nn.Module) -> Decoder:
         If a layer has several MLPs, experts that cannot be pruned or an MLP matrix in an unknown layout, or if there is
         a second stack of layers with MLPs.
     """
-    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    embeddings = None
+    with suppress(AttributeError, NotImplementedError):  # Transformers raises the latter where it cannot find them.
+        embeddings = model.get_input_embeddings()  # type: ignore[operator]
     stacks = {name: body for name, body in model.named_modules() if _has_layers(body) and not _OTHER_INPUT.search(name)}
     reading = [body for body in stacks.values() if embeddings is None or any(m is embeddings for m in body.modules())]
     if not reading:
-        raise MissingStatisticsError(0, f"{type(model).__name__} has no decoder layers with a gated MLP")
+        raise MissingStatisticsError(
+            0, f"{type(model).__name__} is not supported: it has no decoder layers with MLPs in a known layout"
+        )
     body: Any = reading[0]
     others = [name for name, other in stacks.items() if other is not body]
     if others:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has another stack of layers with MLPs, which would stay dense: {others[0]}",
-            hint="this model family cannot be pruned yet",
+            f"{type(model).__name__} has another stack of layers with MLPs, which would stay dense: {others[0]}"
         )
     return Decoder(body, [resolve_layer(module, index) for index, module in enumerate(_layers_of(body))])
 
@@ -135,18 +150,23 @@ def _has_layers(body: nn.Module) -> bool:
 
 def _layers_of(body: nn.Module) -> Iterable[nn.Module]:
     """The list of layers of a module; empty if it has none."""
-    lists = (getattr(body, name, None) for name in _LAYERS)
+    lists = (at_path(body, path) for path in _LAYERS)
     return next((layers for layers in lists if isinstance(layers, nn.ModuleList)), ())
 
 
 def resolve_layer(module: nn.Module, index: int) -> Layer:
     """Find the prunable parts of a layer; raises an error if its MLP cannot be pruned as a whole."""
+    if getattr(module, "chunk_size_feed_forward", 0):  # Its matrices would see a part of the tokens at a time.
+        raise UnsupportedModelError(
+            f"layer {index} ({type(module).__name__}) runs its MLP on chunks of the text",
+            hint="set chunk_size_feed_forward to 0 in config.json of the model",
+        )
     experts, mlps = find_experts(module, index), _find_mlps(module, index)
     if experts is None and not mlps:
-        raise MissingStatisticsError(index, f"{type(module).__name__} has no gated MLP")
+        raise MissingStatisticsError(index, f"{type(module).__name__} has no MLP in a known layout")
     if len(mlps) > 1:
         raise UnsupportedModelError(
-            f"layer {index} ({type(module).__name__}) has {len(mlps)} gated MLPs",
+            f"layer {index} ({type(module).__name__}) has {len(mlps)} MLPs",
             hint="mixtures of experts can be pruned where transformers fuses the experts, as in Mixtral",
         )
     if experts is not None:
@@ -163,8 +183,7 @@ def _refuse_leftovers(layer: nn.Module, index: int, mlps: tuple[Mlp, ...]) -> No
         matrices = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
         if matrices and id(module) not in known and _MLP_PART.search(name) and not _NO_MLP_PART.search(name):
             raise UnsupportedModelError(
-                f"layer {index} ({type(layer).__name__}) has an MLP matrix that cannot be pruned: {name}",
-                hint="this model family cannot be pruned yet",
+                f"layer {index} ({type(layer).__name__}) has an MLP matrix that cannot be pruned: {name}"
             )
 
 

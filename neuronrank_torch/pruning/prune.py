@@ -96,7 +96,7 @@ def prune(
             calibration = Calibration(sequences.numel(), text_fingerprint(text))
             run.calibrated(sequences, batch_size or micro_batch(recipe))
     return Report.of(
-        recipe,
+        run.recipe,
         run.reports,
         sum(p.numel() for p in model.parameters()),
         calibration,
@@ -109,10 +109,11 @@ class _PruneRun:
     """State of one run over one model: settings for the whole model, then the layers in order."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, progress: Progress, store: LayerStore, ranks: Ranks) -> None:
-        self.recipe, self.progress, self.store, self.ranks = recipe, progress, store, ranks
+        self.progress, self.store, self.ranks = progress, store, ranks
         self.decoder = find_decoder(model)
+        self.recipe = self.decoder.measured(recipe)
         if not any(store.done(layer.index) for layer in self.decoder.layers):  # Finished layers may have fewer neurons.
-            refuse_modes(self.decoder, recipe)
+            refuse_modes(model, self.decoder, recipe)
         self.head = untied_head(model) if recipe.prune_lm_head else None
         # The layers of a streamed model are on the meta device until they are loaded.
         self.device = next(p.device for p in model.parameters() if not p.is_meta)

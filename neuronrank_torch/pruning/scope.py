@@ -25,7 +25,7 @@ def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[
         If the model has no MLP in a known layout.
     """
     decoder = find_decoder(model)
-    refuse_modes(decoder, recipe)
+    refuse_modes(model, decoder, recipe)
     first, notes = first_pruned(recipe, len(decoder.layers))
     blocks: dict[int | str, Any] = {
         layer.index: layer.blocks(include_attention=recipe.include_attention) for layer in decoder.layers[first:]
@@ -47,7 +47,7 @@ def first_pruned(recipe: Recipe, layers: int) -> tuple[int, list[str]]:
     return 0 if last is None else layers - last, []
 
 
-def refuse_modes(decoder: Decoder, recipe: Recipe) -> None:
+def refuse_modes(model: Any, decoder: Decoder, recipe: Recipe) -> None:
     """Refuse settings that do not support the model's MLPs.
 
     Raises
@@ -75,4 +75,4 @@ def refuse_modes(decoder: Decoder, recipe: Recipe) -> None:
             " matrices in the decoder layer itself",
             hint="leave it out: weights are then pruned without an update",
         )
-    sparsity_type_of(recipe).check(decoder)
+    sparsity_type_of(recipe).check(model, decoder, recipe)

@@ -62,8 +62,7 @@ class CollectResult:
     bos : str
         Where a beginning-of-sequence token was added: ``window`` or ``text``.
     signal : str
-        The setting of ``--nr-signal``: ``gate``, ``activated`` or ``product``. In MLPs without a gate, the product is
-        measured whatever it says.
+        What was measured: ``gate``, ``activated`` or ``product``. In MLPs without a gate, it is always the product.
     threshold : float
         Value above which a gate counts as open.
     tokens_per_document : int
@@ -76,6 +75,8 @@ class CollectResult:
         Precision of the model.
     versions : dict of str
         Version of each package that influences the result.
+    gated : bool
+        Whether the MLPs have a gate; true in folders that do not say.
     schema : int
         Version of this format.
     """
@@ -99,14 +100,12 @@ class CollectResult:
     documents: tuple[int, ...]
     dtype: str
     versions: dict[str, str]
+    gated: bool = True
     schema: int = 1
 
 
 def run_collect(
-    job: Job,
-    recipe: Recipe,
-    documents: tuple[int, int] | None = None,
-    progress: Progress = silent,
+    job: Job, recipe: Recipe, documents: tuple[int, int] | None = None, progress: Progress = silent
 ) -> CollectResult:
     """Collect and save statistics, one layer at a time; resumes an interrupted run of the same command.
 
@@ -149,6 +148,7 @@ def run_collect(
         target = ranks.from_first(
             partial(check_output, save, job.force, STATISTICS, source=source.path, label=source.spec)
         )
+        recipe = model.decoder.measured(recipe)
         sequences = calibration_sequences(tokenizer, recipe, text)[chosen.start : chosen.stop]
         run = _CollectRun(job, recipe, batch_size, chosen, model, source, text_fingerprint(text), progress, ranks)
         header = ranks.from_first(run.header)
@@ -197,6 +197,7 @@ class _CollectRun:
             "fingerprint": self.source.digests(),
             "model_type": self.source.model_type,
             "layers": len(self.model.decoder.layers),
+            "gated": self.model.decoder.gated,
             "dataset": self.job.dataset,
             "text_sha256": self.text_sha256,
             **{name: getattr(self.recipe, name) for name in sampling},
@@ -226,7 +227,6 @@ class _CollectRun:
             return
         share = self.ranks.share(len(sequences), self.batch_size)
         batches = -(-(share.stop - share.start) // self.batch_size)
-
         steps = done * batches
 
         def step(index: int) -> None:

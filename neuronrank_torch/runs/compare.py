@@ -2,7 +2,8 @@
 
 import time
 import timeit
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch
 
 from neuronrank_core.overlap import Overlap, overlap
 from neuronrank_torch.evaluation.perplexity import Perplexity
-from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
+from neuronrank_torch.model.blocks import Block, Projection
 from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.open import Dtype, load_model, open_model
-from neuronrank_torch.model.streaming import StreamedModel, Unit
+from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel, Unit
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.runs.evaluate import measure
 from neuronrank_torch.runs.job import Evaluation
@@ -23,6 +24,8 @@ from neuronrank_torch.text.sequences import check_room
 PASSES = 5
 #: Fraction of zeros from which a module counts as pruned. Unpruned checkpoints have a few, above all quantised ones.
 PRUNED = 0.01
+#: Number of matrices that a note names.
+LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,18 @@ class CompareJob:
 
 @dataclass(frozen=True)
 class LayerOverlap:
-    """Overlap in one layer.
+    """Overlap in one layer, or the output head.
 
     Parameters
     ----------
-    layer : int
-        Number of the layer, from 0.
+    layer : int or str
+        Number of the layer, from 0, or ``lm_head``.
     modules : dict of Overlap
-        By module; those that at least one of the models has pruned.
+        By role, such as ``gate_proj``, whatever the model calls it; experts are added up. Only roles that at least one
+        of the models has pruned.
     """
 
-    layer: int
+    layer: int | str
     modules: dict[str, Overlap]
 
 
@@ -104,7 +108,7 @@ class CompareResult:
     layers : tuple of LayerOverlap
         Layers with modules that at least one of the models has pruned.
     modules : dict of Overlap
-        Sums over the layers, by module.
+        Sums over the layers, by role.
     total : Overlap or None
         Sums over all modules; null if there are none.
     notes : tuple of str
@@ -122,7 +126,7 @@ class CompareResult:
 
 
 def run_compare(job: CompareJob, progress: Progress = silent) -> CompareResult:
-    """Compare two models. Their weights are read one tensor at a time.
+    """Compare two models. One layer of each is in memory at a time.
 
     Returns
     -------
@@ -163,7 +167,7 @@ def run_compare(job: CompareJob, progress: Progress = silent) -> CompareResult:
 
 
 class _Pair:
-    """Two opened models, whose tensors are read once, in order."""
+    """Two opened models, whose parts are read once, in order."""
 
     def __init__(self, models: Sequence[StreamedModel]) -> None:
         self.models = models
@@ -173,35 +177,58 @@ class _Pair:
         self.same_depth = a == b
         if not self.same_depth:
             self.notes.append(f"the models have {a} and {b} layers, so their weights are not compared")
+        #: Matrices that cannot be compared, by the reason.
+        self.apart: dict[str, set[str]] = {"their shapes differ": set(), "only one of the models has them": set()}
 
     def overlaps(self, progress: Progress) -> tuple[LayerOverlap, ...]:
-        """Overlap of the zeros by layer and module. Also counts the weights that are not zero."""
-        found: dict[int, dict[str, Overlap]] = {}
-        other: set[str] = set()
+        """Overlap of the zeros by layer and role. Also counts the weights that are not zero."""
+        found: dict[Unit, dict[str, Overlap]] = {}
         units = list(dict.fromkeys(unit for model in self.models for unit in model.units))
         for done, unit in enumerate(units):
             progress("comparing weights", done, len(units), "parts")
-            for name, zero_a, zero_b in self._zeros(unit):
-                module = name.split(".")[-2] if "." in name else name
-                if not self.same_depth or module not in (*MLP_PROJECTIONS, *ATTENTION_PROJECTIONS):
-                    continue
-                if zero_a is None or zero_b is None or zero_a.shape != zero_b.shape:
-                    other.add(module)
-                elif isinstance(unit, int) and zero_a.ndim == 2:
-                    found.setdefault(unit, {})[module] = overlap(zero_a, zero_b)
-        if other:
-            self.notes.append(f"not compared because their shapes differ: {', '.join(sorted(other))}")
+            with ExitStack() as stack:
+                for side, model in enumerate(self.models):
+                    if unit != REST:  # The rest is always in memory.
+                        stack.enter_context(model.resident(unit))
+                    tensors = model.tensors(unit) if unit in model.units else {}
+                    self.nonzero[side] += sum(int(tensor.count_nonzero()) for tensor in tensors.values())
+                if self.same_depth and unit != REST:
+                    found[unit] = self._overlap(unit)
+        for reason, names in self.apart.items():
+            if names:
+                more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+                listed = ", ".join(sorted(names)[:LISTED])
+                self.notes.append(f"not compared because {reason}: {listed}{more}")
         pruned = {n for m in found.values() for n, o in m.items() if max(o.zeros) >= PRUNED * o.size}
         layers = (LayerOverlap(i, {n: o for n, o in m.items() if n in pruned}) for i, m in found.items())
         return tuple(layer for layer in layers if layer.modules)
 
-    def _zeros(self, unit: Unit) -> Iterator[tuple[str, torch.Tensor | None, torch.Tensor | None]]:
-        """Where each tensor of a unit is zero in each model; None if a model does not have the tensor."""
-        for name in dict.fromkeys(name for model in self.models for name in model.units.get(unit, ())):
-            a, b = (m.source.tensor(name) == 0 if name in m.units.get(unit, ()) else None for m in self.models)
-            for side, zero in enumerate((a, b)):
-                self.nonzero[side] += 0 if zero is None else zero.numel() - int(zero.sum())
-            yield name, a, b
+    def _overlap(self, unit: Unit) -> dict[str, Overlap]:
+        """Overlap in a layer or the head by role; experts are added up."""
+        a, b = (
+            {(block.prefix, role): p for block in _blocks(model, unit) for role, p in block.projections.items()}
+            for model in self.models
+        )
+        self.apart["only one of the models has them"] |= {prefix + role for prefix, role in a.keys() ^ b.keys()}
+        found: dict[str, Overlap] = {}
+        for prefix, role in (key for key in a if key in b):
+            zero_a, zero_b = (projections[prefix, role].weight == 0 for projections in (a, b))
+            if zero_a.shape == zero_b.shape:
+                found[role] = found.get(role, Overlap()) + overlap(zero_a, zero_b)
+            else:
+                self.apart["their shapes differ"].add(prefix + role)
+        return found
+
+
+def _blocks(model: StreamedModel, unit: Unit) -> list[Block]:
+    """The blocks of a layer, or the head; none if the model does not have it."""
+    if unit not in model.units:
+        return []
+    if unit == HEAD:
+        head = model.model.get_output_embeddings()
+        return [Block(HEAD, head, {HEAD: Projection(head)})]
+    layer = model.decoder.layers[int(unit)]
+    return [*layer.mlps, *([layer.attention] if layer.attention else [])]
 
 
 def _measured(job: CompareJob, spec: str, progress: Progress) -> dict[str, Any]:

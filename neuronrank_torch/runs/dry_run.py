@@ -59,7 +59,7 @@ def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
     parameters = sum(p.numel() for p in model.parameters())
     tokens = {"tokens": recipe.nsamples * recipe.seqlen} if needs_text(recipe) else {}
     calibration = Calibration(**(tokens if statistics is None else statistics.calibration()))
-    report = Report.of(recipe, layers, parameters, calibration, notes=notes)
+    report = Report.of(streamed.decoder.measured(recipe), layers, parameters, calibration, notes=notes)
     record = JobRecord(**vars(job), model_type=source.model_type, dry_run=True)
     if statistics is not None:  # No text is processed, so it takes about as long as pruning by magnitude.
         recipe = Recipe("magnitude", include_attention=recipe.include_attention, seqlen=recipe.seqlen)

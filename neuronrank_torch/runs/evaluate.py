@@ -69,7 +69,7 @@ def measure(
         try:
             streamed, tokenizer, _ = open_model(model, dtype=dtype, device=device)
             loaded, resident = streamed.model, streamed.resident
-        except (MissingStatisticsError, UnsupportedModelError):  # Perplexity does not need gated MLPs.
+        except (MissingStatisticsError, UnsupportedModelError):  # Perplexity does not need a known layout.
             loaded, tokenizer, _ = load_model(model, dtype=dtype, device=device)
         how = {"batch_size": batch_size, "progress": progress, "stage": stage, "resident": resident, "ranks": ranks}
         return evaluation.measure(loaded, tokenizer, text, **how)

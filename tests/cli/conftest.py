@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from command import LAYERS, Run
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_model
+from tiny_files import write_model
 
 from neuronrank_cli.app import cli
 
@@ -16,9 +17,7 @@ from neuronrank_cli.app import cli
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model(layers=LAYERS, hidden=32, intermediate=64).save_pretrained(folder)
-    tiny_tokenizer(True).save_pretrained(folder)
-    return folder
+    return write_model(folder, tiny_model(layers=LAYERS, hidden=32, intermediate=64))
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command import LAYERS, LIMIT, PROGRAM, Run, stop_after
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_model
+from tiny_files import write_model
 
-import neuronrank_torch.runs.prune
 from neuronrank_core import NonFiniteError
 
 #: Counts the program's own function calls after it has saved a layer, and kills it at one of them.
@@ -40,9 +39,7 @@ atexit.register(lambda: (sys.setprofile(None), print("calls", calls, file=sys.st
 @pytest.fixture(scope="session")
 def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "untied"
-    tiny_model(layers=LAYERS, hidden=32, intermediate=64, tied=False).save_pretrained(folder)
-    tiny_tokenizer(True).save_pretrained(folder)
-    return folder
+    return write_model(folder, tiny_model(layers=LAYERS, hidden=32, intermediate=64, tied=False))
 
 
 def weights(folder: Path) -> bytes:
@@ -191,15 +188,3 @@ def test_a_changed_run_is_refused(
     forced = run(*command, *changed, "--force")
     assert "resuming" not in forced.stderr
     assert not (tmp_path / ".out.partial").exists()
-
-
-def test_a_run_beside_another_is_refused(run: Run, small: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    prune = neuronrank_torch.runs.prune.prune
-
-    def meanwhile(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(neuronrank_torch.runs.prune, "prune", prune)
-        assert "another run is writing to" in run("prune", *small, "--save", "out", code=1).stderr
-        return prune(*arguments, **options)
-
-    monkeypatch.setattr(neuronrank_torch.runs.prune, "prune", meanwhile)
-    run("prune", *small, "--save", "out")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from command import Run
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_model
+from tiny_files import write_model
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -44,6 +45,4 @@ def copied(model: Path) -> Path:
 
 def saved(folder: Path, **options: Any) -> Path:
     """A tiny model saved by transformers."""
-    tiny_model(layers=2, hidden=32, intermediate=64, **options).save_pretrained(folder, max_shard_size="40KB")
-    tiny_tokenizer(True).save_pretrained(folder)
-    return folder
+    return write_model(folder, tiny_model(layers=2, hidden=32, intermediate=64, **options), max_shard_size="40KB")

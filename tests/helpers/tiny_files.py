@@ -23,11 +23,16 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
         return model(torch.arange(40)[None]).logits
 
 
+def write_model(path: Path | str, model: PreTrainedModel, *, bos: bool = True, **save_options: Any) -> Path:
+    """Save a model by transformers alone, with the byte-level tokenizer of the tests."""
+    model.save_pretrained(path, **save_options)
+    tiny_tokenizer(bos).save_pretrained(path)
+    return Path(path)
+
+
 def write_folder(path: Path, **save_options: Any) -> Path:
-    """Save :func:`small` by transformers alone."""
-    small().save_pretrained(path, **save_options)
-    tiny_tokenizer(True).save_pretrained(path)
-    return path
+    """Save :func:`small`."""
+    return write_model(path, small(), **save_options)
 
 
 def write_gguf(path: Path, model: PreTrainedModel) -> Path:

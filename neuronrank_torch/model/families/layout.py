@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -16,7 +17,7 @@ class Part:
     Parameters
     ----------
     name : str
-        Attribute of the MLP for the linear layer.
+        Attribute of the MLP for the linear layer, or a path of attributes with dots.
     number, of : int
         Index of the part, and number of parts.
     """
@@ -44,6 +45,13 @@ def _chunk(tensor: Tensor, number: int, of: int, dim: int) -> Tensor:
     return tensor.chunk(of, dim=dim)[number]
 
 
+def at_path(module: Any, path: str) -> Any:
+    """What is at a path of attributes with dots; None if there is nothing."""
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
+
+
 @dataclass(frozen=True)
 class MlpLayout:
     """The linear layer of an MLP, or part of one, in each role.
@@ -67,7 +75,7 @@ class MlpLayout:
         if self.gate_proj is None and hasattr(module, "gate_proj"):
             return None
         parts: dict[str, Part] = {role: part for role in MLP_PROJECTIONS if (part := getattr(self, role)) is not None}
-        linears = {role: getattr(module, part.name, None) for role, part in parts.items()}
+        linears = {role: at_path(module, part.name) for role, part in parts.items()}
         projections = {
             role: parts[role].projection(linear)
             for role, linear in linears.items()

@@ -20,9 +20,9 @@ class SparsityType(ABC):
     def handles(self, sparsity_type: str) -> bool:
         """Whether a value of ``--sparsity_type`` denotes this type."""
 
-    def check(self, decoder: Decoder) -> None:
+    def check(self, model: Any, decoder: Decoder, recipe: Recipe) -> None:
         """Refuse a dense model that this type cannot prune; raises InputError."""
-        del decoder
+        del model, decoder, recipe
 
     @abstractmethod
     def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:

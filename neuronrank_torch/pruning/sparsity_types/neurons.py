@@ -1,16 +1,20 @@
 """Removal of whole neurons, which leaves a smaller model with an unchanged architecture."""
 
+import copy
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 
 from neuronrank_core import InputError, Recipe, ScoringContext
+from neuronrank_core.errors import first_line
 from neuronrank_core.selection.whole_neurons import kept_neurons
 from neuronrank_core.update.least_squares import absorb
 from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.kernels import inverse
 from neuronrank_torch.model.blocks import Block, Mlp
-from neuronrank_torch.model.structure import Decoder, Layer
+from neuronrank_torch.model.quiet import quiet_transformers
+from neuronrank_torch.model.structure import Decoder
 from neuronrank_torch.pruning.result import ModuleReport
 from neuronrank_torch.pruning.sparsity_types.base import SparsityType
 
@@ -22,20 +26,22 @@ class Neurons(SparsityType):
         """``neurons``."""
         return sparsity_type == "neurons"
 
-    def check(self, decoder: Decoder) -> None:
-        """Refuse a model if the configuration cannot state the new width, or other weights would have to follow it."""
-        hint = "neurons of this model family cannot be removed yet"
+    def check(self, model: Any, decoder: Decoder, recipe: Recipe) -> None:
+        """Refuse a model if its class, configured to the new width, would not have the shapes of the pruned model."""
+        hint = "neurons of this model family cannot be removed yet: prune weights instead"
         config: Any = getattr(decoder.body, "config", None)
-        if {layer.mlp.neurons for layer in decoder.layers} != {getattr(config, "intermediate_size", None)}:
+        width: Any = getattr(config, "intermediate_size", None)
+        if {layer.mlp.neurons for layer in decoder.layers} != {width}:
             raise InputError(
                 f"the width of the MLPs of {type(decoder.body).__name__} is not the intermediate_size of its"
                 " configuration",
                 hint=hint,
             )
-        others = [name for layer in decoder.layers for name in _other_neuron_weights(layer)]
-        if others:
+        kept = width - int(recipe.ratio * width)
+        if kept != width and (wrong := sorted(_resized(model, config, kept) ^ _narrowed(model, decoder))):
             raise InputError(
-                f"`{others[0]}` inside the MLPs of {type(decoder.body).__name__} also has one entry per neuron",
+                f"with fewer neurons, `{wrong[0]}` of {type(model).__name__} would not have the shape that its"
+                " configuration describes",
                 hint=hint,
             )
 
@@ -65,14 +71,35 @@ class Neurons(SparsityType):
         config.intermediate_size = decoder.layers[0].mlp.projections["down_proj"].weight.shape[1]
 
 
-def _other_neuron_weights(layer: Layer) -> list[str]:
-    """Parameters inside the MLP that have one entry per neuron, besides the matrices and their biases."""
-    mlp = layer.mlp
-    if mlp.module is layer.module:  # Its other parts are not those of an MLP.
-        return []
-    known = {id(parameter) for p in mlp.projections.values() for parameter in p.module.parameters(recurse=False)}
-    named = mlp.module.named_parameters()
-    return [name for name, parameter in named if mlp.neurons in parameter.shape and id(parameter) not in known]
+def _resized(model: Any, config: Any, width: int) -> set[str]:
+    """Parameters whose shape in a model of this class depends on ``intermediate_size`` of a part of its config."""
+    dense = config.intermediate_size
+    try:
+        config.intermediate_size = width
+        whole = copy.deepcopy(model.config)
+        whole.dtype = model.dtype  # Once a model has been saved, its configuration holds a string.
+        with init_empty_weights(), quiet_transformers():
+            other = type(model)(whole)
+    except Exception as error:  # What a class raises on a configuration has no common base class.
+        raise InputError(
+            f"{type(model).__name__} cannot have {width} neurons in a layer: {first_line(error)}",
+            hint="choose another ratio, or prune weights instead",
+        ) from error
+    finally:
+        config.intermediate_size = dense
+    shapes = {name: parameter.shape for name, parameter in other.named_parameters()}
+    return {name for name, parameter in model.named_parameters() if parameter.shape != shapes.get(name)}
+
+
+def _narrowed(model: Any, decoder: Decoder) -> set[str]:
+    """Parameters that lose entries with the neurons: the matrices, and the biases of gate and up."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: set[str] = set()
+    for layer in decoder.layers:
+        for role, projection in layer.mlp.projections.items():
+            own = projection.module.named_parameters(recurse=False)
+            found |= {names[id(parameter)] for name, parameter in own if role != "down_proj" or name == "weight"}
+    return found
 
 
 SPARSITY_TYPE = Neurons()

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 from command import LAYERS, Run
+from tiny import VOCAB
+from tiny_files import write_model
+from transformers import AutoModelForCausalLM, GPT2Config
 
 import neuronrank_torch.runs.collect
 from neuronrank_cli.commands.collect import collect
@@ -159,3 +162,28 @@ def test_measuring_on_the_calibration_text_is_named(run: Run, small: list[object
     assert warning in run("prune", *small[:2], "--stats", "stats", *measured, "--seqlen", 32).stderr
     other = ["--eval", "--eval-dataset", "builtin", "--eval-windows", 2, "--seqlen", 32]
     assert "evaluation text" not in run("prune", *small[:2], "--stats", "stats", *other).stderr
+
+
+def test_a_signal_without_effect_is_warned_of_and_the_measured_one_is_named(run: Run, text: Path) -> None:
+    config = GPT2Config(
+        n_embd=24, n_inner=56, n_layer=2, n_head=4, n_positions=64, vocab_size=VOCAB, bos_token_id=0, eos_token_id=1
+    )
+    write_model("plain", AutoModelForCausalLM.from_config(config), bos=False)
+    small: list[object] = ["--model", "plain", "--dataset", text, "--nsamples", 4, "--seqlen", 32]
+    tfidf, warning = ["--prune_method", "neuronrank_tfidf"], "--nr-signal gate has no effect on MLPs without a gate"
+    asked = ["--nr-signal", "gate"]
+    assert "--nr-signal" not in run("collect", *small, "--save", "stats").stderr
+    result = run("collect", *small, *asked, "--save", "stats", "--force")
+    assert warning in result.stderr
+    assert "signal product" in result.stdout
+    for how in (["--dry-run"], ["--save", "a"], ["--stats", "stats", "--save", "b"]):
+        assert "--nr-signal" not in run("prune", *small, *tfidf, "--nr-signal", "product", *how).stderr
+        result = run("prune", *small, *tfidf, *asked, *how, "--json", *([] if "--dry-run" in how else ["--force"]))
+        assert result.stderr.count("--nr-signal") == result.stderr.count(warning) == 1
+        assert json.loads(result.stdout)["recipe"]["signal"] == "product"
+    unread = run("prune", *small, "--prune_method", "wanda", *asked, "--dry-run").stderr
+    assert unread.count("--nr-signal") == unread.count("--nr-signal has no effect on wanda") == 1
+    run("report", "b", "--stats", "stats", "--new-tokens", 0, "--save", "page.html")
+    page = Path("page.html").read_text("utf-8")
+    assert "<code>--nr-signal</code></dt><dd>product<" in page
+    assert "signal “product”" in page

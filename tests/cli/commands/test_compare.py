@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command import LAYERS, Run
-from tiny import tiny_model, tiny_tokenizer
+from tiny import VOCAB, tiny_model
+from tiny_files import write_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Phi3Config
 
 import neuronrank_torch.runs.compare
 from neuronrank_core import InvalidValueError
@@ -82,6 +84,80 @@ def test_attention_is_compared_where_it_is_pruned(run: Run, small: list[object])
     assert first["q_proj"]["jaccard"] == 0.0
 
 
+COMMON = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None, "tie_word_embeddings": False}
+GPT2 = GPT2Config(n_embd=24, n_inner=56, n_layer=2, n_head=4, n_positions=64, **COMMON)
+SHAPE = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 6}
+SHAPE |= {"num_key_value_heads": 2, **COMMON}
+#: A configuration, and every role's matrices in a layer.
+FAMILIES: dict[str, tuple[Any, Callable[[Any], dict[str, list[Tensor]]]]] = {
+    "plain": (GPT2, lambda layer: {"up_proj": [layer.mlp.c_fc.weight.T], "down_proj": [layer.mlp.c_proj.weight.T]}),
+    "fused": (
+        Phi3Config(**SHAPE),
+        lambda layer: {
+            "gate_proj": [layer.mlp.gate_up_proj.weight[:40]],
+            "up_proj": [layer.mlp.gate_up_proj.weight[40:]],
+            "down_proj": [layer.mlp.down_proj.weight],
+        },
+    ),
+    "experts": (
+        MixtralConfig(**SHAPE, num_local_experts=3, num_experts_per_tok=2),
+        lambda layer: {
+            "gate_proj": list(layer.mlp.experts.gate_up_proj[:, :40]),
+            "up_proj": list(layer.mlp.experts.gate_up_proj[:, 40:]),
+            "down_proj": list(layer.mlp.experts.down_proj),
+            "k_proj": [layer.self_attn.k_proj.weight],
+        },
+    ),
+}
+
+
+def zeroed(folder: Path, family: str, seed: int) -> tuple[str, list[dict[str, Tensor]], Tensor]:
+    """A saved model with zeros of other shares in every role, and where they are by layer, and in the head."""
+    config, roles = FAMILIES[family]
+    model: Any = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(seed)
+    masks: list[dict[str, Tensor]] = []
+    with torch.no_grad():
+        for layer in model.transformer.h if family == "plain" else model.model.layers:
+            masks.append({})
+            for number, (role, weights) in enumerate(roles(layer).items(), 2):
+                zero = [torch.rand(weight.shape, generator=generator) < number / 10 for weight in weights]
+                for weight, where in zip(weights, zero, strict=True):
+                    weight.normal_(generator=generator).masked_fill_(where, 0)
+                masks[-1][role] = torch.stack(zero)
+        head = torch.rand(model.lm_head.weight.shape, generator=generator) < 0.5
+        model.lm_head.weight.normal_(generator=generator).masked_fill_(head, 0)
+    write_model(folder, model, bos=False)
+    return str(folder), masks, head
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_overlap_is_by_role_in_every_family(run: Run, tmp_path: Path, family: str) -> None:
+    (a, masks_a, head_a), (b, masks_b, head_b) = (zeroed(tmp_path / name, family, i) for i, name in enumerate("ab"))
+    result = compared(run, a, b)
+    assert result["notes"] == []
+    assert [layer["layer"] for layer in result["layers"]] == [0, 1, "lm_head"]
+    expected = [*zip(masks_a, masks_b, strict=True), ({"lm_head": head_a}, {"lm_head": head_b})]
+    for layer, (zero_a, zero_b) in zip(result["layers"], expected, strict=True):
+        assert layer["modules"].keys() == zero_a.keys()
+        for role, found in layer["modules"].items():
+            assert found["size"] == zero_a[role].numel()
+            assert found["zeros"] == [int(zero_a[role].sum()), int(zero_b[role].sum())]
+            assert found["zeros_in_both"] == int((zero_a[role] & zero_b[role]).sum())
+    for folder, figures in zip((a, b), result["models"], strict=True):
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+        assert figures["nonzero"] == sum(int((p != 0).sum()) for p in loaded.parameters())
+    assert "│ lm_head │" in run("compare", a, b).stdout
+
+
+def test_what_only_one_of_the_models_has_is_noted(run: Run, tmp_path: Path) -> None:
+    (a, *_), (b, *_) = (zeroed(tmp_path / family, family, 0) for family in ("fused", "experts"))
+    names = "down_proj, experts.0.down_proj, experts.0.gate_proj, experts.0.up_proj and 12 more"
+    result = compared(run, a, b)
+    assert result["notes"] == [f"not compared because only one of the models has them: {names}"]
+    assert [layer["layer"] for layer in result["layers"]] == ["lm_head"]
+
+
 def test_other_shapes_are_compared_by_size_alone(run: Run, small: list[object], model: Path) -> None:
     run("prune", *small, "--sparsity_type", "neurons", "--sparsity_ratio", 0.25, "--save", "smaller")
     result = run("compare", model, "smaller", "--json")
@@ -95,8 +171,7 @@ def test_other_shapes_are_compared_by_size_alone(run: Run, small: list[object], 
 
 
 def test_other_depths_are_compared_by_size_alone(run: Run, model: Path, tmp_path: Path) -> None:
-    tiny_model(layers=2, hidden=32, intermediate=64).save_pretrained(tmp_path / "flat")
-    tiny_tokenizer().save_pretrained(tmp_path / "flat")
+    write_model(tmp_path / "flat", tiny_model(layers=2, hidden=32, intermediate=64), bos=False)
     result = run("compare", model, "flat", "--json")
     assert f"the models have {LAYERS} and 2 layers" in result.stderr
     data = json.loads(result.stdout)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_model
+from tiny_files import write_model
 
 from neuronrank_cli.app import cli
 from neuronrank_torch.files.json import read_sealed, seal
@@ -53,8 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a dense model, two pruned ones, and statistics with the text behind them; names hold markup."""
     folder = tmp_path_factory.mktemp("report")
     model, text = folder / "<b>tiny", folder / "<i>text.txt"
-    tiny_model(layers=3, hidden=32, intermediate=64).save_pretrained(model)
-    tiny_tokenizer().save_pretrained(model)
+    write_model(model, tiny_model(layers=3, hidden=32, intermediate=64), bos=False)
     text.write_text(" ".join(f"{HOSTILE} {i}" for i in range(40)), encoding="utf-8")
     common = ["--model", model, "--dataset", text, *BUDGET]
     neuronrank("collect", *common, "--save", folder / "stats")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from command import Run
 from faults import copied, refused
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_model
+from tiny_files import write_model
 
 Flags = list[object]
 
@@ -108,8 +109,7 @@ def test_sequences_longer_than_the_model_takes(run: Run, model: Path, text: Path
 
 @pytest.mark.parametrize("command", [["prune", "--save", "out"], ["eval"], ["verify"]])
 def test_a_tokenizer_of_another_model(run: Run, text: Path, command: Flags) -> None:
-    tiny_model(layers=2, hidden=32, intermediate=64, vocab=60).save_pretrained("source")
-    tiny_tokenizer(True).save_pretrained("source")
+    write_model("source", tiny_model(layers=2, hidden=32, intermediate=64, vocab=60))
     arguments = [*command, "--model", "source", "--dataset", text, "--seqlen", 32]
     refused(run, *arguments, code=2, says="is outside the model's vocabulary of 60", hint="tokenizer")
 

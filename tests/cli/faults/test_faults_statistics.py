@@ -14,7 +14,8 @@ from command import Run, stop_after
 from faults import refused
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_model
+from tiny_files import write_model
 
 Flags = list[object]
 WAYS = [["--save", "out"], ["--eval"], ["--save", "out", "--dry-run"]]
@@ -29,8 +30,7 @@ def stats(run: Run, small: Flags) -> Path:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.usefixtures("stats")
 def test_of_another_model(run: Run, small: Flags, way: Flags) -> None:
-    tiny_model(layers=4, hidden=32, intermediate=64, seed=1).save_pretrained("other")
-    tiny_tokenizer(True).save_pretrained("other")
+    write_model("other", tiny_model(layers=4, hidden=32, intermediate=64, seed=1))
     says = "stats holds statistics of another model ("
     arguments = [*small, "--model", "other", "--stats", "stats", *way]
     refused(run, "prune", *arguments, code=2, says=says, hint="collect statistics of this model")

@@ -8,6 +8,7 @@ from layerwise import small, text
 from torch import Tensor, nn
 
 from neuronrank_core import InputError
+from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch.calibration.layerwise import embed, run_layers
 from neuronrank_torch.model.structure import find_decoder
 
@@ -30,7 +31,7 @@ def test_arguments_that_depend_on_the_text_are_refused(family: str) -> None:
     model = small(family)
     model.model.rotary_emb = TextDependent(model.model.rotary_emb)
     name = type(model.model).__name__
-    with pytest.raises(InputError, match=f"{name} passes its layers arguments that depend on the text"):
+    with pytest.raises(InputError, match=f"^{name} passes its layers arguments that depend on the text"):
         run_layers(find_decoder(model), text(), lambda layer: layer.feed(keep=True))
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
 
@@ -67,3 +68,39 @@ def test_wherever_they_hide(change) -> None:
     model.model.__class__ = Body
     with pytest.raises(InputError, match="depend on the text"):
         embed(find_decoder(model), tokens)
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError])
+@torch.no_grad()
+def test_a_model_that_needs_more_than_tokens_is_refused(error: type[Exception]) -> None:
+    model = small("llama")
+
+    class Seeing(type(model.model)):
+        def forward(self, input_ids: Tensor, **kwargs: object) -> object:
+            del input_ids, kwargs
+            raise error("pixel_values is missing\nsecond line")
+
+    model.model.__class__ = Seeing
+    with pytest.raises(InputError, match=r"^Seeing does not run on tokens alone: pixel_values is missing$"):
+        embed(find_decoder(model), text())
+    assert not any("forward" in layer.__dict__ for layer in model.model.layers)
+
+
+class Some(nn.ModuleList):
+    """Layers of which the model calls some."""
+
+    called = slice(None)
+
+    def __getitem__(self, index: object) -> object:
+        return list(self)[self.called] if isinstance(index, slice) else super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("called", "count"), [(slice(0, 2), 2), (slice(0, 3, 2), 2), (slice(2, 3), 1)])
+@torch.no_grad()
+def test_layers_that_are_not_called_are_counted(called: slice, count: int) -> None:
+    model = small("llama")
+    model.model.layers = Some(model.model.layers)
+    model.model.layers.called = called
+    with pytest.raises(UnsupportedModelError, match=rf"^LlamaModel called {count} of its 3 layers$"):
+        run_layers(find_decoder(model), text(), lambda layer: layer.feed(keep=True))
+    assert not any("forward" in layer.__dict__ for layer in model.model.layers)

@@ -13,6 +13,7 @@ import torch
 from pruning import SMALL, TEXT, core_statistics, recipe, same_state
 from safetensors.numpy import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
+from tiny_files import write_model
 from torch import Tensor
 
 from neuronrank_core import METHODS, InputError, InvalidValueError, MissingStatisticsError, Recipe
@@ -49,8 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source") / "model"
-    tiny_model(layers=LAYERS, hidden=32, intermediate=64, tied=False).save_pretrained(folder)
-    tiny_tokenizer(True).save_pretrained(folder)
+    write_model(folder, tiny_model(layers=LAYERS, hidden=32, intermediate=64, tied=False))
     (folder.parent / "text.txt").write_text(TEXT)
     return folder
 
@@ -218,10 +218,7 @@ def test_no_folder_of_statistics(source: Path, name: str) -> None:
 @pytest.mark.parametrize("change", ["weights", "layers"])
 def test_another_model_is_refused(stats: Path, tmp_path: Path, change: str) -> None:
     other = tmp_path / "other"
-    tiny_model(layers=LAYERS + (change == "layers"), hidden=32, intermediate=64, tied=False, seed=1).save_pretrained(
-        other
-    )
-    tiny_tokenizer(True).save_pretrained(other)
+    write_model(other, tiny_model(layers=LAYERS + (change == "layers"), hidden=32, intermediate=64, tied=False, seed=1))
     with pytest.raises(InputError, match="statistics of another model"):
         run_prune(Job(str(other), save=str(tmp_path / "out"), stats=str(stats)), recipe())
     assert [path.name for path in tmp_path.iterdir()] == ["other"]

@@ -7,12 +7,14 @@ import torch
 from pruning import MLP, pruned, recipe, small, zeros
 from torch import nn
 from torch.nn.functional import silu
-from transformers import GraniteMoeSharedConfig, Lfm2Config, Phi3Config
+from transformers import GraniteMoeSharedConfig, Lfm2Config, ModernBertDecoderConfig, Phi3Config
 from transformers.models.granitemoeshared.modeling_granitemoeshared import GraniteMoeSharedMLP
 from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
+from transformers.models.modernbert_decoder.modeling_modernbert_decoder import ModernBertDecoderMLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from neuronrank_core import InputError, MissingStatisticsError
+from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch.model.families import LAYOUTS
 from neuronrank_torch.model.structure import find_decoder, resolve_layer, untied_head
 
@@ -43,6 +45,9 @@ class Experts(nn.Module):
         Lfm2MLP(Lfm2Config(hidden_size=32, intermediate_size=64)),
         GraniteMoeSharedMLP(GraniteMoeSharedConfig(hidden_size=32, shared_intermediate_size=48)),
         Phi3MLP(Phi3Config(hidden_size=32, intermediate_size=64, pad_token_id=None)),
+        ModernBertDecoderMLP(
+            ModernBertDecoderConfig(hidden_size=32, intermediate_size=64, hidden_activation="silu")
+        ).eval(),
     ],
     ids=lambda module: type(module).__name__,
 )
@@ -88,8 +93,29 @@ def test_gated_layers_that_see_no_tokens_are_passed_over(first: bool) -> None:
     both.get_input_embeddings = model.get_input_embeddings
     assert find_decoder(both).body is model.model
     both.get_input_embeddings = nn.Module
-    with pytest.raises(MissingStatisticsError, match="no decoder layers with a gated MLP"):
+    with pytest.raises(MissingStatisticsError, match="is not supported: it has no decoder layers with MLPs"):
         find_decoder(both)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_second_stack_of_layers_is_refused_by_name(first: bool) -> None:
+    model, draft = small(), small(seed=1)
+    parts = {"draft": draft, "main": model} if first else {"main": model, "draft": draft}
+    both = nn.ModuleDict(parts)
+    both.get_input_embeddings = model.get_input_embeddings
+    with pytest.raises(UnsupportedModelError, match=r"another stack of layers .* stay dense: draft\.model$") as error:
+        find_decoder(both)
+    assert "not supported" in error.value.hint
+
+
+def test_a_model_that_does_not_know_its_embeddings_is_searched_whole() -> None:
+    model = small()
+
+    def unknown() -> None:
+        raise NotImplementedError
+
+    model.get_input_embeddings = unknown
+    assert find_decoder(model).body is model.model
 
 
 def test_linears_come_by_short_name() -> None:
@@ -129,10 +155,10 @@ def test_a_copy_is_not_reached_by_later_changes() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*mlp.module.modules(), *copied.module.modules()])
 
 
-def test_a_layer_without_a_gated_mlp_is_named() -> None:
+def test_a_layer_without_an_mlp_is_named() -> None:
     model = small(layers=3)
     model.model.layers[2].mlp = nn.Identity()
-    with pytest.raises(MissingStatisticsError, match="layer 2: LlamaDecoderLayer has no gated MLP"):
+    with pytest.raises(MissingStatisticsError, match="layer 2: LlamaDecoderLayer has no MLP in a known layout"):
         find_decoder(model)
 
 
@@ -141,7 +167,7 @@ def test_experts_are_refused() -> None:
     model, other = small(), small(seed=1)
     for layer, twin in zip(model.model.layers, other.model.layers, strict=True):
         layer.mlp = Experts(layer.mlp, twin.mlp)
-    with pytest.raises(InputError, match=r"layer 0 .* has 2 gated MLPs") as error:
+    with pytest.raises(InputError, match=r"layer 0 .* has 2 MLPs") as error:
         find_decoder(model)
     assert "experts" in error.value.hint
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from pruning import TEXT, linears, pruned, recipe, small
-from tiny import tiny_tokenizer
+from pruning import TEXT, linears, pruned, recipe, same_state, small, state
+from tiny import VOCAB, tiny_tokenizer
 from tiny_files import write_gguf
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import ApertusConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from neuronrank_core import InputError
 from neuronrank_torch.model.open import load_model
 
 NEURONS = {"sparsity_type": "neurons", "sparsity_ratio": 0.25}
@@ -87,3 +89,70 @@ def test_model_can_be_trained_afterwards() -> None:
     pruned(model, recipe(**NEURONS, update="least-squares"))
     model(TOKENS, labels=TOKENS).loss.backward()
     assert all(p.grad is not None for p in linears(model, 0)["down_proj"].parameters())
+
+
+class Adapted(LlamaForCausalLM):
+    """A module outside the layers has a size that follows that of the MLPs, as in Idefics 2."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.adapter = nn.Linear(3, config.intermediate_size, bias=False)
+
+
+def adapted() -> nn.Module:
+    return Adapted(small().config)
+
+
+def apart() -> nn.Module:
+    """The part with the layers has a configuration of its own, which is not saved."""
+    model = small()
+    model.model.config = copy.deepcopy(model.config)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (adapted, "adapter.weight"),
+        (apart, "model.layers.0.mlp.down_proj.weight"),
+        (lambda: small("bitnet", layers=1), "model.layers.0.mlp.ffn_sub_norm.weight"),
+    ],
+    ids=["outside", "configuration", "norm"],
+)
+def test_a_model_that_would_not_load_is_refused_unchanged(build: Callable[[], nn.Module], name: str) -> None:
+    model = build()
+    before, config = state(model), model.config.to_dict()
+    with pytest.raises(InputError, match=f"with fewer neurons, `{name}` of {type(model).__name__} would not have"):
+        pruned(model, recipe(**NEURONS))
+    assert same_state(before, state(model))
+    assert model.config.to_dict() == config
+
+
+def test_a_width_that_the_class_refuses_is_an_error() -> None:
+    model = small()
+
+    class Even(type(model)):
+        def __init__(self, config: LlamaConfig) -> None:
+            raise ValueError(f"{config.intermediate_size} is odd")
+
+    model.__class__ = Even
+    with pytest.raises(InputError, match=r"^Even cannot have 48 neurons in a layer: 48 is odd$"):
+        pruned(model, recipe(**NEURONS))
+    assert model.config.intermediate_size == 64
+
+
+def test_a_model_that_has_been_saved_can_be_pruned(tmp_path: Path) -> None:
+    # Saving turns the dtype of the configuration into a string, of which this activation makes tensors.
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    ids = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    model = AutoModelForCausalLM.from_config(ApertusConfig(**shape, **ids, num_key_value_heads=2, hidden_act="xielu"))
+    model.save_pretrained(tmp_path)
+    pruned(model, recipe(**NEURONS))
+    assert model.model.layers[1].mlp.down_proj.weight.shape == (32, 48)
+
+
+def test_biases_of_gate_and_up_go_with_the_neurons(tmp_path: Path) -> None:
+    model = small("granite")
+    pruned(model, recipe(**NEURONS))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from pruning import TEXT, pruned, recipe, same_state, seen, small, state
 from safetensors.torch import load_file
 from tiny import VOCAB, tiny_tokenizer
+from tiny_files import write_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -21,6 +23,7 @@ from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch import find_decoder, prune, run_prune
 from neuronrank_torch.calibration.collector import LayerCollector
 from neuronrank_torch.calibration.layerwise import run_layers
+from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.structure import Layer
@@ -48,6 +51,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], str, str]] = {
     "bloom": ({"hidden_size": HIDDEN, "n_layer": 2, "n_head": 4}, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
     "phi": (LLAMA, "mlp.fc1", "mlp.fc2"),
     "xglm": (XGLM, "fc1", "fc2"),
+    "bert": (LLAMA | {"is_decoder": True}, "intermediate.dense", "output.dense"),
+    "ctrl": ({"n_embd": HIDDEN, "dff": NEURONS, "n_layer": 2, "n_head": 4, "n_positions": 128}, "ffn.0", "ffn.2"),
     "starcoder2": (LLAMA | {"num_key_value_heads": 2}, "mlp.c_fc", "mlp.c_proj"),
 }
 COMMON = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
@@ -153,6 +158,28 @@ def test_every_signal_is_the_product(family: str, signal: str) -> None:
         assert (torch.as_tensor(table.open_gate) == (pre > 0.1).sum(1))[sure].all()
 
 
+@pytest.mark.parametrize("signal", ["gate", "activated", "product"])
+def test_the_result_says_which_signal_was_measured(signal: str, tmp_path: Path) -> None:
+    where = {name: str(tmp_path / name) for name in ("source", "text.txt", "stats")}
+    write_model(where["source"], plain("gpt2"), bos=False)
+    Path(where["text.txt"]).write_text(TEXT)
+    chosen = recipe(method="neuronrank_tfidf", propagate="dense", signal=signal)
+    collected = run_collect(Job(where["source"], where["text.txt"], save=where["stats"], device="cpu"), chosen)
+    assert (collected.signal, collected.gated) == ("product", False)
+    by_text, by_statistics = plain("gpt2"), plain("gpt2")
+    assert pruned(by_text, chosen).recipe.signal == "product"
+    # Statistics of another setting hold the same signal.
+    other = replace(chosen, signal="activated")
+    report = prune(by_statistics, tiny_tokenizer(), other, statistics=StatisticsFolder(where["stats"]))
+    assert report.recipe.signal == "product"
+    assert same_state(state(by_text), state(by_statistics))
+
+
+def test_a_gated_model_keeps_the_signal() -> None:
+    report = pruned(small(), recipe(method="neuronrank_tfidf", signal="activated"))
+    assert report.recipe.signal == "activated"
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
 @pytest.mark.parametrize("propagate", ["pruned", "dense"])
 def test_an_update_lowers_the_error_of_the_mlp(family: str, propagate: str) -> None:
@@ -172,19 +199,23 @@ def test_an_update_lowers_the_error_of_the_mlp(family: str, propagate: str) -> N
     assert errors["gradual"] < 0.9 * errors["none"]
 
 
-def test_an_update_needs_a_module_of_its_own() -> None:
-    model = plain("opt")
+@pytest.mark.parametrize(("family", "layer"), [("opt", "OPTDecoderLayer"), ("bert", "BertLayer")])
+def test_an_update_needs_a_module_of_its_own(family: str, layer: str) -> None:
+    model = plain(family)
     before = state(model)
-    with pytest.raises(InputError, match=r"--update gradual needs an MLP in a module of its own, but OPTDecoderLayer"):
+    with pytest.raises(InputError, match=rf"--update gradual needs an MLP in a module of its own, but {layer}"):
         pruned(model, recipe(update="gradual"))
     assert same_state(before, state(model))
 
 
-@pytest.mark.parametrize("family", ["gpt_neox", "phi", "starcoder2"])
-def test_neurons_are_removed(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "update"),
+    [("gpt_neox", "least-squares"), ("phi", "least-squares"), ("bert", "none"), ("starcoder2", "least-squares")],
+)
+def test_neurons_are_removed(family: str, update: str, tmp_path: Path) -> None:
     model = plain(family)
     dense = copy.deepcopy(model)
-    pruned(model, recipe(sparsity_type="neurons", sparsity_ratio=0.25, update="least-squares"))
+    pruned(model, recipe(sparsity_type="neurons", sparsity_ratio=0.25, update=update))
     for layer, before in zip(matrices(model, family), matrices(dense, family), strict=True):
         up, was = layer["up_proj"], before["up_proj"]
         kept = [j for j in range(NEURONS) if any(torch.equal(was.weight[j], row) for row in up.weight)]
@@ -200,18 +231,20 @@ def test_neurons_are_removed(family: str, tmp_path: Path) -> None:
         assert torch.equal(again(tokens).logits, model(tokens).logits)
 
 
+def test_an_mlp_that_runs_in_chunks_is_refused() -> None:
+    model = plain("bert")
+    for layer in model.bert.encoder.layer:
+        layer.chunk_size_feed_forward = 8
+    before = state(model)
+    with pytest.raises(UnsupportedModelError, match=r"^layer 0 \(BertLayer\) runs its MLP on chunks of the text$"):
+        pruned(model, recipe())
+    assert same_state(before, state(model))
+
+
 @pytest.mark.parametrize("family", ["opt", "gpt2", "bloom"])
 def test_neurons_of_a_width_by_another_name_are_refused(family: str) -> None:
     with pytest.raises(InputError, match="is not the intermediate_size of its configuration"):
         pruned(plain(family), recipe(sparsity_type="neurons"))
-
-
-def test_neurons_of_an_mlp_with_a_norm_between_its_matrices_are_refused() -> None:
-    model = small("bitnet", layers=1)
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(InputError, match=r"ffn_sub_norm\.weight` inside the MLPs of .* one entry per neuron"):
-        pruned(model, recipe(sparsity_type="neurons"))
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt"])
@@ -221,11 +254,12 @@ def test_ratios_between_layers_keep_the_total(family: str) -> None:
     assert report.total.zeros == report.total.prunable // 2
 
 
-@pytest.mark.parametrize(("family", "update"), [("opt", "none"), ("gpt2", "none"), ("gpt2", "gradual")])
+@pytest.mark.parametrize(
+    ("family", "update"), [("opt", "none"), ("bert", "none"), ("gpt2", "none"), ("gpt2", "gradual")]
+)
 def test_streamed_as_in_memory(family: str, update: str, tmp_path: Path) -> None:
     model, chosen = plain(family), recipe(update=update)
-    model.save_pretrained(tmp_path / "source")
-    tiny_tokenizer().save_pretrained(tmp_path / "source")
+    write_model(tmp_path / "source", model, bos=False)
     (tmp_path / "text.txt").write_text(TEXT)
     where = {name: str(tmp_path / name) for name in ("source", "text.txt", "out", "right")}
     run_prune(Job(where["source"], where["text.txt"], save=where["out"], device="cpu", batch_size=2), chosen)
@@ -237,11 +271,10 @@ def test_streamed_as_in_memory(family: str, update: str, tmp_path: Path) -> None
     assert not all(torch.equal(out[name], source[name]) for name in source)
 
 
-@pytest.mark.parametrize("family", ["opt", "gpt2", "bloom"])
+@pytest.mark.parametrize("family", ["opt", "gpt2", "bert", "bloom"])
 def test_collected_statistics_prune_as_text_does(family: str, tmp_path: Path) -> None:
     model, chosen = plain(family), recipe(propagate="dense", method="wanda")
-    model.save_pretrained(tmp_path / "source")
-    tiny_tokenizer().save_pretrained(tmp_path / "source")
+    write_model(tmp_path / "source", model, bos=False)
     (tmp_path / "text.txt").write_text(TEXT)
     where = {name: str(tmp_path / name) for name in ("source", "text.txt", "stats", "out")}
     run_collect(Job(where["source"], where["text.txt"], save=where["stats"], device="cpu", batch_size=2), chosen)
@@ -255,8 +288,7 @@ def test_collected_statistics_prune_as_text_does(family: str, tmp_path: Path) ->
 def test_streamed_perplexity_is_that_in_memory(family: str, tmp_path: Path) -> None:
     # Some layers return a tuple: so must those that a streamed evaluation leaves out.
     model = plain(family)
-    model.save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
+    write_model(tmp_path, model, bos=False)
     options: dict[str, Any] = {"seqlen": 32, "windows": 4, "batch_size": 2}
     here = evaluate(model, tiny_tokenizer(), TEXT, **options)
     streamed, tokenizer, _ = open_model(str(tmp_path))

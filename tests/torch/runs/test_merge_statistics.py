@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from pruning import TEXT
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_model
+from tiny_files import write_model
 
 from neuronrank_core import InputError, InvalidValueError, Recipe
 from neuronrank_torch.runs.collect import run_collect
@@ -20,8 +21,7 @@ SAMPLING = {"nsamples": 7, "seqlen": 32, "tokens_per_document": 16}
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     for name, seed in (("model", 0), ("other", 1)):
-        tiny_model(layers=2, hidden=32, intermediate=64, tied=False, seed=seed).save_pretrained(tmp_path / name)
-        tiny_tokenizer(True).save_pretrained(tmp_path / name)
+        write_model(tmp_path / name, tiny_model(layers=2, hidden=32, intermediate=64, tied=False, seed=seed))
     (tmp_path / "text").write_text(TEXT)
     (tmp_path / "other-text").write_text(TEXT[1:])
     return tmp_path / "model"

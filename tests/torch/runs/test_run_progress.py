@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_model
+from tiny_files import write_model
 
 from neuronrank_core import Recipe
 from neuronrank_torch.runs.collect import run_collect
@@ -18,8 +19,7 @@ Step = tuple[str, int, int, str]
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    tiny_model(layers=LAYERS, hidden=32, intermediate=64).save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    write_model(tmp_path / "model", tiny_model(layers=LAYERS, hidden=32, intermediate=64), bos=False)
     (tmp_path / "text.txt").write_text("One sentence after the other. " * 40)
     return Job(str(tmp_path / "model"), str(tmp_path / "text.txt"), save=str(tmp_path / "stats"), batch_size=1)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from pruning import TEXT, same_state, state
-from tiny import Family, tiny_model, tiny_tokenizer
+from tiny import Family, tiny_model
+from tiny_files import write_model
 from torch import Tensor, nn
 
 import neuronrank_torch.calibration.collector
@@ -25,8 +26,7 @@ Broken = Callable[..., Any]
 
 @pytest.fixture
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    tiny_model(getattr(request, "param", "llama"), layers=3, hidden=32, intermediate=64).save_pretrained(tmp_path / "m")
-    tiny_tokenizer(True).save_pretrained(tmp_path / "m")
+    write_model(tmp_path / "m", tiny_model(getattr(request, "param", "llama"), layers=3, hidden=32, intermediate=64))
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
 
