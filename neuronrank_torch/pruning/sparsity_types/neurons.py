@@ -14,6 +14,9 @@ from neuronrank_torch.model.structure import Decoder, Layer
 from neuronrank_torch.pruning.result import ModuleReport
 from neuronrank_torch.pruning.sparsity_types.base import SparsityType
 
+#: Names of the width of the MLPs in a configuration. The first that exists is the one; None stands for a default width.
+WIDTHS = ("intermediate_size", "ffn_dim", "decoder_ffn_dim", "n_inner", "ffn_hidden_size")
+
 
 class Neurons(SparsityType):
     """Removes the lowest-scoring neurons, the same number in every layer."""
@@ -25,11 +28,11 @@ class Neurons(SparsityType):
     def check(self, decoder: Decoder) -> None:
         """Refuse a model if the configuration cannot state the new width, or other weights would have to follow it."""
         hint = "neurons of this model family cannot be removed yet"
-        config: Any = getattr(decoder.body, "config", None)
-        if {layer.mlp.neurons for layer in decoder.layers} != {getattr(config, "intermediate_size", None)}:
+        name = _width(decoder)
+        width = getattr(getattr(decoder.body, "config", None), name, 0)
+        if width is not None and {layer.mlp.neurons for layer in decoder.layers} != {width}:
             raise InputError(
-                f"the width of the MLPs of {type(decoder.body).__name__} is not the intermediate_size of its"
-                " configuration",
+                f"the width of the MLPs of {type(decoder.body).__name__} is not the {name} of its configuration",
                 hint=hint,
             )
         others = [name for layer in decoder.layers for name in _other_neuron_weights(layer)]
@@ -54,15 +57,26 @@ class Neurons(SparsityType):
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> None:
         """Remove the lowest-scoring neurons; with ``gram``, let the remaining ones compensate for them."""
         assert isinstance(block, Mlp)
-        down = block.projections["down_proj"].weight
-        kept = torch.as_tensor(kept_neurons(context), device=down.device)
-        new = down[:, kept] if gram is None else absorb(down.float(), kept, gram.gram["down_proj"], inverse)
-        block.remove_neurons(kept, new)
+        down = block.projections["down_proj"]
+        kept = torch.as_tensor(kept_neurons(context), device=down.weight.device)
+        fitted = None
+        if gram is not None:
+            dense = down.with_bias(down.weight.float())
+            bias = torch.arange(block.neurons, dense.shape[1], device=kept.device)
+            fitted = absorb(dense, torch.cat([kept, bias]), gram.gram["down_proj"], inverse)
+        block.remove_neurons(kept)
+        if fitted is not None:
+            down.store(fitted)
 
     def change_config(self, decoder: Decoder) -> None:
-        """Set ``intermediate_size`` to the number of remaining neurons, which is the same in every layer."""
-        config: Any = decoder.body.config
-        config.intermediate_size = decoder.layers[0].mlp.projections["down_proj"].weight.shape[1]
+        """Set the width to the number of remaining neurons, which is the same in every layer."""
+        setattr(decoder.body.config, _width(decoder), decoder.layers[0].mlp.neurons)
+
+
+def _width(decoder: Decoder) -> str:
+    """The name under which the configuration states the width of the MLPs."""
+    config = getattr(decoder.body, "config", None)
+    return next((name for name in WIDTHS if hasattr(config, name)), WIDTHS[0])
 
 
 def _other_neuron_weights(layer: Layer) -> list[str]:
