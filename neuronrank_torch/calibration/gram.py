@@ -38,7 +38,9 @@ class GramCollector(ExitStack):
         self.blocks, self.roles = blocks, tuple(roles)
         self.dense = dense if "down_proj" in self.roles else None
         projections = [item for block in blocks for item in block.projections.items()]
-        self.with_bias = {SHARED_INPUT.get(role, role) for role, projection in projections if projection.bias is not None}
+        self.with_bias = {
+            SHARED_INPUT.get(role, role) for role, projection in projections if projection.bias is not None
+        }
         self.projections = {
             role: projection
             for block in blocks

@@ -1,6 +1,5 @@
 """Removal of whole neurons, which leaves a smaller model with an unchanged architecture."""
 
-from typing import Any
 
 import torch
 

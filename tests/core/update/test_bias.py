@@ -45,7 +45,7 @@ def test_the_outputs_keep_their_mean(seed: int) -> None:
 
 
 def test_a_bias_is_damped_towards_its_dense_value() -> None:
-    # An input that is always 1 is removed. A bias of 2 would replace it, the dense one is 1; damping 1 counts both alike.
+    # An input that is always 1 is removed. A bias of 2 would replace it, the dense one is 1; damping 1 gives the mean.
     X = np.ones((4, 2))
     V = least_squares_update(np.ones((1, 2)), np.array([[True]]), X.T @ X / 4, np.linalg.inv, damping=1.0)
     np.testing.assert_allclose(V, [[0, 1.5]], rtol=1e-4)
