@@ -1,6 +1,5 @@
 """Removal of whole neurons, which leaves a smaller model with an unchanged architecture."""
 
-
 import torch
 
 from neuronrank_core import InputError, Recipe, ScoringContext

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression, Ridge
 
+from neuronrank_core import Recipe, ScoringContext
 from neuronrank_core.kernels import lowest_k
+from neuronrank_core.selection.masks import gradual_mask
 from neuronrank_core.update.least_squares import absorb, gradual_update, least_squares_update
 
 CONVERGED = {"damping": 1e-9, "iterations": 3000}
@@ -67,6 +69,14 @@ def test_gradual_never_removes_a_bias_and_no_row_gets_worse(seed: int, tokens: i
     assert (V != 0).sum() == 5 * (4 + 1)
     masked = W * np.column_stack([~masks[-1], np.ones(5, bool)])
     assert (squared_errors(X, V, W) <= squared_errors(X, masked, W) * (1 + 1e-9)).all()
+
+
+def test_a_bias_is_not_scored() -> None:
+    rng = np.random.default_rng(0)
+    W, candidate = rng.normal(size=(5, 9)), rng.normal(size=(5, 10)) * np.logspace(0, 3, 10)
+    context = ScoringContext(0, Recipe(method="magnitude"), {"up_proj": W}, None)
+    mask = gradual_mask("up_proj", context, candidate, 1.0)
+    assert np.array_equal(mask, lowest_k(np.abs(candidate[:, :9]).reshape(1, -1), 22).reshape(5, 9))
 
 
 @given(seeds)
