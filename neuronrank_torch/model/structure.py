@@ -175,12 +175,14 @@ def _find_mlps(layer: nn.Module, index: int) -> tuple[Mlp, ...]:
 
 
 def _find_attention(layer: nn.Module, index: int) -> Block | None:
+    found = []
     for module in layer.modules():
-        linears = {name: getattr(module, name, None) for name in ATTENTION_PROJECTIONS}
-        projections = {n: Projection(linear) for n, linear in linears.items() if isinstance(linear, nn.Linear)}
+        linears = {role: getattr(module, role, None) for role in ATTENTION_PROJECTIONS}
+        linears["o_proj"] = getattr(module, "out_proj", linears["o_proj"])  # OPT, GPT-J
+        projections = {role: Projection(linear) for role, linear in linears.items() if isinstance(linear, nn.Linear)}
         if len(projections) == len(ATTENTION_PROJECTIONS):
-            return Block(index, module, projections)
-    return None
+            found.append(Block(index, module, projections))
+    return found[0] if len(found) == 1 else None  # Of several, one would stay dense without a word.
 
 
 def untied_head(model: nn.Module) -> Block:

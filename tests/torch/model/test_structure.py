@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -156,6 +157,13 @@ def test_attention_without_four_projections_is_refused() -> None:
     assert resolved.blocks() == (resolved.mlp,)
     with pytest.raises(InputError, match=r"layer 1 .* has no q/k/v/o projections"):
         resolved.blocks(include_attention=True)
+
+
+def test_two_attentions_in_a_layer_are_refused() -> None:
+    layer = small().model.layers[1]
+    layer.cross_attention = copy.deepcopy(layer.self_attn)
+    with pytest.raises(InputError, match=r"layer 1 .* has no q/k/v/o projections"):
+        resolve_layer(layer, 1).blocks(include_attention=True)
 
 
 def test_heads() -> None:

@@ -75,6 +75,22 @@ def test_wandas_masks_are_those_of_a_plain_pass(family: str) -> None:
             assert torch.equal(weight_of(after[role]) == 0, mask)
 
 
+@pytest.mark.parametrize("update", ["none", "gradual"])
+def test_attention_whose_output_matrix_is_called_out_proj(update: str) -> None:
+    model, chosen = plain("opt"), recipe(method="wanda", include_attention=True, update=update, propagate="dense")
+    dense = copy.deepcopy(model)
+    pruned(model, chosen, batch_size=4)
+    for before, after in zip(dense.model.decoder.layers, model.model.decoder.layers, strict=True):
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            module, other = getattr(before.self_attn, name), getattr(after.self_attn, name)
+            assert ((other.weight == 0).sum(1) == HIDDEN // 2).all()
+            if update == "none":
+                [(x, _)] = seen(dense, [module], chosen)
+                score = module.weight.abs() * x.flatten(0, 1).square().mean(0).sqrt()
+                lowest = score.argsort(dim=1)[:, : HIDDEN // 2]
+                assert torch.equal((other.weight == 0).nonzero()[:, 1].view(HIDDEN, -1), lowest.sort(dim=1).values)
+
+
 @every_family
 @pytest.mark.parametrize("signal", ["gate", "activated", "product"])
 def test_every_signal_is_the_product(family: str, signal: str) -> None:
