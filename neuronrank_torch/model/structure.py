@@ -38,7 +38,7 @@ class Layer:
     mlps : tuple of Mlp
         Its MLP or, in a mixture of experts, each routed expert, and a shared expert if it has one.
     attention : Block, optional
-        Its q/k/v/o projections, if present.
+        Its q/k/v/o projections, if present once.
     experts : Experts, optional
         The module that runs the routed experts, in a mixture of experts.
     """
@@ -65,7 +65,7 @@ class Layer:
         Raises
         ------
         InputError
-            If attention is requested and the layer has no q/k/v/o projections.
+            If attention is requested and the layer has no q/k/v/o projections, or several times.
         """
         if not include_attention:
             return self.mlps
