@@ -51,15 +51,15 @@ def gradual_mask(module: str, context: ScoringContext, candidate: Array, share: 
     ----------
     module, context, share
         See :func:`prune_mask`; the context holds the dense weights.
-    candidate : array, shape (out_features, in_features)
-        Current weights of the module.
+    candidate : array, shape (out_features, in_features) or (out_features, in_features + 1)
+        Current weights of the module; a bias in a last column is not scored.
 
     Returns
     -------
     bool array, shape (out_features, in_features); always True where the dense weight is zero
     """
     zero = context.weights[module] == 0
-    return prune_mask(module, context.at(module, candidate * ~zero), share) | zero
+    return prune_mask(module, context.at(module, candidate[:, : zero.shape[1]] * ~zero), share) | zero
 
 
 def target_zeros(module: str, shape: tuple[int, int], recipe: Recipe, ratio: float | None = None) -> int:

@@ -4,6 +4,9 @@ For one linear layer with inputs X (one row per token) and dense weight W, find 
 minimises ``|X V' - Y|^2``, where Y are the outputs to reproduce. Only two sums over tokens are needed: the Gram matrix
 ``G = X' X`` and ``T = Y' X`` (``T = W G`` if Y are the dense layer's own outputs on X).
 
+A bias is the weight of a constant input: a last column of W, for a last column of ones in X. It is fitted with the
+others and never removed.
+
 The functions use only operators, so that they work for NumPy arrays and torch tensors.
 """
 
@@ -56,8 +59,8 @@ def least_squares_update(
     ----------
     weight : array, shape (out_features, in_features)
         Dense weight.
-    mask : bool array, same shape
-        True where the weight is set to zero.
+    mask : bool array, same shape, or without the last columns
+        True where the weight is set to zero. Columns that it does not have, such as a bias, are never set to zero.
     gram : array, shape (in_features, in_features)
         ``X' X`` of the calibration inputs, up to a scale factor.
     inverse : callable
@@ -97,8 +100,8 @@ def gradual_update(
     weight, gram, inverse, target, damping
         See :func:`least_squares_update`.
     choose : callable
-        ``choose(candidate, share)`` returns the mask for this fraction of the final zeros, by the current weights. Not
-        called again once the share stops increasing.
+        ``choose(candidate, share)`` returns the mask for this fraction of the final zeros, by the current weights, a
+        bias included. Not called again once the share stops increasing.
     shares : sequence of float
         One per iteration; see :data:`SHARES`.
 
@@ -118,7 +121,8 @@ def gradual_update(
     for share in shares:
         if share > reached:
             stays, reached = weight * 0 + 1, share
-            stays[choose((w + u) / scale, share)] = 0
+            mask = choose((w + u) / scale, share)
+            stays[:, : mask.shape[1]][mask] = 0
         z = stays * (w + u)
         u = u + w - z
         w = (goal + z - u) @ solve
@@ -142,7 +146,7 @@ def absorb(
     weight : array, shape (out_features, in_features)
         Dense weight.
     kept : int array, shape (kept,)
-        Indices of the kept inputs.
+        Indices of the kept inputs, the constant of a bias among them.
     gram : array, shape (in_features, in_features)
         ``X' X`` of the calibration inputs.
     inverse : callable

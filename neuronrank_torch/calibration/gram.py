@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from neuronrank_core.errors import NonFiniteError
+from neuronrank_core.statistics.table import SHARED_INPUT
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.model.blocks import Block, Mlp, by_input
 
 
 class GramCollector(ExitStack):
     """Sums ``X' X`` over the calibration tokens while they run through a layer; a context manager.
+
+    Where a matrix has a bias, its inputs X have a last column of ones.
 
     Parameters
     ----------
@@ -30,7 +35,12 @@ class GramCollector(ExitStack):
 
     def __init__(self, blocks: Sequence[Block], roles: Iterable[str], dense: Mlp | None = None) -> None:
         super().__init__()
-        self.blocks, self.roles, self.dense = blocks, tuple(roles), dense
+        self.blocks, self.roles = blocks, tuple(roles)
+        self.dense = dense if "down_proj" in self.roles else None
+        projections = [item for block in blocks for item in block.projections.items()]
+        self.with_bias = {
+            SHARED_INPUT.get(role, role) for role, projection in projections if projection.bias is not None
+        }
         self.projections = {
             role: projection
             for block in blocks
@@ -38,20 +48,21 @@ class GramCollector(ExitStack):
             if role in self.roles
         }
         self.gram = {role: self._zeros(role) for role in self.roles}
-        self.cross = self._zeros("down_proj") if dense is not None and "down_proj" in self.roles else None
-        self._expected: Tensor | None = None
+        self.cross = self._zeros("down_proj") if self.dense is not None else None
 
     def __enter__(self) -> GramCollector:
-        if self.cross is not None:
+        if self.dense is not None:
             [mlp] = [block for block in self.blocks if isinstance(block, Mlp)]
-            self.callback(mlp.module.register_forward_pre_hook(self._expect, with_kwargs=True).remove)
+            for module, dense in zip(mlp.producers, self.dense.producers, strict=True):
+                self.callback(module.register_forward_hook(partial(_with_dense, dense)).remove)
         for role in self.roles:
-            self.callback(self.projections[role].on_input(self._sum(role)).remove)
+            self.callback(self.projections[role].on_input(partial(self._see, role)).remove)
         return self
 
     def _zeros(self, role: str) -> Tensor:
         weight = self.projections[role].weight
-        return weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float32)
+        columns = weight.shape[1] + (role in self.with_bias)
+        return weight.new_zeros(columns, columns, dtype=torch.float32)
 
     def sum_over(self, ranks: Ranks) -> None:
         """Add the sums of the other ranks, after all text has run; raises NonFiniteError on NaN or Inf."""
@@ -62,16 +73,24 @@ class GramCollector(ExitStack):
         self.gram = {name: ranks.sum_in_order(gram) for name, gram in self.gram.items()}
         self.cross = None if self.cross is None else ranks.sum_in_order(self.cross)
 
-    def _expect(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del module
-        if self.dense is not None:
-            self._expected = self.dense.product(*args, **kwargs).flatten(0, -2).float()
+    def _see(self, role: str, x: Tensor) -> Tensor | None:
+        if role != "down_proj" or self.cross is None:
+            rows = self._rows(role, x)
+            self.gram[role].addmm_(rows.T, rows)
+            return None
+        x, expected = x.chunk(2)
+        rows = self._rows(role, x)
+        self.gram[role].addmm_(rows.T, rows)
+        self.cross.addmm_(self._rows(role, expected).T, rows)
+        return x
 
-    def _sum(self, role: str) -> Callable[[Tensor], None]:
-        def see(x: Tensor) -> None:
-            x = x.flatten(0, -2).float()
-            self.gram[role].addmm_(x.T, x)
-            if role == "down_proj" and self.cross is not None and self._expected is not None:
-                self.cross.addmm_(self._expected.T, x)
+    def _rows(self, role: str, x: Tensor) -> Tensor:
+        """One row per token."""
+        rows = x.flatten(0, -2).float()
+        return pad(rows, (0, 1), value=1.0) if role in self.with_bias else rows
 
-        return see
+
+def _with_dense(dense: nn.Module, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Append the dense module's output: what is between it and ``down_proj`` then computes both products."""
+    del module
+    return torch.cat([output, dense(args[0])])

@@ -6,16 +6,15 @@ A block stores modules and names, never tensors: streaming installs new paramete
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
 
 from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_core.statistics.table import SHARED_INPUT
-from neuronrank_torch.model.early_stop import captured
 
 #: Roles of the matrices of an MLP and of attention: their names in statistics and reports, for every model family.
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -53,8 +52,28 @@ class Projection:
         """The current matrix, shape (out_features, in_features); writing to it changes the model."""
         return self.part(getattr(self.module, self.attribute).detach())
 
-    def on_input(self, see: Callable[[Tensor], None]) -> RemovableHandle:
-        """Register a hook that calls ``see`` with the module's input at each forward pass."""
+    @property
+    def bias(self) -> Tensor | None:
+        """The current bias, shape (out_features,), if the module has one; writing to it changes the model."""
+        bias = getattr(self.module, "bias", None)
+        return self.output_part(bias.detach()) if isinstance(bias, Tensor) else None
+
+    def with_bias(self, weight: Tensor) -> Tensor:
+        """A matrix for this role with the current bias, if there is one, as a last column."""
+        return weight if self.bias is None else torch.cat([weight, self.bias[:, None].to(weight.dtype)], dim=1)
+
+    def store(self, fitted: Tensor) -> None:
+        """Write a matrix, and the bias if there is one, as :meth:`with_bias` returns them, to the model."""
+        columns = self.weight.shape[1]
+        self.weight.copy_(fitted[:, :columns])
+        if self.bias is not None:
+            self.bias.copy_(fitted[:, columns])
+
+    def on_input(self, see: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+        """Register a hook that calls ``see`` with the module's input at each forward pass.
+
+        What ``see`` returns, if not None, takes the place of the input.
+        """
         return self.module.register_forward_pre_hook(lambda module, args: see(args[0]))
 
     def on_output(self, see: Callable[[Tensor], None]) -> RemovableHandle:
@@ -109,11 +128,10 @@ class Block:
         return {role: projection.weight for role, projection in self.projections.items()}
 
     def copied(self) -> Any:
-        """The same block on a deep copy of its module."""
+        """The same block with copies of its matrices' modules."""
         memo: dict[int, Any] = {}
-        module = copy.deepcopy(self.module, memo)
-        projections = {role: replace(p, module=memo[id(p.module)]) for role, p in self.projections.items()}
-        return replace(self, module=module, projections=projections)
+        copies = {role: replace(p, module=copy.deepcopy(p.module, memo)) for role, p in self.projections.items()}
+        return replace(self, projections=copies)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,32 +167,35 @@ class Mlp(Block):
         """Number of neurons."""
         return int(self.projections["down_proj"].weight.shape[1])
 
-    def product(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Input of ``down_proj`` for an input of the MLP, shape (..., neurons), computed by the MLP's own forward."""
-        return captured(self.projections["down_proj"].on_input, partial(self.module, *args, **kwargs))
+    @property
+    def producers(self) -> list[Any]:
+        """The modules that compute the neurons: one if gate and up are fused."""
+        return list(dict.fromkeys(p.module for role, p in self.projections.items() if role != "down_proj"))
 
-    def remove_neurons(self, kept: Tensor, down_weight: Tensor) -> None:
-        """Remove all other neurons: rows of gate and up, columns of down. Not for matrices that are stored transposed.
+    def remove_neurons(self, kept: Tensor) -> None:
+        """Remove all other neurons: rows of gate and up, columns of down.
 
         Parameters
         ----------
         kept : int64 Tensor, shape (kept,)
             Indices of the neurons to keep, ascending.
-        down_weight : Tensor, shape (out_features, kept)
-            New weight of ``down_proj``.
         """
-        neurons = self.neurons
-        producers: Any = {id(p.module): p.module for role, p in self.projections.items() if role != "down_proj"}
-        for module in producers.values():
+        neurons, down = self.neurons, self.projections["down_proj"].module
+        for module in self.producers:
+            outputs, size = (-1, "nf") if isinstance(module, Conv1D) else (0, "out_features")
             # A fused matrix (gate above up) loses the rows of both.
-            rows = torch.cat([kept + start for start in range(0, len(module.weight), neurons)])
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                shorter = nn.Parameter(parameter[rows].clone(), requires_grad=parameter.requires_grad)
-                setattr(module, name, shorter)
-            module.out_features = len(rows)
-        down: Any = self.projections["down_proj"].module
-        new = down_weight.to(down.weight.dtype).clone()
-        down.weight = nn.Parameter(new, requires_grad=down.weight.requires_grad)
-        down.in_features = len(kept)
+            rows = torch.cat([kept + start for start in range(0, module.weight.shape[outputs], neurons)])
+            for name, _ in list(module.named_parameters(recurse=False)):
+                _select(module, name, outputs, rows)
+            setattr(module, size, len(rows))
+        inputs, size = (0, "nx") if isinstance(down, Conv1D) else (1, "in_features")
+        _select(down, "weight", inputs, kept)
+        setattr(down, size, len(kept))
         if hasattr(self.module, "intermediate_size"):
             self.module.intermediate_size = len(kept)  # type: ignore[assignment]
+
+
+def _select(module: Any, name: str, axis: int, kept: Tensor) -> None:
+    parameter = getattr(module, name)
+    shorter = nn.Parameter(parameter.detach().index_select(axis, kept), requires_grad=parameter.requires_grad)
+    setattr(module, name, shorter)

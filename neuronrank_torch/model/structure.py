@@ -41,7 +41,7 @@ class Layer:
     mlps : tuple of Mlp
         Its MLP or, in a mixture of experts, each routed expert, and a shared expert if it has one.
     attention : Block, optional
-        Its q/k/v/o projections, if present.
+        Its q/k/v/o projections, if present once.
     experts : Experts, optional
         The module that runs the routed experts, in a mixture of experts.
     """
@@ -68,7 +68,7 @@ class Layer:
         Raises
         ------
         InputError
-            If attention is requested and the layer has no q/k/v/o projections.
+            If attention is requested and the layer has no q/k/v/o projections, or several times.
         """
         if not include_attention:
             return self.mlps
@@ -194,12 +194,14 @@ def _find_mlps(layer: nn.Module, index: int) -> tuple[Mlp, ...]:
 
 
 def _find_attention(layer: nn.Module, index: int) -> Block | None:
+    found = []
     for module in layer.modules():
-        linears = {name: getattr(module, name, None) for name in ATTENTION_PROJECTIONS}
-        projections = {n: Projection(linear) for n, linear in linears.items() if isinstance(linear, nn.Linear)}
+        linears = {role: getattr(module, role, None) for role in ATTENTION_PROJECTIONS}
+        linears["o_proj"] = getattr(module, "out_proj", linears["o_proj"])  # OPT, GPT-J
+        projections = {role: Projection(linear) for role, linear in linears.items() if isinstance(linear, nn.Linear)}
         if len(projections) == len(ATTENTION_PROJECTIONS):
-            return Block(index, module, projections)
-    return None
+            found.append(Block(index, module, projections))
+    return found[0] if len(found) == 1 else None  # Of several, one would stay dense without a word.
 
 
 def untied_head(model: nn.Module) -> Block:

@@ -68,11 +68,4 @@ def refuse_modes(model: Any, decoder: Decoder, recipe: Recipe) -> None:
             f" fused tensors of {mixture.count} experts)",
             hint="leave it out: experts can be pruned unstructured or N:M, all at one ratio",
         )
-    bare = next((layer for layer in decoder.layers if layer.mlps[0].module is layer.module), None)
-    if recipe.update != "none" and bare is not None:
-        raise InputError(
-            f"--update {recipe.update} needs an MLP in a module of its own, but {type(bare.module).__name__} has its"
-            " matrices in the decoder layer itself",
-            hint="leave it out: weights are then pruned without an update",
-        )
     sparsity_type_of(recipe).check(model, decoder, recipe)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from tiny import Family, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from neuronrank_core import LayerStatistics, Recipe, ScoringContext, document_st
 from neuronrank_core.methods import method_for
 from neuronrank_core.selection.patterns import comparison_group
 from neuronrank_torch import Report, prune
+from neuronrank_torch.calibration.gram import GramCollector
+from neuronrank_torch.pruning import layer as pruning_layer
 from neuronrank_torch.text.sequences import calibration_sequences
 from neuronrank_torch.text.sources import load_text
 
@@ -36,6 +39,13 @@ def recipe(**chosen: Any) -> Recipe:
 
 def pruned(model: nn.Module, chosen: Recipe, text: str | Iterable[str] = TEXT, **options: Any) -> Report:
     return prune(model, tiny_tokenizer(), chosen, text, **options)
+
+
+def fit_down_to_its_own_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the update of ``down_proj`` ignore what the pruning of gate and up changed."""
+    monkeypatch.setattr(
+        pruning_layer, "GramCollector", lambda blocks, inputs, dense=None: GramCollector(blocks, inputs)
+    )
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

@@ -587,7 +587,7 @@ def _attention(case: Case, _: Any) -> str:
     for i, layer in enumerate(case.layers(model)):
         for path, module in layer.named_modules():
             name = path.rpartition(".")[2]
-            asked = isinstance(module, nn.Linear) and re.fullmatch(r"[qkvo]_proj", name) and "attn" in path
+            asked = isinstance(module, nn.Linear) and re.fullmatch(r"([qkvo]|out)_proj", name) and "attn" in path
             if asked and not 0.4 <= share_of_zeros(module.weight) <= 0.6:
                 return f"wrong: {i}.{path} has {share_of_zeros(module.weight):.0%} zeros"
     return "yes" if logits(model, case.sequences).isfinite().all() else "wrong: logits are not finite"

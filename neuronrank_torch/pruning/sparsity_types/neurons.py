@@ -18,6 +18,9 @@ from neuronrank_torch.model.structure import Decoder
 from neuronrank_torch.pruning.result import ModuleReport
 from neuronrank_torch.pruning.sparsity_types.base import SparsityType
 
+#: Names of the width of the MLPs in a configuration. The first that exists is the one; None stands for a default width.
+WIDTHS = ("intermediate_size", "ffn_dim", "decoder_ffn_dim", "n_inner", "ffn_hidden_size")
+
 
 class Neurons(SparsityType):
     """Removes the lowest-scoring neurons, the same number in every layer."""
@@ -30,15 +33,15 @@ class Neurons(SparsityType):
         """Refuse a model if its class, configured to the new width, would not have the shapes of the pruned model."""
         hint = "neurons of this model family cannot be removed yet: prune weights instead"
         config: Any = getattr(decoder.body, "config", None)
-        width: Any = getattr(config, "intermediate_size", None)
-        if {layer.mlp.neurons for layer in decoder.layers} != {width}:
+        name, dense = _width(decoder), decoder.layers[0].mlp.neurons
+        # None stands for a default width.
+        if any(layer.mlp.neurons != dense for layer in decoder.layers) or getattr(config, name, 0) not in (dense, None):
             raise InputError(
-                f"the width of the MLPs of {type(decoder.body).__name__} is not the intermediate_size of its"
-                " configuration",
+                f"the width of the MLPs of {type(decoder.body).__name__} is not the {name} of its configuration",
                 hint=hint,
             )
-        kept = width - int(recipe.ratio * width)
-        if kept != width and (wrong := sorted(_resized(model, config, kept) ^ _narrowed(model, decoder))):
+        kept = dense - int(recipe.ratio * dense)
+        if kept != dense and (wrong := sorted(_resized(model, config, name, kept) ^ _narrowed(model, decoder))):
             raise InputError(
                 f"with fewer neurons, `{wrong[0]}` of {type(model).__name__} would not have the shape that its"
                 " configuration describes",
@@ -60,22 +63,33 @@ class Neurons(SparsityType):
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> None:
         """Remove the lowest-scoring neurons; with ``gram``, let the remaining ones compensate for them."""
         assert isinstance(block, Mlp)
-        down = block.projections["down_proj"].weight
-        kept = torch.as_tensor(kept_neurons(context), device=down.device)
-        new = down[:, kept] if gram is None else absorb(down.float(), kept, gram.gram["down_proj"], inverse)
-        block.remove_neurons(kept, new)
+        down = block.projections["down_proj"]
+        kept = torch.as_tensor(kept_neurons(context), device=down.weight.device)
+        fitted = None
+        if gram is not None:
+            dense = down.with_bias(down.weight.float())
+            bias = torch.arange(block.neurons, dense.shape[1], device=kept.device)
+            fitted = absorb(dense, torch.cat([kept, bias]), gram.gram["down_proj"], inverse)
+        block.remove_neurons(kept)
+        if fitted is not None:
+            down.store(fitted)
 
     def change_config(self, decoder: Decoder) -> None:
-        """Set ``intermediate_size`` to the number of remaining neurons, which is the same in every layer."""
-        config: Any = decoder.body.config
-        config.intermediate_size = decoder.layers[0].mlp.projections["down_proj"].weight.shape[1]
+        """Set the width to the number of remaining neurons, which is the same in every layer."""
+        setattr(decoder.body.config, _width(decoder), decoder.layers[0].mlp.neurons)
 
 
-def _resized(model: Any, config: Any, width: int) -> set[str]:
-    """Parameters whose shape in a model of this class depends on ``intermediate_size`` of a part of its config."""
-    dense = config.intermediate_size
+def _width(decoder: Decoder) -> str:
+    """The name under which the configuration states the width of the MLPs."""
+    config = getattr(decoder.body, "config", None)
+    return next((name for name in WIDTHS if hasattr(config, name)), WIDTHS[0])
+
+
+def _resized(model: Any, config: Any, name: str, width: int) -> set[str]:
+    """Parameters whose shape in a model of this class depends on the width in its configuration."""
+    dense = getattr(config, name)
     try:
-        config.intermediate_size = width
+        setattr(config, name, width)
         whole = copy.deepcopy(model.config)
         whole.dtype = model.dtype  # Once a model has been saved, its configuration holds a string.
         with init_empty_weights(), quiet_transformers():
@@ -86,7 +100,7 @@ def _resized(model: Any, config: Any, width: int) -> set[str]:
             hint="choose another ratio, or prune weights instead",
         ) from error
     finally:
-        config.intermediate_size = dense
+        setattr(config, name, dense)
     shapes = {name: parameter.shape for name, parameter in other.named_parameters()}
     return {name for name, parameter in model.named_parameters() if parameter.shape != shapes.get(name)}
 

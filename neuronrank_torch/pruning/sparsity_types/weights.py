@@ -48,20 +48,21 @@ class Weights(SparsityType):
         return masks
 
     def refit(self, block: Block, context: ScoringContext, chosen: dict[str, Tensor], gram: GramCollector) -> None:
-        """Fit the remaining weights to the outputs of the dense weights, which are in ``context``."""
+        """Fit the remaining weights, and biases, to the outputs of the dense weights, which are in ``context``."""
         for role, projection in block.projections.items():
             inputs = gram.gram.get(SHARED_INPUT.get(role, role))
             if inputs is None:
                 continue
-            dense = context.weights[role]
+            dense, affine = context.weights[role], projection.with_bias(context.weights[role])
+            inputs = inputs[: affine.shape[1], : affine.shape[1]]  # Other readers of the same input may have a bias.
             # down_proj also compensates for the pruning of gate and up: its target uses the dense product.
-            target = dense @ gram.cross if role == "down_proj" and gram.cross is not None else None
+            target = affine @ gram.cross if role == "down_proj" and gram.cross is not None else None
             if context.recipe.update == "gradual":
-                fitted = gradual_update(dense, partial(gradual_mask, role, context), inputs, inverse, target=target)
+                fitted = gradual_update(affine, partial(gradual_mask, role, context), inputs, inverse, target=target)
             else:
                 # Zeros of the dense weights stay zero too: they count toward the target.
-                fitted = least_squares_update(dense, chosen[role] | (dense == 0), inputs, inverse, target=target)
-            projection.weight.copy_(fitted)
+                fitted = least_squares_update(affine, chosen[role] | (dense == 0), inputs, inverse, target=target)
+            projection.store(fitted)
 
 
 SPARSITY_TYPE = Weights()

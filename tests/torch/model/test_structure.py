@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 from pruning import MLP, pruned, recipe, small, zeros
@@ -15,6 +18,7 @@ from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from neuronrank_core import InputError, MissingStatisticsError
 from neuronrank_core.errors import UnsupportedModelError
+from neuronrank_torch.model.early_stop import captured
 from neuronrank_torch.model.families import LAYOUTS
 from neuronrank_torch.model.structure import find_decoder, resolve_layer, untied_head
 
@@ -55,7 +59,8 @@ class Experts(nn.Module):
 def test_gate_and_up_are_those_of_the_forward(module: nn.Module) -> None:
     [mlp] = [found for layout in LAYOUTS.values() if (found := layout.find(module, 0))]
     x, weight = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)), mlp.weights
-    torch.testing.assert_close(mlp.product(x), silu(x @ weight["gate_proj"].T) * (x @ weight["up_proj"].T))
+    product = captured(mlp.projections["down_proj"].on_input, partial(module, x))
+    torch.testing.assert_close(product, silu(x @ weight["gate_proj"].T) * (x @ weight["up_proj"].T))
 
 
 def test_classes_may_have_any_name() -> None:
@@ -145,14 +150,12 @@ def test_a_copy_is_not_reached_by_later_changes() -> None:
     x, before = torch.randn(2, 3, 32), {role: weight.clone() for role, weight in mlp.weights.items()}
     copied = mlp.copied()
     with torch.no_grad():
-        product = mlp.product(x)
-        assert torch.equal(product, mlp.module.act_fn(mlp.module.gate_proj(x)) * mlp.module.up_proj(x))
+        output = mlp.module.up_proj(x)
         for weight in mlp.weights.values():
             weight.zero_()
-        assert torch.equal(copied.product(x), product)
-        assert not mlp.product(x).any()
+        assert torch.equal(copied.producers[1](x), output)
+        assert not mlp.producers[1](x).any()
     assert all(torch.equal(copied.weights[role], weight) for role, weight in before.items())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*mlp.module.modules(), *copied.module.modules()])
 
 
 def test_a_layer_without_an_mlp_is_named() -> None:
@@ -180,6 +183,13 @@ def test_attention_without_four_projections_is_refused() -> None:
     assert resolved.blocks() == (resolved.mlp,)
     with pytest.raises(InputError, match=r"layer 1 .* has no q/k/v/o projections"):
         resolved.blocks(include_attention=True)
+
+
+def test_two_attentions_in_a_layer_are_refused() -> None:
+    layer = small().model.layers[1]
+    layer.cross_attention = copy.deepcopy(layer.self_attn)
+    with pytest.raises(InputError, match=r"layer 1 .* has no q/k/v/o projections"):
+        resolve_layer(layer, 1).blocks(include_attention=True)
 
 
 def test_heads() -> None:

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from pruning import MLP, TEXT, linears, pruned, recipe, small, zeros
+from pruning import MLP, TEXT, fit_down_to_its_own_outputs, linears, pruned, recipe, small, zeros
 from tiny import tiny_tokenizer
 
 from neuronrank_core.errors import NonFiniteError
@@ -106,7 +106,7 @@ def test_down_makes_up_for_what_gate_and_up_lost(monkeypatch: pytest.MonkeyPatch
     tokens = calibration_sequences(tiny_tokenizer(), chosen, TEXT)
     models = [copy.deepcopy(dense) for _ in range(2)]
     pruned(models[0], chosen)
-    monkeypatch.setattr(GramCollector, "_expect", lambda *args: None)  # down is fitted to its own dense outputs alone
+    fit_down_to_its_own_outputs(monkeypatch)
     pruned(models[1], chosen)
     with torch.no_grad():
         reference, aware, blind = (model.model(tokens).last_hidden_state for model in (dense, *models))

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pruning import TEXT, pruned, recipe, small
+from pruning import TEXT, fit_down_to_its_own_outputs, pruned, recipe, small
 from tiny import Family, tiny_tokenizer
 from torch import Tensor, nn
 
-from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.text.sequences import calibration_sequences
 
 CHOSEN = recipe(nsamples=32, method="wanda")
@@ -36,9 +35,9 @@ def test_re_fitting_reduces_the_error_of_the_mlp(family: Family, monkeypatch: py
     for update in ("none", "least-squares", "gradual", "blind"):
         model = copy.deepcopy(dense)
         if update == "blind":  # down_proj is fitted without what the dense MLP computes.
-            monkeypatch.setattr(GramCollector, "_expect", lambda *_: None)
+            fit_down_to_its_own_outputs(monkeypatch)
         pruned(model, replace(CHOSEN, update="gradual" if update == "blind" else update))
         errors[update] = mlp_error(dense, model)
     assert errors["least-squares"] < 0.9 * errors["none"], errors
     assert errors["gradual"] < 0.95 * errors["least-squares"], errors
-    assert errors["gradual"] < 0.5 * errors["blind"], errors
+    assert errors["gradual"] < 0.95 * errors["blind"], errors
