@@ -36,11 +36,8 @@ class WeightSource(ABC):
     def fit(self, model: Any) -> bool:
         """Whether the tensors match the model's in name and shape, so that they can be used without conversion.
 
-        They do not match if one is missing or has another shape, if the source has a separate copy of a tied weight, or
-        if transformers keeps some modules in another precision.
+        They do not match if one is missing or has another shape, or if the source has a separate copy of a tied weight.
         """
-        if getattr(model, "_keep_in_fp32_modules", None) or getattr(model, "_keep_in_fp32_modules_strict", None):
-            return False
         wanted, found = stored_tensors(model), self.shapes()
         tied = model.state_dict().keys() - wanted.keys()
         return not tied & found.keys() and all(found.get(name) == tuple(t.shape) for name, t in wanted.items())
@@ -57,11 +54,15 @@ class SafetensorsWeights(WeightSource):
     def __init__(self, files: Iterable[Path]) -> None:
         self._file: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        #: Precision of every tensor by name, as safetensors calls it.
+        self.dtypes: dict[str, str] = {}
         for file in files:
             with safe_open(file, framework="pt") as content:
                 for name in content.keys():  # noqa: SIM118 (not a dict)
+                    tensor = content.get_slice(name)
                     self._file[name] = file
-                    self._shapes[name] = tuple(content.get_slice(name).get_shape())
+                    self._shapes[name] = tuple(tensor.get_shape())
+                    self.dtypes[name] = tensor.get_dtype()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See :class:`WeightSource`."""

@@ -76,6 +76,8 @@ class CollectResult:
         Precision of the model.
     versions : dict of str
         Version of each package that influences the result.
+    notes : tuple of str
+        Warnings.
     schema : int
         Version of this format.
     """
@@ -99,6 +101,7 @@ class CollectResult:
     documents: tuple[int, ...]
     dtype: str
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
     schema: int = 1
 
 
@@ -157,7 +160,7 @@ def run_collect(
                 run.collect(sequences, writer)
             progress(f"saving {save}", 0, 1, "folders")
             writer.finish(header)
-        return from_json(CollectResult, {**header, "save": job.save}, save, "collect again")
+        return from_json(CollectResult, {**header, "save": job.save, "notes": list(source.notes)}, save, "collect again")
 
 
 def _chosen(documents: tuple[int, int] | None, recipe: Recipe, batch_size: int) -> range:

@@ -152,7 +152,7 @@ class _Run(Inputs):
         return measure(model, self.tokenizer, self.eval_text, stage=stage, resident=resident, **how).to_dict()
 
     def _result(self, report: Report, before: dict[str, Any] | None, after: dict[str, Any] | None) -> PruneResult:
-        notes = (*report.notes, *evaluation_notes(self.text, self.eval_text, self.statistics))
+        notes = (*self.source.notes, *report.notes, *evaluation_notes(self.text, self.eval_text, self.statistics))
         change = PerplexityChange(Perplexity(**before), Perplexity(**after)) if before and after else None
         job = JobRecord(**vars(self.job), model_type=self.source.model_type, processes=self.ranks.size)
         return PruneResult(**{**vars(report), "notes": notes}, job=job, perplexity=change)
