@@ -31,7 +31,7 @@ def take_quantisation(folder: object, config: Any) -> dict[str, Any] | None:
             found = dict(settings)
         if hasattr(part, "quantization_config"):
             del part.quantization_config
-    method = found and found.get("quant_method", "an unnamed method")
+    method = found and str(found.get("quant_method", "an unnamed method"))
     if method is not None and method not in FORMATS:
         raise InputError(
             f"{folder} contains quantised weights ({method})",
