@@ -134,12 +134,12 @@ def _place(kind: str, path: Path) -> dict[str, Any]:
 
 
 def _stored(path: Path, config: Any, dtype: Dtype) -> SafetensorsWeights | Dequantised:
-    """The tensors of a folder. A quantised model counts as an unquantised one in bfloat16 if it names no precision."""
+    """The tensors of a folder, dequantised. The configuration becomes that of an unquantised model and gets a dtype."""
     stored = SafetensorsWeights(shards(path))
     settings = take_quantisation(path, config)
+    config.dtype = config.dtype or (stored.first_dtype() if settings is None else torch.bfloat16)
     if settings is None:
         return stored
-    config.dtype = config.dtype or torch.bfloat16
     return FORMATS[settings["quant_method"]](path, stored, settings, _DTYPES.get(dtype, config.dtype))
 
 
@@ -179,8 +179,7 @@ def _skeleton(
 
     The weights of a GGUF file (``stored`` is None) are None if this version of transformers does not support that.
     """
-    own = torch.float32 if stored is None else config.dtype or stored.first_dtype()
-    chosen = _DTYPES.get(dtype, own)
+    chosen = _DTYPES.get(dtype, torch.float32 if stored is None else config.dtype)
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
     model.tie_weights()  # Moving parameters to the meta device one by one has untied them.

@@ -66,9 +66,7 @@ class Dequantised(WeightSource):
     #: Precisions of both, as safetensors calls them.
     dtypes: tuple[frozenset[str], frozenset[str]]
 
-    def __init__(
-        self, folder: Path, source: SafetensorsWeights, settings: dict[str, Any], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, folder: Path, source: SafetensorsWeights, settings: dict[str, Any], dtype: torch.dtype) -> None:
         self.source, self.dtype = source, dtype
         self.configure(settings)
         self._parts: dict[str, tuple[str, str]] = {}
@@ -79,7 +77,9 @@ class Dequantised(WeightSource):
                 held = source.dtypes.get(part)
                 if held not in allowed:
                     what = "is missing" if held is None else f"is stored as {held}"
-                    raise InputError(f"{folder}: {name} has scales or is quantised, but {part} {what}", hint=_INCOMPLETE)
+                    raise InputError(
+                        f"{folder}: {name} has scales or is quantised, but {part} {what}", hint=_INCOMPLETE
+                    )
             shape, scales = (self._shapes.pop(part) for part in parts)
             dense = self.dense(shape, scales)
             if dense is None:

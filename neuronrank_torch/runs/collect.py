@@ -160,7 +160,9 @@ def run_collect(
                 run.collect(sequences, writer)
             progress(f"saving {save}", 0, 1, "folders")
             writer.finish(header)
-        return from_json(CollectResult, {**header, "save": job.save, "notes": list(source.notes)}, save, "collect again")
+        return from_json(
+            CollectResult, {**header, "save": job.save, "notes": list(source.notes)}, save, "collect again"
+        )
 
 
 def _chosen(documents: tuple[int, int] | None, recipe: Recipe, batch_size: int) -> range:

@@ -30,7 +30,8 @@ def llama(hidden: int = 40, intermediate: int = 56, family: Any = "llama") -> Pr
 def deepseek(**options: Any) -> PreTrainedConfig:
     """A dense layer, then one with experts; shapes that no block of the tests divides."""
     return DeepseekV3Config(
-        **COMMON | {"hidden_size": 40, "intermediate_size": 56, "moe_intermediate_size": 24, "first_k_dense_replace": 1}
+        **COMMON
+        | {"hidden_size": 40, "intermediate_size": 56, "moe_intermediate_size": 24, "first_k_dense_replace": 1}
         | {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
         | {"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 20}
         | {"qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 8, "max_position_embeddings": 256},
