@@ -142,10 +142,12 @@ class Fp8Weights(Dequantised):
 
     def dense(self, packed: Shape, scales: Shape) -> Shape | None:
         """See :class:`Dequantised`."""
+        if len(packed) < 2:
+            return None
         if self.block is None:
             return packed if math.prod(scales) == 1 else None
-        blocks = [-(-size // step) for size, step in zip(packed[-2:], self.block, strict=False)]
-        return packed if len(packed) >= 2 and scales == (*packed[:-2], *blocks) else None
+        blocks = [-(-size // step) for size, step in zip(packed[-2:], self.block, strict=True)]
+        return packed if scales == (*packed[:-2], *blocks) else None
 
     def dequantise(self, packed: Tensor, scales: Tensor) -> Tensor:
         """See :class:`Dequantised`."""

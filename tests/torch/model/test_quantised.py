@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -21,7 +22,7 @@ from quantised import (
     write_fp8,
     write_mxfp4,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neuronrank_core.errors import InputError
@@ -107,15 +108,19 @@ def test_equals_transformers_where_no_block_is_cut_off(tmp_path):
 
 
 @pytest.mark.parametrize("read", [whole_state, streamed_state])
-def test_precision(tmp_path, read):
+@pytest.mark.parametrize("scales", [torch.float32, torch.bfloat16])
+def test_precision(tmp_path, scales, read):
     """A product of a weight and a scale is rounded once, to the precision that is asked for."""
     dense = write_fp8(tmp_path, llama(), (16, 24))
-    third = torch.tensor(1 / 3)
-    edit(tmp_path, lambda tensors: [t.mul_(third) for name, t in tensors.items() if name.endswith("_scale_inv")])
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors |= {name: (t / 3).to(scales) for name, t in tensors.items() if name.endswith("_scale_inv")}
+
+    edit(tmp_path, change)
     stored = load_file(tmp_path / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     at = torch.arange(dense[name].shape[0]) // 16, torch.arange(dense[name].shape[1]) // 24
-    product = stored[name].float() * stored[f"{name}_scale_inv"][at[0]][:, at[1]]
+    product = stored[name].float() * stored[f"{name}_scale_inv"].float()[at[0]][:, at[1]]
     assert not torch.equal(product.bfloat16().float(), product)
     assert torch.equal(read(tmp_path, dtype="float32")[name], product)
     assert torch.equal(read(tmp_path, dtype="float16")[name], product.half())
@@ -142,16 +147,33 @@ def test_layers_are_dequantised_while_they_are_used(tmp_path, monkeypatch):
 def test_scales_as_exponents(tmp_path):
     """Powers of two, stored as 8-bit exponents."""
     write_fp8(tmp_path, llama(), (16, 24))
-    edit(tmp_path, lambda tensors: [t.log2_().round_().exp2_() for n, t in tensors.items() if n.endswith("_inv")])
+
+    def convert(dtype: torch.dtype) -> None:
+        def change(tensors: dict[str, Tensor]) -> None:
+            tensors |= {n: t.log2().round().exp2().to(dtype) for n, t in tensors.items() if n.endswith("_scale_inv")}
+
+        edit(tmp_path, change)
+
+    convert(torch.float32)
     expected = whole_state(tmp_path)
-    edit(
-        tmp_path,
-        lambda tensors: tensors.update(
-            {n: t.to(torch.float8_e8m0fnu) for n, t in tensors.items() if n.endswith("_inv")}
-        ),
-    )
+    convert(torch.float8_e8m0fnu)
     found = streamed_state(tmp_path)
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def test_fp8_of_all_experts_in_one_tensor(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    weight, scales = (
+        torch.randn(3, 5, 7, generator=generator).to(torch.float8_e4m3fn),
+        torch.rand(3, 3, 3, generator=generator),
+    )
+    save_file({"experts": weight, "experts_scale_inv": scales}, tmp_path / "model.safetensors")
+    stored = SafetensorsWeights([tmp_path / "model.safetensors"])
+    read = Fp8Weights(tmp_path, stored, {"quant_method": "fp8", "weight_block_size": [2, 3]}, torch.float32)
+    found = read.tensor("experts")
+    assert read.shapes() == {"experts": (3, 5, 7)}
+    for e, row, column in itertools.product(range(3), range(5), range(7)):
+        assert found[e, row, column] == weight[e, row, column].float() * scales[e, row // 2, column // 3]
 
 
 class TestMxfp4:
@@ -228,6 +250,7 @@ FP8_DAMAGE = {
         lambda path: set_config(path, quantization_config={"quant_method": "fp8", "weight_block_size": None}),
         r"_scale_inv of shape \[\d, \d\] does not fit ",
     ),
+    "a vector": (_set(UP, lambda t: t[0].clone()), r"does not fit .* of shape \[40\]$"),
     "bad block": (
         lambda path: set_config(path, quantization_config={"quant_method": "fp8", "weight_block_size": [0, 24]}),
         "cannot load .*weight_block_size",
