@@ -36,10 +36,6 @@ def check_folder(folder: Path) -> None:
         hint = f"give the path of the GGUF file: {folder / gguf[0]}" if gguf else "give the path of a model folder"
         raise InputError(f"{folder} has no config.json", hint=hint)
     config = read_json(folder / "config.json")
-    if config.get("quantization_config"):
-        raise InputError(
-            f"{folder} contains quantised weights", hint="prune the full-precision model, then quantise it"
-        )
     files = shards(folder)
     if not files:
         if any(name.endswith((".bin", ".pt", ".pth")) for name in names):

@@ -15,11 +15,12 @@ from neuronrank_torch.model.converted import ConvertedWeights
 from neuronrank_torch.model.device import check_device
 from neuronrank_torch.model.folder import check_folder, check_size
 from neuronrank_torch.model.gguf import GgufWeights, gguf_shapes
+from neuronrank_torch.model.quantised import FORMATS, Dequantised, take_quantisation
 from neuronrank_torch.model.quiet import quiet_transformers
 from neuronrank_torch.model.source import ModelSource, locate
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.tensor_files import shards
-from neuronrank_torch.model.weights import LoadedWeights, SafetensorsWeights, WeightSource
+from neuronrank_torch.model.weights import LoadedWeights, SafetensorsWeights, WeightSource, stored_tensors
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,7 +47,8 @@ def load_model(spec: str, *, dtype: Dtype = "auto", device: str | torch.device =
     Raises
     ------
     InputError
-        If the model is not found, or is incomplete, corrupt, quantised or needs custom code.
+        If the model is not found, is incomplete or corrupt, needs custom code, or is quantised in another format
+        than FP8 and MXFP4.
     InvalidValueError
         If ``dtype`` is not one of the above.
     """
@@ -91,17 +93,19 @@ def _open(spec: str, dtype: Dtype, device: str | torch.device, *, streamed: bool
             check_folder(path)
         tokenizer = _load_tokenizer(kind, path)
         config = transformers.AutoConfig.from_pretrained(**_place(kind, path))
-        stored = None if kind == "gguf" else SafetensorsWeights(shards(path))
+        stored = None if kind == "gguf" else _stored(path, config, dtype)
         check_size(spec, config, gguf_shapes(path) if stored is None else stored.shapes().values())
         weights: WeightSource | None = None
         if streamed:
             model, weights = _skeleton(config, path, dtype, stored)
         layout = weights
         if weights is None or not weights.fit(model):
-            model = _load_whole(spec, kind, path, dtype)
+            dense = stored if isinstance(stored, Dequantised) else None
+            model = _load_whole(spec, kind, path, dtype, config, dense)
             weights = LoadedWeights(model)
     opened = StreamedModel(model, weights, target, layout) if streamed else model.to(target)
-    return opened, tokenizer, ModelSource(spec, kind, path, model.config.model_type)
+    notes = stored.notes if isinstance(stored, Dequantised) else ()
+    return opened, tokenizer, ModelSource(spec, kind, path, model.config.model_type, notes)
 
 
 @contextmanager
@@ -132,8 +136,26 @@ def _place(kind: str, path: Path) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": path.parent if file else path, "trust_remote_code": False, **file}
 
 
-def _load_whole(spec: str, kind: str, path: Path, dtype: Dtype) -> Any:
-    if kind != "gguf":
+def _stored(path: Path, config: Any, dtype: Dtype) -> SafetensorsWeights | Dequantised:
+    """The tensors of a folder, dequantised. The configuration becomes that of an unquantised model and gets a dtype."""
+    stored = SafetensorsWeights(shards(path))
+    settings = take_quantisation(path, config)
+    config.dtype = config.dtype or (stored.first_dtype() if settings is None else torch.bfloat16)
+    if settings is None:
+        return stored
+    return FORMATS[settings["quant_method"]](path, stored, settings, _DTYPES.get(dtype, config.dtype))
+
+
+def _load_whole(spec: str, kind: str, path: Path, dtype: Dtype, config: Any, dense: Dequantised | None) -> Any:
+    loader, place = transformers.AutoModelForCausalLM, _place(kind, path)
+    if dense is not None:
+        # Not dequantised by transformers itself, which gets incomplete blocks wrong.
+        tensors = {name: dense.tensor(name) for name in dense.shapes()}
+        options = {"dtype": dense.dtype, "ignore_mismatched_sizes": True, "config": config, "state_dict": tensors}
+        with torch.device("meta"):  # Only the model's own class takes tensors.
+            loader = type(loader.from_config(config))
+        place = {"pretrained_model_name_or_path": None}
+    elif kind != "gguf":
         # Weights of another size are reported below, by name.
         options = {"dtype": _DTYPES.get(dtype, "auto"), "use_safetensors": True, "ignore_mismatched_sizes": True}
     else:
@@ -141,9 +163,9 @@ def _load_whole(spec: str, kind: str, path: Path, dtype: Dtype) -> Any:
         if hasattr(transformers, "GgufConfig"):
             # Where a matmul kernel is installed, newer versions would otherwise keep the weights packed.
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        **_place(kind, path), **options, output_loading_info=True
-    )
+    model, info = loader.from_pretrained(**place, **options, output_loading_info=True)
+    if dense is not None:
+        _set_generation(model, path)
     # Refuse weights that transformers initialised at random. Tied weights do not count.
     wrong = sorted(info["missing_keys"]) or sorted(str(key[0]) for key in info["mismatched_keys"])
     if wrong:
@@ -154,30 +176,38 @@ def _load_whole(spec: str, kind: str, path: Path, dtype: Dtype) -> Any:
 
 
 def _skeleton(
-    config: Any, path: Path, dtype: Dtype, stored: SafetensorsWeights | None
+    config: Any, path: Path, dtype: Dtype, stored: SafetensorsWeights | Dequantised | None
 ) -> tuple[Any, WeightSource | None]:
     """A model in eval mode with its parameters on the meta device and its buffers in memory; its weights one by one.
 
     The weights of a GGUF file (``stored`` is None) are None if this version of transformers does not support that.
     """
-    own = torch.float32 if stored is None else config.dtype or stored.first_dtype()
-    chosen = _DTYPES.get(dtype, own)
+    chosen = _DTYPES.get(dtype, torch.float32 if stored is None else config.dtype)
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
     model.tie_weights()  # Moving parameters to the meta device one by one has untied them.
-    if plan := model._get_dtype_plan(chosen):  # As from_pretrained does.
-        kept = build_glob_alternation(list(plan))[0]
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            if kept.search(name):
-                tensor.data = tensor.data.float()
-    if (path / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(path)
+    _keep_in_float32(model, chosen)
+    _set_generation(model, path)
     if stored is not None:
         return model.eval(), ConvertedWeights(stored, model)
     try:
         return model.eval(), GgufWeights(path, model)
     except (ImportError, AttributeError, NotImplementedError):
         return model, None
+
+
+def _set_generation(model: Any, path: Path) -> None:
+    if (path / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(path)
+
+
+def _keep_in_float32(model: Any, dtype: torch.dtype) -> None:
+    """Give those tensors the precision float32 that ``from_pretrained`` keeps in it if the model is in ``dtype``."""
+    if plan := model._get_dtype_plan(dtype):
+        pattern = build_glob_alternation(list(plan))[0]
+        for name, tensor in stored_tensors(model).items():
+            if pattern.search(name):
+                tensor.data = tensor.data.float()
 
 
 def _load_tokenizer(kind: str, path: Path) -> Any:

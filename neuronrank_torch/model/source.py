@@ -32,12 +32,15 @@ class ModelSource:
         The folder (for the hub, the local snapshot) or the GGUF file. Absolute.
     model_type : str
         ``model_type`` of the configuration, such as ``llama``.
+    notes : tuple of str
+        What a user has to know about how it was read.
     """
 
     spec: str
     kind: Literal["folder", "gguf", "hub"]
     path: Path
     model_type: str
+    notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> dict[str, list[int]]:
         """Size in bytes and modification time in nanoseconds of every file that affects the model, by name."""

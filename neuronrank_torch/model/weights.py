@@ -63,11 +63,15 @@ class SafetensorsWeights(WeightSource):
     def __init__(self, files: Iterable[Path]) -> None:
         self._file: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        #: Precision of every tensor by name, as safetensors calls it.
+        self.dtypes: dict[str, str] = {}
         for file in files:
             with safe_open(file, framework="pt") as content:
                 for name in content.keys():  # noqa: SIM118 (not a dict)
+                    tensor = content.get_slice(name)
                     self._file[name] = file
-                    self._shapes[name] = tuple(content.get_slice(name).get_shape())
+                    self._shapes[name] = tuple(tensor.get_shape())
+                    self.dtypes[name] = tensor.get_dtype()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See :class:`WeightSource`."""

@@ -77,6 +77,8 @@ class CollectResult:
         Version of each package that influences the result.
     gated : bool
         Whether the MLPs have a gate; true in folders that do not say.
+    notes : tuple of str
+        Warnings.
     schema : int
         Version of this format.
     """
@@ -101,6 +103,7 @@ class CollectResult:
     dtype: str
     versions: dict[str, str]
     gated: bool = True
+    notes: tuple[str, ...] = ()
     schema: int = 1
 
 
@@ -157,7 +160,9 @@ def run_collect(
                 run.collect(sequences, writer)
             progress(f"saving {save}", 0, 1, "folders")
             writer.finish(header)
-        return from_json(CollectResult, {**header, "save": job.save}, save, "collect again")
+        return from_json(
+            CollectResult, {**header, "save": job.save, "notes": list(source.notes)}, save, "collect again"
+        )
 
 
 def _chosen(documents: tuple[int, int] | None, recipe: Recipe, batch_size: int) -> range:

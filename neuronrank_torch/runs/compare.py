@@ -162,7 +162,7 @@ def run_compare(job: CompareJob, progress: Progress = silent) -> CompareResult:
         layers=layers,
         modules=modules,
         total=sum(modules.values(), Overlap()) if modules else None,
-        notes=tuple(pair.notes),
+        notes=(*(note for _, _, source in opened for note in source.notes), *pair.notes),
     )
 
 

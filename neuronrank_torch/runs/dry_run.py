@@ -50,6 +50,7 @@ def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
         statistics.check_model(source)
     model = streamed.model
     layers, notes = planned_layers(model, recipe)
+    notes[:0] = source.notes
     first = first_pruned(recipe, len(streamed.decoder.layers))[0]
     notes += [*evaluation_notes(inputs.text, inputs.eval_text, statistics), *saved]
     if recipe.allocate != "uniform":

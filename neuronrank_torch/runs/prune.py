@@ -155,7 +155,8 @@ class _Run(Inputs):
     def _result(
         self, report: Report, before: dict[str, Any] | None, after: dict[str, Any] | None, saved: Iterable[str] = ()
     ) -> PruneResult:
-        notes = (*report.notes, *evaluation_notes(self.text, self.eval_text, self.statistics), *saved)
+        seen = evaluation_notes(self.text, self.eval_text, self.statistics)
+        notes = (*self.source.notes, *report.notes, *seen, *saved)
         change = PerplexityChange(Perplexity(**before), Perplexity(**after)) if before and after else None
         job = JobRecord(**vars(self.job), model_type=self.source.model_type, processes=self.ranks.size)
         return PruneResult(**{**vars(report), "notes": notes}, job=job, perplexity=change)
