@@ -45,14 +45,6 @@ TABLES = {
 @options.model_flags
 @options.recipe_flags("What to prune")
 @options.flag(
-    "--effort",
-    CALIBRATION,
-    "Chooses --update and --allocate: fast is one pass, good re-fits the remaining weights, best compares several"
-    " recipes on held-out calibration text (see Effort below). Explicit flags take precedence.",
-    type=click.Choice(EFFORTS),
-    default_text="the defaults of those flags",
-)
-@options.flag(
     "--preset",
     EXPONENTS,
     "Preset exponents, see Presets below. Explicit flags take precedence.",
@@ -62,6 +54,14 @@ TABLES = {
 @options.recipe_flags(EXPONENTS)
 @options.recipe_flags("TF and IDF")
 @options.recipe_flags("Factor of neuronrank_unstructured")
+@options.flag(
+    "--effort",
+    CALIBRATION,
+    "Chooses --update and --allocate: fast is one pass, good re-fits the remaining weights, best compares several"
+    " recipes on held-out calibration text (see Effort below). Explicit flags take precedence.",
+    type=click.Choice(EFFORTS),
+    default_text="the defaults of those flags",
+)
 @options.text_flag("--dataset", CALIBRATION, "Calibration text")
 @options.flag(
     "--stats",
@@ -115,7 +115,10 @@ def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: 
     job = Job(**options.fields_of(Job, flags), evaluation=evaluation if flags["evaluate"] else None)
     if flags["dry_run"]:
         return plan_prune(job, recipe, passes_by_effort(recipe, given) if flags["effort"] else {})
-    return run_prune(job, recipe, stages, candidates(recipe, given) if flags["effort"] == "best" else {})
+    compared = candidates(recipe, given) if flags["effort"] == "best" else {}
+    if len(compared) == 1:
+        warn("--effort best is the same as good here: no other recipe applies to these settings")
+    return run_prune(job, recipe, stages, compared if len(compared) > 1 else {})
 
 
 def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> None:
@@ -126,6 +129,8 @@ def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> 
     if preset and len(without_effect(recipe, preset)) == len(preset):
         warn(f"--preset has no effect on {recipe.method}")
     idle = _without_text(recipe, flags)
+    if flags["effort"] in ("fast", "good") and "update" in options.given(ctx, flags):
+        idle["effort"] = "with --update"
     if not flags["evaluate"]:
         idle |= dict.fromkeys(("eval_dataset", "eval_windows"), "without --eval")
     if not flags["save"]:

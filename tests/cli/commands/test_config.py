@@ -26,7 +26,7 @@ BASE = ("--model", "m", "--save", "s")
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
-    def run_prune(job: Job, recipe: Recipe, progress: Any) -> PruneResult:
+    def run_prune(job: Job, recipe: Recipe, progress: Any, candidates: Any) -> PruneResult:
         del progress
         seen.update(job=job, recipe=recipe)
         return RESULT
