@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from neuronrank_cli.command import OUTPUT, Flag
 from neuronrank_cli.console import warn
+from neuronrank_core.effort import effort_settings
 from neuronrank_core.methods import METHODS, check_recipe
 from neuronrank_core.recipe import COMPARE, MODES, SIGNALS, UPDATES, Exponents, Recipe
 
@@ -264,7 +265,9 @@ def warn_of_signal(ctx: click.Context, chosen: str, measured: str) -> None:
 
 
 def recipe_of(ctx: click.Context, values: dict[str, Any]) -> Recipe:
-    """The recipe for the values of a command. Values that the user set take precedence over the preset."""
-    recipe = Recipe.from_preset(values.get("preset"), **given(ctx, fields_of(Recipe, values)))
+    """The recipe for the values of a command. Values that the user set take precedence over preset and effort."""
+    effort = values.get("effort")
+    chosen = {} if effort is None else effort_settings(effort, values["sparsity_type"])
+    recipe = Recipe.from_preset(values.get("preset"), **{**chosen, **given(ctx, fields_of(Recipe, values))})
     check_recipe(recipe)
     return recipe

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 from neuronrank_cli.command import OUTPUT, Command, origin
 from neuronrank_cli.console import print_table, show
 from neuronrank_cli.options import flag, json_flag, recipe_of
+from neuronrank_core.effort import effort_settings
 from neuronrank_core.methods import decided
 from neuronrank_core.recipe import PRESETS
 
@@ -22,7 +23,7 @@ _SOURCES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """The value of a flag, and its source: flag, environment, file, preset or default."""
+    """The value of a flag, and its source: flag, environment, file, preset, effort or default."""
 
     value: Any
     source: str
@@ -46,7 +47,7 @@ def config(ctx: click.Context, /, name: str, as_json: bool, flags: tuple[str, ..
     """Show the value of every setting of a command, and its source.
 
     FLAGS are those of the command. In order of precedence, values come from flags, the environment, the file of
-    --config, the preset, and the defaults.
+    --config, the preset, the effort, and the defaults.
     """
     group = ctx.find_root().command
     command = group.commands.get(name) if isinstance(group, click.Group) else None
@@ -81,9 +82,11 @@ def _setting(ctx: click.Context, parameter: click.Parameter, value: Any) -> Sett
     source = ctx.get_parameter_source(str(parameter.name))
     if source in _SOURCES:
         return Setting(value, _SOURCES[source], origin(parameter, ctx))
-    preset = ctx.params.get("preset")
+    preset, effort = ctx.params.get("preset"), ctx.params.get("effort")
     if parameter.name in PRESETS.get(str(preset), {}):
         return Setting(value, "preset", str(preset))
+    if effort and parameter.name in effort_settings(effort, ctx.params["sparsity_type"]):
+        return Setting(value, "effort", effort)
     return Setting(value, "default")
 
 

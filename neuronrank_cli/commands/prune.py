@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,11 +10,13 @@ import click
 from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.console import Stages, print_table, protocol, show, size_text, warn
+from neuronrank_core.effort import EFFORTS, VARIANTS, candidates, passes_by_effort
 from neuronrank_core.methods import METHODS, exponents, mode, needs_text, requires, without_effect
 from neuronrank_core.recipe import PRESETS, Recipe
 from neuronrank_core.statistics.table import SAMPLE
 
 if TYPE_CHECKING:
+    from neuronrank_torch.runs.choice import Choice
     from neuronrank_torch.runs.prune_result import Plan, PruneResult
 
 EXPONENTS, CALIBRATION, PERPLEXITY = "Exponents of the score", "Calibration", "Perplexity"
@@ -25,6 +28,11 @@ Example:
 TABLES = {
     "Methods (a, b, c, r: the exponents of weight, TF, IDF, spikiness)": [
         (method.name, method.summary) for method in METHODS.values()
+    ],
+    "Effort": [
+        ("fast", "one pass"),
+        ("good", "--update gradual (with neurons: least-squares)"),
+        ("best", f"the best of good and {', '.join(VARIANTS)} on held-out calibration text"),
     ],
     "Presets": [
         (name, " ".join(f"{options.SPELLING[field]} {value:g}" for field, value in values.items()))
@@ -46,6 +54,14 @@ TABLES = {
 @options.recipe_flags(EXPONENTS)
 @options.recipe_flags("TF and IDF")
 @options.recipe_flags("Factor of neuronrank_unstructured")
+@options.flag(
+    "--effort",
+    CALIBRATION,
+    "Chooses --update and --allocate: fast is one pass, good re-fits the remaining weights, best compares several"
+    " recipes on held-out calibration text (see Effort below). Explicit flags take precedence.",
+    type=click.Choice(EFFORTS),
+    default_text="the defaults of those flags",
+)
 @options.text_flag("--dataset", CALIBRATION, "Calibration text")
 @options.flag(
     "--stats",
@@ -79,17 +95,19 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     """
     recipe = options.recipe_of(ctx, flags)
     _warn_of_idle(ctx, recipe, flags)
+    if flags["effort"] and flags["stats"]:
+        raise click.UsageError("--effort needs a calibration text: leave out --stats, or --effort", ctx)
     if not (flags["save"] or flags["evaluate"] or flags["dry_run"]):
         raise click.UsageError("nothing to do with the result: give --save, --eval or --dry-run", ctx)
 
     with Stages() as stages:
-        result = _run(recipe, flags, stages)
+        result = _run(recipe, options.given(ctx, flags), flags, stages)
     if not without_effect(recipe, ["signal"]):
         options.warn_of_signal(ctx, recipe.signal, result.recipe.signal)
     show(result, flags["as_json"], print_result)
 
 
-def _run(recipe: Recipe, flags: dict[str, Any], stages: Stages) -> PruneResult:
+def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: Stages) -> PruneResult:
     """Prune or plan. Imports torch here, because --help does not need it."""
     from neuronrank_torch.runs.dry_run import plan_prune
     from neuronrank_torch.runs.job import Evaluation, Job
@@ -97,7 +115,12 @@ def _run(recipe: Recipe, flags: dict[str, Any], stages: Stages) -> PruneResult:
 
     evaluation = Evaluation(flags["eval_dataset"], recipe.seqlen, flags["eval_windows"], recipe.bos)
     job = Job(**options.fields_of(Job, flags), evaluation=evaluation if flags["evaluate"] else None)
-    return plan_prune(job, recipe) if flags["dry_run"] else run_prune(job, recipe, stages)
+    if flags["dry_run"]:
+        return plan_prune(job, recipe, passes_by_effort(recipe, given) if flags["effort"] else {})
+    compared = candidates(recipe, given) if flags["effort"] == "best" else {}
+    if len(compared) == 1:
+        warn("--effort best is the same as good here: no other recipe applies to these settings")
+    return run_prune(job, recipe, stages, compared if len(compared) > 1 else {})
 
 
 def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> None:
@@ -108,6 +131,8 @@ def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> 
     if preset and len(without_effect(recipe, preset)) == len(preset):
         warn(f"--preset has no effect on {recipe.method}")
     idle = _without_text(recipe, flags)
+    if flags["effort"] in ("fast", "good") and "update" in options.given(ctx, flags):
+        idle["effort"] = "with --update"
     if not flags["evaluate"]:
         idle |= dict.fromkeys(("eval_dataset", "eval_windows"), "without --eval")
     if not flags["save"]:
@@ -149,6 +174,8 @@ def print_result(result: PruneResult) -> None:
     else:
         verb = "to zero" if planned else "zeroed"
         click.echo(f"parameters {verb}: {total.zeros:,} of {total.parameters:,} in the whole model")
+    if result.choice:
+        _print_choice(result.choice)
     if result.perplexity and job.evaluation:
         click.echo(f"perplexity before: {result.perplexity.before.perplexity:.4f}")
         click.echo(f"perplexity after:  {result.perplexity.after.perplexity:.4f}")
@@ -162,15 +189,26 @@ def print_result(result: PruneResult) -> None:
         click.echo(f"saved to: {job.save}")
 
 
+def _print_choice(choice: Choice) -> None:
+    good, best = choice.perplexity["good"], choice.perplexity[choice.chosen]
+    others = ", ".join(f"{name} {value:.4f}" for name, value in choice.perplexity.items() if name != choice.chosen)
+    gain = "" if choice.chosen == "good" else f", {1 - best / good:.2%} below good"
+    click.echo(f"effort best: chose {choice.chosen}: held-out perplexity {best:.4f}{gain}; others: {others or 'none'}")
+
+
 def _print_plan(plan: Plan) -> None:
     parts = {name: size for name, size in plan.memory.items() if size}
     listed = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
-    minutes = plan.seconds / 60
-    duration = f"{minutes:.0f} min" if minutes >= 2 else f"{plan.seconds:.0f} s"
     click.echo(f"size of a layer: {size_text(plan.layer_bytes)}")
     click.echo(f"peak memory: about {size_text(sum(parts.values()))}: {listed}")
-    click.echo(f"time: about {duration}, extrapolated from the first layer")
+    click.echo(f"time: about {_duration(plan.seconds)}, extrapolated from the first layer")
+    if plan.efforts:
+        click.echo("by effort: " + ", ".join(f"{name} {_duration(seconds)}" for name, seconds in plan.efforts.items()))
     click.echo("dry run: nothing was calibrated, pruned or saved")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def _print_layers(result: PruneResult) -> None:

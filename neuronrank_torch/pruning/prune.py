@@ -41,6 +41,7 @@ def prune(
     store: LayerStore | None = None,
     statistics: StatisticsFolder | None = None,
     ranks: Ranks = ALONE,
+    after: Callable[[LayerRun], None] = lambda run: None,
 ) -> Report:
     """Prune a model in place.
 
@@ -63,6 +64,8 @@ def prune(
     ranks : Ranks
         Processes that share the text, each with the whole model and the same arguments; from
         :func:`neuronrank_torch.distributed.process_group.launched`. All produce the same pruned model.
+    after : callable
+        Called with each layer when it is finished, while its weights are in memory; not if statistics are used.
 
     Returns
     -------
@@ -83,7 +86,7 @@ def prune(
     if statistics is not None:
         recipe = statistics.fitted(recipe)
     check_recipe(recipe)
-    run = _PruneRun(model, recipe, progress, store or InMemory(), ranks)
+    run = _PruneRun(model, recipe, progress, store or InMemory(), ranks, after)
     if batch_size is not None and batch_size < 1:
         raise InvalidValueError("batch_size", batch_size, "a whole number >= 1")
     with eval_mode(model), torch.no_grad():
@@ -108,8 +111,16 @@ def prune(
 class _PruneRun:
     """State of one run over one model: settings for the whole model, then the layers in order."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, progress: Progress, store: LayerStore, ranks: Ranks) -> None:
-        self.progress, self.store, self.ranks = progress, store, ranks
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        progress: Progress,
+        store: LayerStore,
+        ranks: Ranks,
+        after: Callable[[LayerRun], None],
+    ) -> None:
+        self.progress, self.store, self.ranks, self.after = progress, store, ranks, after
         self.decoder = find_decoder(model)
         self.recipe = self.decoder.measured(recipe)
         if not any(store.done(layer.index) for layer in self.decoder.layers):  # Finished layers may have fewer neurons.
@@ -236,6 +247,10 @@ class _PruneRun:
 
     def _visit(self, run: LayerRun) -> None:
         """Prune one layer; if it is finished or not to be pruned, only run the text through it."""
+        self._prune_or_feed(run)
+        self.after(run)
+
+    def _prune_or_feed(self, run: LayerRun) -> None:
         needed = self._outputs_needed(run.index)
         if not self.store.done(run.index) and run.index >= self.first:
             self._record(run.index, prune_layer(run, self.plan(run.index), self.ranks, outputs_needed=needed))

@@ -1,7 +1,9 @@
 """Plans a run, and estimates its memory and time with one layer in memory."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -25,8 +27,15 @@ from neuronrank_torch.saving.names import Names
 from neuronrank_torch.text.sequences import calibration_sequences, evaluation_windows, micro_batch
 
 
-def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
+def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]] | None = None) -> PruneResult:
     """Check all inputs, and plan what :func:`neuronrank_torch.runs.prune.run_prune` would do.
+
+    Parameters
+    ----------
+    job : Job
+    recipe : Recipe
+    efforts : dict, optional
+        The recipes that each effort level runs one after another, to estimate their time.
 
     Returns
     -------
@@ -69,10 +78,12 @@ def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
         cut = evaluation_windows(tokenizer, inputs.eval_text, seqlen=e.seqlen, windows=e.windows, bos_mode=e.bos)
         eval_tokens = cut.size
     batch_size = min(recipe.nsamples, job.batch_size or micro_batch(recipe))
+    estimate = partial(estimate_seconds, streamed, first=first, batch_size=batch_size, eval_tokens=eval_tokens)
     plan = Plan(
         streamed.bytes(0),
         estimate_memory(streamed, recipe, job, eval_tokens),
-        estimate_seconds(streamed, recipe, first=first, batch_size=batch_size, eval_tokens=eval_tokens),
+        estimate(recipe),
+        {name: sum(map(estimate, recipes)) for name, recipes in (efforts or {}).items()},
     )
     return PruneResult(**vars(report), job=record, plan=plan)
 

@@ -1,6 +1,6 @@
 """A whole run from a model's name to a saved folder: what ``neuronrank prune`` calls."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.pruning.result import Report, versions
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.pruning.store import LayerStore
+from neuronrank_torch.runs.choice import Choice, Measured, compare_recipes
 from neuronrank_torch.runs.job import Inputs, Job, read_inputs
 from neuronrank_torch.runs.prune_result import JobRecord, PerplexityChange, PruneResult
 from neuronrank_torch.saving.model_writer import ModelWriter
@@ -30,7 +31,9 @@ from neuronrank_torch.text.sequences import calibration_sequences
 from neuronrank_torch.text.sources import text_fingerprint
 
 
-def run_prune(job: Job, recipe: Recipe, progress: Progress = silent) -> PruneResult:
+def run_prune(
+    job: Job, recipe: Recipe, progress: Progress = silent, candidates: Mapping[str, Recipe] | None = None
+) -> PruneResult:
     """Load a model, measure its perplexity, prune it, measure again and save it.
 
     A run that saves reads, prunes and writes one layer at a time, and resumes an interrupted run of the same command.
@@ -43,6 +46,9 @@ def run_prune(job: Job, recipe: Recipe, progress: Progress = silent) -> PruneRes
     recipe : Recipe
     progress : callable
         See :data:`neuronrank_torch.progress.Progress`.
+    candidates : dict of Recipe, optional
+        From :func:`neuronrank_core.effort.candidates`: the one that is best on held-out calibration text is used in
+        place of ``recipe``. They differ in how weights are chosen and updated, not in what is pruned.
 
     Returns
     -------
@@ -60,7 +66,14 @@ def run_prune(job: Job, recipe: Recipe, progress: Progress = silent) -> PruneRes
         progress(f"loading {job.model}", 0, 1, "models")
         load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if job.save is None else open_model
         model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
-        run = _Run(**vars(inputs), tokenizer=tokenizer, source=source, progress=progress, ranks=ranks)
+        run = _Run(
+            **vars(inputs),
+            tokenizer=tokenizer,
+            source=source,
+            progress=progress,
+            ranks=ranks,
+            candidates=candidates or {},
+        )
         if job.save is None:
             return run.in_memory(model)
         run.check(model.model)
@@ -76,12 +89,18 @@ class _Run(Inputs):
     source: ModelSource
     progress: Progress
     ranks: Ranks
+    candidates: Mapping[str, Recipe]
 
     def identity(self) -> dict[str, Any]:
         """Everything the result depends on. An unfinished run is resumed only if all of it is unchanged."""
         return {
             **asdict(decided(self.recipe)),
             **{name: getattr(self.job, name) for name in ("device", "dtype", "batch_size")},
+            **(
+                {"candidates": {name: asdict(decided(r)) for name, r in self.candidates.items()}}
+                if self.candidates
+                else {}
+            ),
             "model": str(self.source.path),
             "file": self.source.fingerprint(),
             "statistics": self.statistics and self.statistics.header,
@@ -114,8 +133,9 @@ class _Run(Inputs):
         """Prune a loaded model."""
         self.check(model)
         before = self._measure("before", model)
-        report = self._prune(model)
-        return self._result(report, before, self._measure("after", model))
+        recipe, choice = self._choose(lambda name, measure: measure())
+        report = self._prune(model, recipe)
+        return self._result(report, before, self._measure("after", model), choice)
 
     def streamed(self, model: StreamedModel, staging: ModelWriter | Receiver) -> PruneResult:
         """Prune a streamed model and save it."""
@@ -124,18 +144,31 @@ class _Run(Inputs):
         if done:
             self.progress(f"resuming: {done} of {layers} layers are finished", done, layers, "layers")
         before = staging.measured("before", lambda: self._measure("before", model.model, model.resident))
-        report = self._prune(model.model, staging)
+        recipe, choice = self._choose(staging.measured)
+        report = self._prune(model.model, recipe, staging)
         after = self._measure("after", model.model, staging.pruned)
-        result = self._result(report, before, after, staging.notes())
+        result = self._result(report, before, after, choice, staging.notes())
         self.progress(f"saving {self.job.save}", 0, 1, "folders")
         staging.finish(self.tokenizer, to_json(result))
         return result
 
-    def _prune(self, model: Any, store: LayerStore | None = None) -> Report:
+    def _choose(self, measured: Measured) -> tuple[Recipe, Choice | None]:
+        """The recipe to prune by: the best of the candidates, if there are any."""
+        if not self.candidates:
+            return self.recipe, None
+        how: dict[str, Any] = {"batch_size": self.job.batch_size, "progress": self.progress, "ranks": self.ranks}
+        choice = compare_recipes(self._open, self.candidates, self.text, measured, **how)
+        return self.candidates[choice.chosen], choice
+
+    def _open(self) -> tuple[StreamedModel, Any]:
+        """The model once more, with its original weights."""
+        return open_model(self.job.model, dtype=self.job.dtype, device=self.job.device)[:2]
+
+    def _prune(self, model: Any, recipe: Recipe, store: LayerStore | None = None) -> Report:
         return prune(
             model,
             self.tokenizer,
-            self.recipe,
+            recipe,
             self.text,
             batch_size=self.job.batch_size,
             progress=self.progress,
@@ -153,10 +186,15 @@ class _Run(Inputs):
         return measure(model, self.tokenizer, self.eval_text, stage=stage, resident=resident, **how).to_dict()
 
     def _result(
-        self, report: Report, before: dict[str, Any] | None, after: dict[str, Any] | None, saved: Iterable[str] = ()
+        self,
+        report: Report,
+        before: dict[str, Any] | None,
+        after: dict[str, Any] | None,
+        choice: Choice | None,
+        saved: Iterable[str] = (),
     ) -> PruneResult:
         seen = evaluation_notes(self.text, self.eval_text, self.statistics)
         notes = (*self.source.notes, *report.notes, *seen, *saved)
         change = PerplexityChange(Perplexity(**before), Perplexity(**after)) if before and after else None
         job = JobRecord(**vars(self.job), model_type=self.source.model_type, processes=self.ranks.size)
-        return PruneResult(**{**vars(report), "notes": notes}, job=job, perplexity=change)
+        return PruneResult(**{**vars(report), "notes": notes}, job=job, perplexity=change, choice=choice)

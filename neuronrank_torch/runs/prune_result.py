@@ -1,9 +1,10 @@
 """The result of pruning a model by name: the content of ``neuronrank.json`` and of ``neuronrank prune --json``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.pruning.result import Report
+from neuronrank_torch.runs.choice import Choice
 from neuronrank_torch.runs.job import Job
 
 
@@ -52,11 +53,14 @@ class Plan:
         Peak memory by purpose, in bytes.
     seconds : float
         Wall time, extrapolated from the first layer.
+    efforts : dict of float
+        The same for each effort level; empty without ``--effort``.
     """
 
     layer_bytes: int
     memory: dict[str, int]
     seconds: float
+    efforts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class PruneResult(Report):
         Null without ``--eval``, and in a dry run.
     plan : Plan or None
         Null unless it is a dry run.
+    choice : Choice or None
+        Null without ``--effort best``.
     schema : int
         Version of this format.
     """
@@ -78,4 +84,5 @@ class PruneResult(Report):
     job: JobRecord
     perplexity: PerplexityChange | None = None
     plan: Plan | None = None
+    choice: Choice | None = None
     schema: int = 1

@@ -109,10 +109,12 @@ class OutputWriter:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         done = len(self.journal.shards)
-        if error is None or done == 0:
+        compared = len(self.journal.measured.keys() - {"before"})
+        if error is None or not (done or compared):
             self._remove()
         else:
-            finished = f"{min(done, self.layers)} of {self.layers} layers are finished and saved"
+            layers = f"{min(done, self.layers)} of {self.layers} layers are finished and saved"
+            finished = layers if done else f"measurements of candidates are saved ({compared})"
             add_note(error, f"{finished}: rerun the same command to resume")
             self._lock.release()
 

@@ -16,13 +16,14 @@ import neuronrank_torch.runs.prune
 from neuronrank_cli.commands.evaluate import evaluate
 from neuronrank_cli.options import SPELLING
 from neuronrank_core import METHODS, Recipe
+from neuronrank_core.effort import candidates
 from neuronrank_torch.runs.evaluate import EvalResult
 from neuronrank_torch.runs.job import Evaluation, Job
 from neuronrank_torch.runs.prune_result import Plan, PruneResult
 from neuronrank_torch.schema import to_json
 
 #: Those that this file tests by what they print or call.
-ACTIONS = {"evaluate", "dry_run", "as_json", "preset"}
+ACTIONS = {"evaluate", "dry_run", "as_json", "preset", "effort"}
 
 
 @pytest.fixture
@@ -30,13 +31,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the commands asked for, instead of doing it."""
     seen: dict[str, Any] = {}
 
-    def run_prune(job: Job, recipe: Recipe, progress: Any) -> PruneResult:
+    def run_prune(job: Job, recipe: Recipe, progress: Any, candidates: Any) -> PruneResult:
         assert callable(progress)
-        seen.update(job=job, recipe=recipe, planned=False)
+        seen.update(job=job, recipe=recipe, planned=False, candidates=candidates)
         return RESULT
 
-    def plan_prune(job: Job, recipe: Recipe) -> PruneResult:
-        seen.update(job=job, recipe=recipe, planned=True)
+    def plan_prune(job: Job, recipe: Recipe, efforts: Any) -> PruneResult:
+        seen.update(job=job, recipe=recipe, planned=True, candidates={}, efforts=efforts)
         return replace(RESULT, plan=Plan(1 << 20, {"layers": 1 << 31, "update": 0}, 90.0))
 
     def run_eval(model: str, evaluation: Evaluation, **others: Any) -> EvalResult:
@@ -63,7 +64,7 @@ def test_every_field_has_a_flag_and_every_flag_is_under_test() -> None:
 
 def test_without_flags_the_defaults_hold(run: Run, asked: dict[str, Any]) -> None:
     run("prune", *BASE)
-    assert asked == {"job": JOB, "recipe": Recipe(), "planned": False}
+    assert asked == {"job": JOB, "recipe": Recipe(), "planned": False, "candidates": {}}
 
 
 @pytest.mark.parametrize("name", RECIPE)
@@ -147,6 +148,37 @@ def test_what_beats_what(run: Run, asked: dict[str, Any]) -> None:
     assert asked["recipe"] == Recipe(idf_exp=3.0, tf_exp=1.5, weight_exp=1.0)
     run("prune", *BASE, env={"NEURONRANK_PRUNE_IDF_EXP": ""})
     assert asked["recipe"] == Recipe()
+
+
+def test_effort_sets_what_the_user_did_not(run: Run, asked: dict[str, Any]) -> None:
+    for effort, update in (("fast", "none"), ("good", "gradual"), ("best", "gradual")):
+        run("prune", *BASE, "--effort", effort)
+        assert asked["recipe"] == Recipe(update=update)
+        assert bool(asked["candidates"]) == (effort == "best")
+    run("prune", *BASE, "--effort", "good", "--sparsity_type", "neurons")
+    assert asked["recipe"] == Recipe(update="least-squares", sparsity_type="neurons")
+    run("prune", *BASE, "--effort", "best", "--update", "least-squares", "--allocate", "uniform")
+    assert asked["recipe"] == Recipe(update="least-squares")
+    assert {recipe.allocate for recipe in asked["candidates"].values()} <= {"uniform"}
+
+
+def test_effort_in_a_dry_run_names_the_time_of_each(run: Run, asked: dict[str, Any]) -> None:
+    run("prune", *BASE, "--dry-run", "--effort", "good")
+    assert [*asked["efforts"]] == ["fast", "good", "best"]
+    run("prune", *BASE, "--dry-run")
+    assert not asked["efforts"]
+
+
+def test_effort_needs_text(run: Run) -> None:
+    assert "--effort needs a calibration text" in run("prune", *BASE, "--effort", "best", "--stats", "s", code=2).stderr
+
+
+@pytest.mark.usefixtures("asked")
+def test_effort_without_effect_is_said(run: Run) -> None:
+    said = run("prune", *BASE, "--effort", "good", "--update", "none").stderr
+    assert "--effort has no effect with --update" in said
+    said = run("prune", *BASE, "--effort", "best", "--allocate", "uniform").stderr
+    assert ("--effort best is the same as good here" in said) == (len(candidates(Recipe(), {"allocate"})) == 1)
 
 
 def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:

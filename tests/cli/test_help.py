@@ -24,6 +24,7 @@ SECTIONS = {
         "Perplexity",
         "Output",
         "Methods (a, b, c, r: the exponents of weight, TF, IDF, spikiness)",
+        "Effort",
         "Presets",
     ],
     "eval": ["Model", "Text", "Standard tasks", "Output"],

@@ -139,7 +139,7 @@ def test_eval_prints_perplexity_with_its_protocol(run: Run, model: Path, text: P
         f"measured on: {text}, 3 windows of 48 tokens, {where}",
     ]
     measured = json.loads(run("eval", *arguments, "--json").stdout)
-    assert measured == {"schema": 1, "model": str(model), "dataset": str(text), **expected.to_dict()}
+    assert measured == {"schema": 1, "notes": [], "model": str(model), "dataset": str(text), **expected.to_dict()}
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,18 @@ def test_torchrun(run: Run, small: list[object], tmp_path: Path) -> None:
     assert sizes == [32, 32]
 
 
+def test_candidates_are_compared_together(run: Run, several: Any, small: list[object], tmp_path: Path) -> None:
+    flags = ["prune", *small, "--batch-size", 1, "--effort", "best", "--save"]
+    run(*flags, "whole")
+    ended = several(2, *flags, tmp_path / "out")
+    assert [process.code for process in ended] == [0, 0]
+    results = [json.loads((tmp_path / name / "neuronrank.json").read_text())["choice"] for name in ("whole", "out")]
+    assert len(results[0]["perplexity"]) > 1
+    # Gram matrices are added in another order.
+    assert results[1]["perplexity"] == pytest.approx(results[0]["perplexity"], rel=1e-4)
+    assert results[1]["windows"] == results[0]["windows"]
+
+
 def test_statistics_are_collected_together(run: Run, several: Any, small: list[object], tmp_path: Path) -> None:
     flags = ["collect", *small, "--batch-size", 1, "--save"]
     run(*flags, "whole")

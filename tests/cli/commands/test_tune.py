@@ -111,7 +111,9 @@ def test_the_best_is_written_and_no_worse_than_what_it_started_from(
         assert report["perplexity"]["after"]["perplexity"] == expected
     asked: list[Recipe] = []
     monkeypatch.setattr(
-        neuronrank_torch.runs.prune, "run_prune", lambda job, recipe, progress: asked.append((job, recipe)) or 1 / 0
+        neuronrank_torch.runs.prune,
+        "run_prune",
+        lambda job, recipe, progress, candidates: asked.append((job, recipe)) or 1 / 0,
     )
     run("prune", "--config", "best.toml", "--save", "out", code=1)
     ((job, recipe),) = asked

@@ -1,0 +1,79 @@
+"""Effort levels: quality against time, for users who do not want to choose an update and ratios themselves."""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from neuronrank_core.recipe import Recipe
+
+#: ``fast``: one pass. ``good``: the remaining weights are updated. ``best``: several recipes are compared on held-out
+#: calibration text, and the best one is run.
+EFFORTS = ("fast", "good", "best")
+
+#: Part of the calibration text that ``best`` holds out, at its end, and the part before it that is not used, so that
+#: no article is in both parts.
+HELD_OUT, GAP = 0.2, 0.05
+
+#: What ``best`` compares with ``good``, by name (docs/measured/log.md).
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "allocate neuronrank": {"allocate": "neuronrank"},
+}
+
+
+def effort_settings(effort: str, sparsity_type: str) -> dict[str, Any]:
+    """Settings of the recipe that an effort level stands for; ``best`` starts from those of ``good``.
+
+    Parameters
+    ----------
+    effort : str
+        One of :data:`EFFORTS`.
+    sparsity_type : str
+        As in :class:`Recipe`. Whole neurons have no gradual update.
+    """
+    if effort == "fast":
+        return {"update": "none"}
+    return {"update": "least-squares" if sparsity_type == "neurons" else "gradual"}
+
+
+def candidates(recipe: Recipe, fixed: Collection[str] = ()) -> dict[str, Recipe]:
+    """The recipes that ``best`` compares, by name; the first is ``recipe`` itself, named ``good``.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    fixed : collection of str
+        Names of settings that the user gave, which no candidate changes.
+    """
+    allowed = {
+        name: settings
+        for name, settings in VARIANTS.items()
+        if not set(settings) & set(fixed) and (recipe.sparsity_type == "unstructured" or "allocate" not in settings)
+    }
+    return {"good": recipe, **{name: replace(recipe, **settings) for name, settings in allowed.items()}}
+
+
+def passes_by_effort(recipe: Recipe, fixed: Collection[str] = ()) -> dict[str, list[Recipe]]:
+    """The recipes that each effort level runs one after another, for an estimate of its time.
+
+    Parameters
+    ----------
+    recipe, fixed
+        As in :func:`candidates`.
+    """
+
+    def at(effort: str) -> Recipe:
+        settings = effort_settings(effort, recipe.sparsity_type).items()
+        return replace(recipe, **{name: value for name, value in settings if name not in fixed})
+
+    compared = candidates(at("best"), fixed)
+    return {
+        "fast": [at("fast")],
+        "good": [at("good")],
+        "best": [*map(rehearsed, compared.values()), list(compared.values())[-1]],
+    }
+
+
+def rehearsed(recipe: Recipe) -> Recipe:
+    """The recipe on a share of the sequences, as ``best`` runs each candidate: three out of four."""
+    return replace(recipe, nsamples=math.ceil(0.75 * recipe.nsamples))

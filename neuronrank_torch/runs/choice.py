@@ -1,0 +1,162 @@
+"""Compares recipes on a part of the calibration text that they are not calibrated on."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from neuronrank_core import Recipe
+from neuronrank_core.effort import GAP, HELD_OUT, rehearsed
+from neuronrank_core.errors import InputError
+from neuronrank_torch.calibration.layerwise import LayerRun, Others, embed, layers_done
+from neuronrank_torch.distributed.ranks import ALONE, Ranks
+from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
+from neuronrank_torch.model.streaming import HEAD, StreamedModel
+from neuronrank_torch.progress import Progress, silent
+from neuronrank_torch.pruning.prune import prune
+from neuronrank_torch.pruning.store import InMemory
+from neuronrank_torch.text.sequences import Tokens, bos_token, cut_windows, micro_batch, tokenize
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``--effort best`` compared, and what it chose.
+
+    Parameters
+    ----------
+    chosen : str
+        Name of the recipe with the lowest perplexity.
+    perplexity : dict of float
+        Perplexity on held-out calibration text, by name; ``good`` is the recipe of ``--effort good``.
+    windows, seqlen : int
+        Size of the held-out text.
+    seconds : float
+        Wall time of the comparison.
+    """
+
+    chosen: str
+    perplexity: dict[str, float]
+    windows: int
+    seqlen: int
+    seconds: float
+
+
+def split_text(text: str) -> tuple[str, str]:
+    """The part to calibrate on and, after a gap, the part that is held out; split at the ends of lines, if possible."""
+
+    def end_of_line(share: float) -> int:
+        near = int(share * len(text))
+        return text.rfind("\n", near - int(GAP / 2 * len(text)), near) + 1 or near
+
+    return text[: end_of_line(1 - HELD_OUT - GAP)], text[end_of_line(1 - HELD_OUT) :]
+
+
+def held_out_windows(tokenizer: Any, recipe: Recipe, text: str) -> Tokens:
+    """Windows of the held-out text, shape (windows, seqlen): half as many as calibration sequences, if it is so long.
+
+    Raises
+    ------
+    InputError
+        If the text is too short.
+    """
+    try:
+        cut = cut_windows(
+            tokenize(tokenizer, text), seqlen=recipe.seqlen, windows=None, bos=bos_token(tokenizer), bos_mode=recipe.bos
+        )
+    except InputError as error:
+        raise InputError(
+            f"--effort best holds out the last {HELD_OUT:.0%} of the calibration text: {error}", hint=error.hint
+        ) from error
+    return cut[:: max(1, len(cut) // max(1, recipe.nsamples // 2))][: max(1, recipe.nsamples // 2)]
+
+
+class Rehearsal(InMemory):
+    """Loads the layers of a streamed model one at a time; what is pruned is not kept."""
+
+    def __init__(self, model: StreamedModel) -> None:
+        self.resident = model.resident  # type: ignore[method-assign]
+
+
+class HeldOut:
+    """Held-out windows on their way through a model that is being pruned.
+
+    Parameters
+    ----------
+    model : StreamedModel
+    windows : ndarray of int64, shape (windows, seqlen)
+    batch_size : int
+        Windows per micro-batch.
+    ranks : Ranks
+        Processes that share the windows.
+    """
+
+    def __init__(self, model: StreamedModel, windows: Tokens, batch_size: int, ranks: Ranks) -> None:
+        self.model, self.windows, self.batch_size, self.ranks = model, windows, batch_size, ranks
+        own = windows[ranks.share(len(windows), batch_size)]
+        self.hidden = embed(model.decoder, torch.from_numpy(own).to(model.device))
+        self.others: Others = None
+
+    def visit(self, run: LayerRun) -> None:
+        """Run the windows through a layer that has just been pruned."""
+        own = LayerRun(run.layer, self.hidden, run.forward, self.batch_size, 0, lambda index: None)
+        own.feed(keep=True)
+        self.others = own.others
+
+    def perplexity(self) -> Perplexity:
+        """Perplexity of the pruned model, after the last layer."""
+        with layers_done(self.model.decoder, self.hidden, self.others), self.model.resident(HEAD):
+            return perplexity(self.model.model, self.windows, batch_size=self.batch_size, ranks=self.ranks)
+
+
+#: Returns a measurement from an earlier process by its name, or measures.
+Measured = Callable[[str, Callable[[], dict[str, Any] | None]], dict[str, Any] | None]
+
+
+def compare_recipes(
+    reopen: Callable[[], tuple[StreamedModel, Any]],
+    candidates: Mapping[str, Recipe],
+    text: str,
+    measured: Measured,
+    *,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+    ranks: Ranks = ALONE,
+) -> Choice:
+    """Prune a model by each recipe on the first part of a text, keep nothing, and measure it on the held-out part.
+
+    Parameters
+    ----------
+    reopen : callable
+        Opens the model, and its tokenizer.
+    candidates : dict of Recipe
+        By name. The first is chosen if no other has a lower perplexity.
+    text : str
+        Calibration text.
+    measured : callable
+        Keeps the measurements of an interrupted run.
+    batch_size, progress, ranks
+        As in :func:`neuronrank_torch.prune`.
+    """
+    started, found = time.perf_counter(), {}
+    calibration, rest = split_text(text)
+    for number, (name, recipe) in enumerate(candidates.items(), start=1):
+
+        def step(stage: str, done: int, total: int, unit: str, where: str = f"{number} of {len(candidates)}") -> None:
+            progress(f"candidate {where}: {stage}", done, total, unit)
+
+        def measure(recipe: Recipe = recipe, step: Progress = step) -> dict[str, Any]:
+            model, tokenizer = reopen()
+            batch = batch_size or micro_batch(recipe)
+            with torch.no_grad():
+                held = HeldOut(model, held_out_windows(tokenizer, recipe, rest), batch, ranks)
+            pruning: dict[str, Any] = {"batch_size": batch, "progress": step, "store": Rehearsal(model), "ranks": ranks}
+            prune(model.model, tokenizer, rehearsed(recipe), calibration, after=held.visit, **pruning)
+            return held.perplexity().to_dict()
+
+        found[name] = Perplexity(**measured(f"candidate {name}", measure) or {})
+    best = min(found, key=lambda name: found[name].perplexity)
+    one = found[best]
+    figures = {name: measured.perplexity for name, measured in found.items()}
+    return Choice(best, figures, one.windows, one.seqlen, round(time.perf_counter() - started, 3))

@@ -1,0 +1,119 @@
+"""The recipe that does best on held-out calibration text is the one that a run uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pruning import TEXT, recipe, same_state
+from tiny import tiny_model, tiny_tokenizer
+
+from neuronrank_core import InputError, Recipe
+from neuronrank_core.effort import rehearsed
+from neuronrank_torch import prune
+from neuronrank_torch.evaluation.perplexity import perplexity
+from neuronrank_torch.model.open import load_model
+from neuronrank_torch.runs.choice import held_out_windows, split_text
+from neuronrank_torch.runs.job import Job
+from neuronrank_torch.runs.prune import run_prune
+
+CANDIDATES = {
+    "good": recipe(method="neuronrank_old", sparsity_ratio=0.95),
+    "updated": recipe(sparsity_ratio=0.3, update="gradual"),
+    "neurons": recipe(sparsity_type="neurons", sparsity_ratio=0.5),
+}
+
+
+@pytest.fixture(params=["llama", "granite", "gemma3"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    tiny_model(request.param, layers=3, hidden=32, intermediate=64, tied=False).save_pretrained(folder)
+    tiny_tokenizer(True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def job(source: Path, tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return {"model": str(source), "dataset": str(tmp_path / "text.txt"), "batch_size": 3}
+
+
+def held_out(source: str, candidate: Recipe) -> float:
+    """Perplexity on the held-out text of a model that is pruned in memory, by a plain forward pass."""
+    model, tokenizer, _ = load_model(source)
+    calibration, rest = split_text(TEXT)
+    prune(model, tokenizer, rehearsed(candidate), calibration, batch_size=3)
+    return perplexity(model, held_out_windows(tokenizer, candidate, rest)).perplexity
+
+
+@pytest.mark.parametrize("saving", [False, True])
+def test_the_choice_is_that_of_plain_forward_passes(job: dict[str, Any], tmp_path: Path, saving: bool) -> None:
+    out = str(tmp_path / "out") if saving else None
+    result = run_prune(Job(**job, save=out), CANDIDATES["good"], candidates=CANDIDATES)
+    expected = {name: held_out(job["model"], candidate) for name, candidate in CANDIDATES.items()}
+    assert result.choice is not None
+    assert result.choice.perplexity == pytest.approx(expected, rel=1e-5)
+    assert result.choice.chosen == min(expected, key=lambda name: expected[name])
+
+
+def test_the_run_is_that_of_the_chosen_recipe(job: dict[str, Any], tmp_path: Path) -> None:
+    result = run_prune(Job(**job, save=str(tmp_path / "out")), CANDIDATES["good"], candidates=CANDIDATES)
+    assert result.choice is not None
+    chosen = CANDIDATES[result.choice.chosen]
+    assert result.recipe.update == chosen.update
+    run_prune(Job(**job, save=str(tmp_path / "direct")), chosen)
+    states = [load_model(str(tmp_path / name))[0].state_dict() for name in ("out", "direct")]
+    assert same_state(*states)
+
+
+def test_an_interrupted_comparison_resumes(job: dict[str, Any], tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def stop(stage: str, *_: object) -> None:
+        seen.append(stage)
+        if stage.startswith("candidate 3") and len(seen) < 1000:
+            seen.extend([""] * 1000)
+            raise KeyboardInterrupt
+
+    arguments: dict[str, Any] = {"candidates": CANDIDATES}
+    with pytest.raises(KeyboardInterrupt):
+        run_prune(Job(**job, save=str(tmp_path / "out")), CANDIDATES["good"], stop, **arguments)
+    seen.clear()
+    again = run_prune(
+        Job(**job, save=str(tmp_path / "out")), CANDIDATES["good"], lambda s, *_: seen.append(s), **arguments
+    )
+    assert {stage.split(":")[0] for stage in seen if stage.startswith("candidate")} == {"candidate 3 of 3"}
+    whole = run_prune(Job(**job, save=str(tmp_path / "whole")), CANDIDATES["good"], **arguments)
+    assert again.choice is not None
+    assert whole.choice is not None
+    assert again.choice.perplexity == whole.choice.perplexity
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert files[0] == files[1]
+
+
+def test_other_candidates_are_another_run(job: dict[str, Any], tmp_path: Path) -> None:
+    def stop(stage: str, *_: object) -> None:
+        if stage.startswith("candidate 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_prune(Job(**job, save=str(tmp_path / "out")), CANDIDATES["good"], stop, candidates=CANDIDATES)
+    with pytest.raises(InputError, match="an unfinished run for this output differs"):
+        run_prune(Job(**job, save=str(tmp_path / "out")), CANDIDATES["good"])
+
+
+@pytest.mark.parametrize("text", [TEXT, "one line " * 500, "short\n" + "word " * 400])
+def test_the_parts_of_a_text_are_far_apart(text: str) -> None:
+    calibration, rest = split_text(text)
+    assert text.startswith(calibration)
+    assert text.endswith(rest)
+    assert 0.02 * len(text) < len(text) - len(calibration) - len(rest) < 0.08 * len(text)
+    assert 0.15 * len(text) < len(rest) < 0.25 * len(text)
+
+
+def test_a_text_without_room_for_a_window_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
+    Path(job["dataset"]).write_text("word " * 30)
+    with pytest.raises(InputError, match="holds out the last 20% of the calibration text: the text has"):
+        run_prune(Job(**job, save=str(tmp_path / "out")), CANDIDATES["good"], candidates=CANDIDATES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "text.txt"]
