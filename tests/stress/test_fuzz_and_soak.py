@@ -60,7 +60,7 @@ def left_behind(*_: Any) -> Any:
     ("owner", "name", "act", "problem"),
     [
         (evaluate, "load_text", surprised, "unexpected error"),
-        (folder, "read_json", lambda *_: None, "a bug was taken for wrong input"),
+        (folder, "shards", lambda *_: [None], "a bug was taken for wrong input"),
         (evaluate, "load_text", endless, "hang"),
         (evaluate, "load_text", left_behind, "something is left under the output's name"),
         (evaluate, "load_text", lambda *_: exit(7), "exit code 7"),
