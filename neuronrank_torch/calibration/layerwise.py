@@ -91,15 +91,15 @@ def _unusable(value: Any) -> Any:
     return value
 
 
-def _has_nan(value: Any) -> bool:
-    """Whether an argument of a layer contains NaN; looks into containers."""
+def _has(value: Any, kind: Callable[[Tensor], Tensor]) -> bool:
+    """Whether an argument of a layer contains numbers of a kind, such as NaN; looks into containers."""
     if isinstance(value, Tensor):
-        return value.is_floating_point() and bool(value.isnan().any())
+        return value.is_floating_point() and bool(kind(value).any())
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (tuple, list)):
         return False
-    return any(map(_has_nan, value))
+    return any(_has(item, kind) for item in value)
 
 
 @contextmanager
@@ -215,7 +215,7 @@ def run_layers(
 
     def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal others
-        if any(isinstance(item, Tensor) for item in others or ()) and _has_nan((args, kwargs)):
+        if index and (_has((args, kwargs), torch.isnan) or _has((args[1:], kwargs), torch.isposinf)):
             raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         bound = partial(_call, forward, args[0].device, args[1:], kwargs)
         run = LayerRun(decoder.layers[index], hidden, bound, batch_size, first, on_batch)
@@ -227,8 +227,10 @@ def run_layers(
             raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         if index == last:
             raise StopForward
-        # Only a placeholder: the next layer reads its hidden states from the buffer.
-        return args[0] if others is None else (args[0], *others)
+        # Only a placeholder: the next layer reads its hidden states from the buffer. Infinite, so that its use shows,
+        # and in place, so that the use of this layer's input also does.
+        placeholder = args[0].fill_(math.inf)
+        return placeholder if others is None else (placeholder, *others)
 
     with _replaced([layer.module for layer in decoder.layers], visit_layer), suppress(StopForward):
         decoder.body(input_ids=_example(sequences), use_cache=False)

@@ -20,6 +20,8 @@ _ROUTER_OR_NORM = re.compile(r"gate(\.|$)|router|norm", re.IGNORECASE)
 #: Names of modules in an MLP; and of those beside it, which also attend or embed.
 _MLP_PART = re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|\bdense", re.IGNORECASE)
 _NO_MLP_PART = re.compile(_ROUTER_OR_NORM.pattern + "|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
+#: Names of classes of MLPs.
+_MLP_CLASS = re.compile(r"mlp|moe|experts|feed_?forward|ffn", re.IGNORECASE)
 #: Names of the list of layers.
 _LAYERS = ("layers", "h", "blocks")
 #: Names of encoders whose layers read no text.
@@ -36,7 +38,8 @@ class Layer:
         Index of the layer, from 0.
     module : nn.Module
     mlps : tuple of Mlp
-        Its MLP or, in a mixture of experts, each routed expert, and a shared expert if it has one.
+        Its MLP or, in a mixture of experts, each routed expert, and a shared expert if it has one. Empty in a layer
+        of a hybrid model that only mixes tokens.
     attention : Block, optional
         Its q/k/v/o projections, if present.
     experts : Experts, optional
@@ -51,7 +54,12 @@ class Layer:
 
     @property
     def mlp(self) -> Mlp:
-        """The MLP of the layer; raises UnsupportedModelError for a mixture of experts."""
+        """The MLP of the layer; raises UnsupportedModelError for a mixture of experts and a layer without an MLP."""
+        if not self.mlps:
+            raise UnsupportedModelError(
+                f"layer {self.index} ({type(self.module).__name__}) has no MLP",
+                hint="only `prune` supports models that have such layers",
+            )
         if self.experts is not None:
             raise UnsupportedModelError(
                 f"layer {self.index} ({type(self.module).__name__}) is a mixture of experts",
@@ -106,10 +114,11 @@ def find_decoder(model: nn.Module) -> Decoder:
     Raises
     ------
     MissingStatisticsError
-        If the model has no list of layers with MLPs or experts in a known layout, or one of the layers has neither.
+        If the model has no list of layers with MLPs or experts in a known layout, or one of the layers has an MLP in
+        another.
     UnsupportedModelError
-        If a layer has several MLPs, experts that cannot be pruned or an MLP matrix in an unknown layout, or if there is
-        a second stack of layers with MLPs.
+        If a layer has several MLPs, experts that cannot be pruned or an MLP matrix in an unknown layout, if layers
+        share an MLP, or if there is a second stack of layers with MLPs.
     """
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     stacks = {name: body for name, body in model.named_modules() if _has_layers(body) and not _OTHER_INPUT.search(name)}
@@ -123,7 +132,13 @@ def find_decoder(model: nn.Module) -> Decoder:
             f"{type(model).__name__} has another stack of layers with MLPs, which would stay dense: {others[0]}",
             hint="this model family cannot be pruned yet",
         )
-    return Decoder(body, [resolve_layer(module, index) for index, module in enumerate(_layers_of(body))])
+    layers = [resolve_layer(module, index) for index, module in enumerate(_layers_of(body))]
+    owners = [owner for layer in layers for owner in {id(mlp.module) for mlp in layer.mlps} - {id(layer.module)}]
+    if len(set(owners)) < len(owners):
+        raise UnsupportedModelError(
+            f"{type(body).__name__} has layers that share an MLP", hint="this model family cannot be pruned yet"
+        )
+    return Decoder(body, layers)
 
 
 def _has_layers(body: nn.Module) -> bool:
@@ -142,7 +157,7 @@ def _layers_of(body: nn.Module) -> Iterable[nn.Module]:
 def resolve_layer(module: nn.Module, index: int) -> Layer:
     """Find the prunable parts of a layer; raises an error if its MLP cannot be pruned as a whole."""
     experts, mlps = find_experts(module, index), _find_mlps(module, index)
-    if experts is None and not mlps:
+    if experts is None and not mlps and any(_MLP_CLASS.search(type(m).__name__) for m in _inside(module)):
         raise MissingStatisticsError(index, f"{type(module).__name__} has no gated MLP")
     if len(mlps) > 1:
         raise UnsupportedModelError(
@@ -159,13 +174,22 @@ def resolve_layer(module: nn.Module, index: int) -> Layer:
 def _refuse_leftovers(layer: nn.Module, index: int, mlps: tuple[Mlp, ...]) -> None:
     """Refuse a layer with an MLP matrix that is in none of the blocks: it would stay dense without a word."""
     known = {id(projection.module) for mlp in mlps for projection in mlp.projections.values()}
+    owners = {id(mlp.module) for mlp in mlps}
+    # What is beside an MLP in the same module is judged by its own name, not by that of the module.
+    parents = {name.rpartition(".")[0] + "." for name, module in layer.named_modules() if id(module) in owners}
     for name, module in layer.named_modules():
         matrices = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
-        if matrices and id(module) not in known and _MLP_PART.search(name) and not _NO_MLP_PART.search(name):
+        own = next((name.removeprefix(parent) for parent in parents if name.startswith(parent)), name)
+        if matrices and id(module) not in known and _MLP_PART.search(name) and not _NO_MLP_PART.search(own):
             raise UnsupportedModelError(
                 f"layer {index} ({type(layer).__name__}) has an MLP matrix that cannot be pruned: {name}",
                 hint="this model family cannot be pruned yet",
             )
+
+
+def _inside(layer: nn.Module) -> list[nn.Module]:
+    """The modules in a layer, without itself."""
+    return [module for module in layer.modules() if module is not layer]
 
 
 def _find_mlps(layer: nn.Module, index: int) -> tuple[Mlp, ...]:
