@@ -88,7 +88,7 @@ class LayerCollector(ExitStack):
                 continue
             if self._routed is None or self.layer.experts is None:
                 raise MissingStatisticsError(self.layer.index, f"{type(builder.block.module).__name__} was not called")
-            inputs, hits = (of[builder.expert].unflatten(0, (-1, tokens)) for of in self._routed)
+            inputs, hits = (of[builder.expert].reshape(-1, tokens, *of.shape[2:]) for of in self._routed)
             for document, hit in enumerate(hits):
                 if hit.any():
                     x = inputs[document, hit]

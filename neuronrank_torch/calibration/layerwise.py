@@ -95,11 +95,8 @@ def _has(value: Any, kind: Callable[[Tensor], Tensor]) -> bool:
     """Whether an argument of a layer contains numbers of a kind, such as NaN; looks into containers."""
     if isinstance(value, Tensor):
         return value.is_floating_point() and bool(kind(value).any())
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (tuple, list)):
-        return False
-    return any(_has(item, kind) for item in value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return any(_has(item, kind) for item in items)
 
 
 @contextmanager
@@ -227,8 +224,8 @@ def run_layers(
             raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         if index == last:
             raise StopForward
-        # Only a placeholder: the next layer reads its hidden states from the buffer. Infinite, so that its use shows,
-        # and in place, so that the use of this layer's input also does.
+        # The next layer reads its hidden states from the buffer. Infinite, so that any other use shows; and in place,
+        # so that any use of this layer's input shows too.
         placeholder = args[0].fill_(math.inf)
         return placeholder if others is None else (placeholder, *others)
 

@@ -87,6 +87,7 @@ class Experts:
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             _, hidden, *others = forward.bind(module, *args, **kwargs).args
+            hidden = hidden.flatten(0, -2)
             if not others:  # Llama 4: all tokens for each expert, times the router's score; zero if not routed to it.
                 inputs = hidden.reshape(self.count, -1, hidden.shape[-1])
                 see(inputs, inputs.any(dim=-1))

@@ -29,9 +29,6 @@ from neuronrank_torch.pruning.store import InMemory, LayerStore
 from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
 from neuronrank_torch.text.sources import text_fingerprint
 
-#: Tokens that run through a model in memory before it is changed.
-EXAMPLE_TOKENS = 16
-
 
 def prune(
     model: nn.Module,
@@ -183,9 +180,8 @@ class _PruneRun:
                 self._recalled(unit)
         else:
             self.notes += _idle(self.ranks, len(sequences), batch_size)
-            if isinstance(self.store, InMemory):  # Whether this works shows in a run: before the model is changed.
-                example = sequences[:1, :EXAMPLE_TOKENS].to(self.device)
-                run_layers(self.decoder, example, lambda run: run.feed(keep=True))
+            if isinstance(self.store, InMemory):  # What cannot be run like this is refused before anything is changed.
+                run_layers(self.decoder, sequences[:1, :16].to(self.device), lambda run: run.feed(keep=True))
             self._count_steps(len(sequences), batch_size)
             if self.recipe.allocate != "uniform":
                 self._allocate(lambda dense: self._run_layers(sequences, dense.visit, batch_size, "measuring"))

@@ -13,6 +13,7 @@ from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from neuronrank_core import InputError, MissingStatisticsError
+from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch.model.families import LAYOUTS
 from neuronrank_torch.model.structure import find_decoder, resolve_layer, untied_head
 
@@ -131,9 +132,20 @@ def test_a_copy_is_not_reached_by_later_changes() -> None:
 
 def test_a_layer_without_a_gated_mlp_is_named() -> None:
     model = small(layers=3)
-    model.model.layers[2].mlp = nn.Identity()
+    layer = model.model.layers[2]
+    del layer.mlp
+    layer.mixer = nn.Sequential(nn.Linear(32, 64))
+    assert [len(found.mlps) for found in find_decoder(model).layers] == [1, 1, 0]
+    renamed(layer.mixer, "OtherMLP")
     with pytest.raises(MissingStatisticsError, match="layer 2: LlamaDecoderLayer has no gated MLP"):
         find_decoder(model)
+
+
+def test_a_layer_without_any_mlp_says_so() -> None:
+    model = small(layers=3)
+    model.model.layers[2].mlp = nn.Identity()
+    with pytest.raises(UnsupportedModelError, match=r"layer 2 \(LlamaDecoderLayer\) has no MLP"):
+        find_decoder(model).layers[2].mlp  # noqa: B018 (raises)
 
 
 def test_experts_are_refused() -> None:
