@@ -129,7 +129,7 @@ class Mlp(Block):
     @property
     def activation(self) -> Callable[[Tensor], Tensor]:
         """Activation function of the gate; raises InputError if the module has no attribute of that name."""
-        activation: Callable[[Tensor], Tensor] | None = getattr(self.module, self.activation_name or " ", None)
+        activation: Callable[[Tensor], Tensor] | None = getattr(self.module, self.activation_name, None)
         if activation is None:
             name = f"under the name `{self.activation_name}`" if self.activation_name else "of the gate alone"
             raise InputError(

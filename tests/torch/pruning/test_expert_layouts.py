@@ -377,3 +377,28 @@ def test_layers_that_share_an_mlp_are_refused() -> None:
     model.model.layers.append(model.model.layers[3])
     with pytest.raises(InputError, match="NemotronHModel has layers that share an MLP"):
         find_decoder(model)
+
+
+def test_a_run_that_was_interrupted_goes_on_over_layers_without_an_mlp(tmp_path: Path) -> None:
+    model_of(NemotronH).save_pretrained(tmp_path / "source", save_original_format=False)
+    tiny_tokenizer().save_pretrained(tmp_path / "source")
+    (tmp_path / "text.txt").write_text(TEXT)
+    jobs = [
+        Job(str(tmp_path / "source"), str(tmp_path / "text.txt"), save=str(tmp_path / out), device="cpu")
+        for out in ("whole", "cut")
+    ]
+
+    def cut(stage: str, *_: int) -> None:
+        if stage == "calibrating layer 4 of 4":
+            raise KeyboardInterrupt
+
+    whole = run_prune(jobs[0], recipe())
+    with pytest.raises(KeyboardInterrupt):
+        run_prune(jobs[1], recipe(), cut)
+    stages: list[str] = []
+    again = run_prune(jobs[1], recipe(), lambda stage, *_: stages.append(stage))
+    assert "resuming: 3 of 4 layers" in " ".join(stages)
+    assert [layer.modules for layer in again.layers] == [layer.modules for layer in whole.layers]
+    assert again.notes == whole.notes
+    one, other = (AutoModelForCausalLM.from_pretrained(job.save) for job in jobs)
+    assert same_state(state(one), state(other))
