@@ -1,6 +1,7 @@
 """What a model passes to its layers besides hidden states: whether it depends on the text."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,15 +15,12 @@ def unusable(value: Any) -> Any:
     return value
 
 
-def has_nan(value: Any) -> bool:
-    """Whether an argument of a layer contains NaN; looks into containers."""
+def has(value: Any, kind: Callable[[Tensor], Tensor]) -> bool:
+    """Whether an argument of a layer contains numbers of a kind, such as NaN; looks into containers."""
     if isinstance(value, Tensor):
-        return value.is_floating_point() and bool(value.isnan().any())
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (tuple, list)):
-        return False
-    return any(map(has_nan, value))
+        return value.is_floating_point() and bool(kind(value).any())
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return any(has(item, kind) for item in items)
 
 
 def same(a: Any, b: Any) -> bool:

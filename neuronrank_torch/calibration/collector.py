@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from neuronrank_core import InputError, MissingStatisticsError, NonFiniteError, Recipe
 from neuronrank_core.methods import METHODS, method_of
@@ -24,7 +23,6 @@ from neuronrank_core.statistics.table import (
 from neuronrank_torch import kernels
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.model.blocks import Block, Mlp, by_input
-from neuronrank_torch.model.experts import tokens_of
 from neuronrank_torch.model.structure import Decoder, Layer
 
 
@@ -34,7 +32,7 @@ class LayerCollector(ExitStack):
     A context manager: the hooks are installed only inside it. They reduce activations while these are still in the
     cache, and keep only the resulting rows.
 
-    A module computes all of its experts at once, so a single expert cannot be hooked. Each expert's gate and up are
+    A module computes all of its experts at once, so a single expert cannot be hooked. Each expert's activations are
     therefore computed again, document by document, from the tokens routed to it.
 
     Parameters
@@ -62,8 +60,8 @@ class LayerCollector(ExitStack):
             self.callback(hook.remove)
         return self
 
-    def _see_routed(self, hidden: Tensor, chosen: Tensor) -> None:
-        self._routed = hidden, chosen
+    def _see_routed(self, inputs: Tensor, hits: Tensor) -> None:
+        self._routed = inputs, hits
 
     def add_documents(self, first: int, tokens: int) -> None:
         """Convert what the hooks reduced since the last call into rows.
@@ -88,14 +86,14 @@ class LayerCollector(ExitStack):
             if builder.expert is None:
                 builder.add_rows(first, tokens)
                 continue
-            if self._routed is None:
+            if self._routed is None or self.layer.experts is None:
                 raise MissingStatisticsError(self.layer.index, f"{type(builder.block.module).__name__} was not called")
-            hidden, chosen = self._routed
-            documents = hidden.reshape(-1, tokens, hidden.shape[-1])
-            for document, positions in enumerate(tokens_of(chosen, builder.expert, tokens)):
-                if len(positions):
-                    builder.compute(documents[document, positions][None])
-                    builder.add_rows(first + document, len(positions))
+            inputs, hits = (of[builder.expert].reshape(-1, tokens, *of.shape[2:]) for of in self._routed)
+            for document, hit in enumerate(hits):
+                if hit.any():
+                    x = inputs[document, hit]
+                    builder.see(x[None], *(of[None] for of in self.layer.experts.activations(builder.expert, x)))
+                    builder.add_rows(first + document, len(x))
         self._routed = None
 
     def statistics(self, ranks: Ranks = ALONE) -> list[LayerStatistics | None]:
@@ -129,11 +127,8 @@ class _TableBuilder:
             hooks += [gate.on_output(self.see_gate), self.block.projections["down_proj"].on_input(self.see_product)]
         return hooks
 
-    def compute(self, x: Tensor) -> None:
-        """Compute an expert on its tokens, shape (1, tokens, hidden_size), and reduce its activations."""
-        weights, activation = self.block.weights, self.block.activation  # type: ignore[attr-defined]
-        gate = linear(x, weights["gate_proj"])
-        product = activation(gate) * linear(x, weights["up_proj"])
+    def see(self, x: Tensor, gate: Tensor, product: Tensor) -> None:
+        """Reduce the activations of an expert on its tokens, each of shape (1, tokens, features)."""
         if INPUTS in self.kinds:
             self.see_input("gate_proj", x)
             self.see_input("down_proj", product)

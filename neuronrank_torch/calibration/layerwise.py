@@ -6,6 +6,7 @@ rotary tables, masks and caches, so little here depends on its family or version
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neuronrank_core.errors import NeuronRankError, UnsupportedModelError, first_line
-from neuronrank_torch.calibration.arguments import has_nan, same, unusable
+from neuronrank_torch.calibration.arguments import has, same, unusable
 from neuronrank_torch.calibration.hidden_states import Room, in_memory
 from neuronrank_torch.model.early_stop import StopForward
 from neuronrank_torch.model.limits import check_tokens
@@ -192,7 +193,7 @@ def run_layers(
 
     def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal others
-        if any(isinstance(item, Tensor) for item in others or ()) and has_nan((args, kwargs)):
+        if index and (has((args, kwargs), torch.isnan) or has((args[1:], kwargs), torch.isposinf)):
             raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         bound = partial(_call, forward, args[0].device, args[1:], kwargs)
         run = LayerRun(decoder.layers[index], hidden, bound, batch_size, first, on_batch)
@@ -204,8 +205,10 @@ def run_layers(
             raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         if index == last:
             raise StopForward
-        # Only a placeholder: the next layer reads its hidden states from the buffer.
-        return args[0] if others is None else (args[0], *others)
+        # The next layer reads its hidden states from the buffer. Infinite, so that any other use shows; and in place,
+        # so that any use of this layer's input shows too.
+        placeholder = args[0].fill_(math.inf)
+        return placeholder if others is None else (placeholder, *others)
 
     with _replaced([layer.module for layer in decoder.layers], visit_layer), suppress(StopForward):
         decoder.body(input_ids=_example(sequences), use_cache=False)

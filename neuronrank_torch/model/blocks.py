@@ -143,7 +143,7 @@ class Mlp(Block):
     Parameters
     ----------
     activation_name : str
-        Name of the module's attribute for the activation function.
+        Name of the module's attribute for the activation function; empty if the gate has none of its own.
     expert : int, optional
         Index among the routed experts of its layer.
     """
@@ -156,9 +156,10 @@ class Mlp(Block):
         """Activation function of the gate; raises UnsupportedModelError if the module has no attribute of that name."""
         activation: Callable[[Tensor], Tensor] | None = getattr(self.module, self.activation_name, None)
         if activation is None:
+            name = f"under the name `{self.activation_name}`" if self.activation_name else "of the gate alone"
             raise UnsupportedModelError(
-                f"layer {self.where}: {type(self.module).__name__} has no activation function under the name"
-                f" `{self.activation_name}`"
+                f"layer {self.where}: {type(self.module).__name__} has no activation function {name}",
+                hint="use --nr-signal gate or product",
             )
         return activation
 

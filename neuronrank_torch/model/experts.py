@@ -1,4 +1,4 @@
-"""Mixtures of experts as stored by transformers: one module per layer, whose two parameters hold all experts."""
+"""Mixtures of experts as stored by transformers: one module per layer, whose parameters hold all experts."""
 
 import inspect
 from collections.abc import Callable
@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
 from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch.model.blocks import Mlp, Projection
 
-#: Parameters of a supported experts module, and the first arguments of its forward.
-_PARAMETERS, _ARGUMENTS = {"gate_up_proj", "down_proj"}, ["hidden_states", "top_k_index"]
+#: Second arguments of a supported forward, after the hidden states. Llama 4's has none.
+_CHOSEN = ("top_k_index", "router_indices")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,17 +25,28 @@ class Experts:
     Parameters
     ----------
     module : nn.Module
-        Has ``gate_up_proj``, shape (experts, 2 * neurons, hidden_size), and ``down_proj``, shape (experts,
-        hidden_size, neurons). Its forward takes hidden states, shape (tokens, hidden_size), and the indices of each
-        token's experts, shape (tokens, experts per token).
+        Has the parameters ``gate_up_proj`` (``up_proj`` in experts without a gate) and ``down_proj``, with one matrix
+        per expert, and optionally a bias for each.
+    transposed : bool
+        Whether a matrix is stored as (in_features, out_features).
     """
 
     module: Any
+    transposed: bool = False
 
     @property
     def count(self) -> int:
         """Number of experts."""
         return int(self.module.down_proj.shape[0])
+
+    @property
+    def gated(self) -> bool:
+        """Whether the experts have a gate."""
+        return hasattr(self.module, "gate_up_proj")
+
+    @property
+    def _producer(self) -> str:
+        return "gate_up_proj" if self.gated else "up_proj"
 
     def mlps(self, index: int) -> tuple[Mlp, ...]:
         """Each expert as an :class:`Mlp`; ``index`` is that of the layer."""
@@ -42,35 +54,84 @@ class Experts:
             Mlp(
                 f"{index} expert {expert}",
                 self.module,
-                {
-                    "gate_proj": Projection(self.module, "gate_up_proj", partial(_half, expert=expert, number=0)),
-                    "up_proj": Projection(self.module, "gate_up_proj", partial(_half, expert=expert, number=1)),
-                    "down_proj": Projection(self.module, "down_proj", partial(_slice, expert=expert)),
-                },
+                self._projections(expert),
                 prefix=f"experts.{expert}.",
+                activation_name="" if _has_own_gate(self.module) else "act_fn",
                 expert=expert,
             )
             for expert in range(self.count)
         )
 
+    def _projections(self, expert: int) -> dict[str, Projection]:
+        part = partial(_matrix, expert=expert, transposed=self.transposed)
+        roles = {role: partial(_rows, part, take) for role, take in self._halves.items()} or {"up_proj": part}
+        return {
+            **{role: Projection(self.module, self._producer, of) for role, of in roles.items()},
+            "down_proj": Projection(self.module, "down_proj", part),
+        }
+
+    @property
+    def _halves(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The parts of the last dimension of what gate and up compute together."""
+        interleaved = not getattr(self.module, "is_concatenated", True)
+        roles = ("gate_proj", "up_proj") if self.gated else ()
+        return {role: partial(_half, number=i, interleaved=interleaved) for i, role in enumerate(roles)}
+
     def on_routed(self, see: Callable[[Tensor, Tensor], None]) -> RemovableHandle:
-        """Register a hook that calls ``see`` with the hidden states and the chosen experts at each forward pass."""
+        """Register a hook on the routing, called at each forward pass.
+
+        ``see`` gets the inputs of each expert, shape (experts, tokens, hidden_size), and which of these tokens are
+        routed to it, shape (experts, tokens).
+        """
+        forward = inspect.signature(type(self.module).forward)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            del module
-            hidden, chosen = (args + tuple(kwargs[name] for name in _ARGUMENTS[len(args) :]))[:2]
-            see(hidden, chosen)
+            _, hidden, *others = forward.bind(module, *args, **kwargs).args
+            hidden = hidden.flatten(0, -2)
+            if not others:  # Llama 4: all tokens for each expert, times the router's score; zero if not routed to it.
+                inputs = hidden.reshape(self.count, -1, hidden.shape[-1])
+                see(inputs, inputs.any(dim=-1))
+                return
+            experts = torch.arange(self.count, device=others[0].device)
+            see(hidden.expand(self.count, *hidden.shape), (others[0] == experts[:, None, None]).any(dim=-1))
 
         handle: RemovableHandle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
         return handle
 
+    def activations(self, expert: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Output of an expert's gate (of ``up_proj`` without a gate) and input of its ``down_proj``.
 
-def _slice(parameter: Tensor, expert: int) -> Tensor:
-    return parameter[expert]
+        Biases are included, and the module's own function combines gate and up.
+
+        Parameters
+        ----------
+        expert : int
+        x : Tensor, shape (tokens, hidden_size)
+
+        Returns
+        -------
+        gate, product : Tensor, shape (tokens, neurons)
+        """
+        module: Any = self.module
+        bias = getattr(module, f"{self._producer}_bias", None)
+        weight = _matrix(getattr(module, self._producer), expert, self.transposed)
+        both = linear(x, weight, None if bias is None else bias[expert])
+        if not self.gated:
+            return both, module.act_fn(both)
+        gate, up = (half(both) for half in self._halves.values())
+        return gate, module._apply_gate(both) if hasattr(module, "_apply_gate") else module.act_fn(gate) * up
 
 
-def _half(parameter: Tensor, expert: int, number: int) -> Tensor:
-    return parameter[expert].chunk(2)[number]
+def _matrix(parameter: Tensor, expert: int, transposed: bool) -> Tensor:
+    return parameter[expert].T if transposed else parameter[expert]
+
+
+def _rows(matrix: Callable[[Tensor], Tensor], take: Callable[[Tensor], Tensor], parameter: Tensor) -> Tensor:
+    return take(matrix(parameter).T).T
+
+
+def _half(x: Tensor, number: int, interleaved: bool) -> Tensor:
+    return x[..., number::2] if interleaved else x.chunk(2, dim=-1)[number]
 
 
 def find_experts(layer: nn.Module, index: int) -> Experts | None:
@@ -84,34 +145,39 @@ def find_experts(layer: nn.Module, index: int) -> Experts | None:
     found = [m for m in layer.modules() if isinstance(down := getattr(m, "down_proj", None), Tensor) and down.ndim == 3]
     if not found:
         return None
-    if len(found) > 1 or not _fits(found[0]):
+    experts = _resolved(found[0])
+    if len(found) > 1 or experts is None:
         raise UnsupportedModelError(
-            f"layer {index}: {type(found[0]).__name__} stores experts differently from Mixtral and Qwen3-MoE",
+            f"layer {index}: {type(found[0]).__name__} stores experts differently from the supported families",
             hint="its experts cannot be pruned yet",
         )
-    return Experts(found[0])
+    return experts
 
 
-def _fits(module: Any) -> bool:
-    """Whether experts are ``down(act(gate) * up)`` without biases, with gate above up in one fused parameter."""
-    if {name for name, _ in module.named_parameters()} != _PARAMETERS or not hasattr(module, "act_fn"):
-        return False
-    experts, hidden, neurons = module.down_proj.shape
-    gating = getattr(type(module), "_apply_gate", None)
-    return (
-        module.gate_up_proj.shape == (experts, 2 * neurons, hidden)
-        and getattr(module, "is_concatenated", True)
-        and getattr(gating, "__name__", "_default_apply_gate") == "_default_apply_gate"
-        and list(inspect.signature(type(module).forward).parameters)[1:3] == _ARGUMENTS
-    )
+def _resolved(module: Any) -> Experts | None:
+    """The experts of a module; None if it has other parameters or another forward than those described above."""
+    names = {name for name, _ in module.named_parameters()}
+    gated = "gate_up_proj" in names
+    matrices = {"gate_up_proj" if gated else "up_proj", "down_proj"}
+    if names not in (matrices, matrices | {f"{name}_bias" for name in matrices}):
+        return None
+    shape = tuple(module.gate_up_proj.shape if gated else module.up_proj.shape)
+    count, rows, columns = module.down_proj.shape
+    width = 2 if gated else 1
+    straight, turned = (count, width * columns, rows), (count, columns, width * rows)
+    transposed = bool(getattr(module, "is_transposed", shape != straight))
+    arguments = list(inspect.signature(type(module).forward).parameters)[1:]
+    if (
+        shape != (turned if transposed else straight)
+        or arguments[:1] != ["hidden_states"]
+        or (len(arguments) > 1 and arguments[1] not in _CHOSEN)
+        or not (hasattr(module, "act_fn") or (gated and _has_own_gate(module)))
+    ):
+        return None
+    return Experts(module, transposed)
 
 
-def tokens_of(chosen: Tensor, expert: int, seqlen: int) -> list[Tensor]:
-    """Positions of the tokens routed to an expert, for each document.
-
-    Parameters
-    ----------
-    chosen : int64 Tensor, shape (documents * seqlen, experts per token)
-    expert, seqlen : int
-    """
-    return [torch.nonzero(hit).flatten() for hit in (chosen == expert).any(dim=-1).view(-1, seqlen)]
+def _has_own_gate(module: nn.Module) -> bool:
+    """Whether gate and up are combined otherwise than by ``act_fn(gate) * up``, as with clamps."""
+    function = getattr(type(module), "_apply_gate", None)
+    return getattr(function, "__name__", "_default_apply_gate") != "_default_apply_gate"

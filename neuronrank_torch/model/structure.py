@@ -23,6 +23,8 @@ _ROUTER_OR_NORM = re.compile(r"gate(\.|$)|router|norm", re.IGNORECASE)
 #: Names of modules in an MLP; and of those beside it, which also attend or embed.
 _MLP_PART = re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|\bdense", re.IGNORECASE)
 _NO_MLP_PART = re.compile(_ROUTER_OR_NORM.pattern + "|attn|attention|mamba|mixer|conv|embed", re.IGNORECASE)
+#: Names of classes of MLPs.
+_MLP_CLASS = re.compile(r"mlp|moe|experts|feed_?forward|ffn", re.IGNORECASE)
 #: Paths of the list of layers, from the module that takes the tokens.
 _LAYERS = ("layers", "h", "blocks", "encoder.layer")
 #: Names of encoders whose layers read no text, or text only together with pictures.
@@ -39,7 +41,8 @@ class Layer:
         Index of the layer, from 0.
     module : nn.Module
     mlps : tuple of Mlp
-        Its MLP or, in a mixture of experts, each routed expert, and a shared expert if it has one.
+        Its MLP or, in a mixture of experts, each routed expert, and a shared expert if it has one. Empty in a layer
+        of a hybrid model that only mixes tokens.
     attention : Block, optional
         Its q/k/v/o projections, if present once.
     experts : Experts, optional
@@ -54,7 +57,12 @@ class Layer:
 
     @property
     def mlp(self) -> Mlp:
-        """The MLP of the layer; raises UnsupportedModelError for a mixture of experts."""
+        """The MLP of the layer; raises UnsupportedModelError for a mixture of experts and a layer without an MLP."""
+        if not self.mlps:
+            raise UnsupportedModelError(
+                f"layer {self.index} ({type(self.module).__name__}) has no MLP",
+                hint="only `prune` supports models that have such layers",
+            )
         if self.experts is not None:
             raise UnsupportedModelError(
                 f"layer {self.index} ({type(self.module).__name__}) is a mixture of experts",
@@ -101,7 +109,8 @@ class Decoder:
 
     def measured(self, recipe: Recipe) -> Recipe:
         """The recipe with the signal that is measured in this model."""
-        return recipe if self.gated else replace(recipe, signal=self.layers[0].mlps[0].signal(recipe.signal))
+        first = next(mlp for layer in self.layers for mlp in layer.mlps)
+        return recipe if self.gated else replace(recipe, signal=first.signal(recipe.signal))
 
 
 def find_decoder(model: nn.Module) -> Decoder:
@@ -118,10 +127,11 @@ def find_decoder(model: nn.Module) -> Decoder:
     Raises
     ------
     MissingStatisticsError
-        If the model has no list of layers with MLPs or experts in a known layout, or one of the layers has neither.
+        If the model has no list of layers with MLPs or experts in a known layout, or one of the layers has an MLP in
+        another.
     UnsupportedModelError
-        If a layer has several MLPs, experts that cannot be pruned or an MLP matrix in an unknown layout, or if there is
-        a second stack of layers with MLPs.
+        If a layer has several MLPs, experts that cannot be pruned or an MLP matrix in an unknown layout, if layers
+        share an MLP, or if there is a second stack of layers with MLPs.
     """
     embeddings = None
     with suppress(AttributeError, NotImplementedError):  # Transformers raises the latter where it cannot find them.
@@ -138,7 +148,13 @@ def find_decoder(model: nn.Module) -> Decoder:
         raise UnsupportedModelError(
             f"{type(model).__name__} has another stack of layers with MLPs, which would stay dense: {others[0]}"
         )
-    return Decoder(body, [resolve_layer(module, index) for index, module in enumerate(_layers_of(body))])
+    layers = [resolve_layer(module, index) for index, module in enumerate(_layers_of(body))]
+    owners = [owner for layer in layers for owner in {id(mlp.module) for mlp in layer.mlps} - {id(layer.module)}]
+    if len(set(owners)) < len(owners):
+        raise UnsupportedModelError(
+            f"{type(body).__name__} has layers that share an MLP", hint="this model family cannot be pruned yet"
+        )
+    return Decoder(body, layers)
 
 
 def _has_layers(body: nn.Module) -> bool:
@@ -162,7 +178,7 @@ def resolve_layer(module: nn.Module, index: int) -> Layer:
             hint="set chunk_size_feed_forward to 0 in config.json of the model",
         )
     experts, mlps = find_experts(module, index), _find_mlps(module, index)
-    if experts is None and not mlps:
+    if experts is None and not mlps and any(_MLP_CLASS.search(type(m).__name__) for m in _inside(module)):
         raise MissingStatisticsError(index, f"{type(module).__name__} has no MLP in a known layout")
     if len(mlps) > 1:
         raise UnsupportedModelError(
@@ -179,12 +195,21 @@ def resolve_layer(module: nn.Module, index: int) -> Layer:
 def _refuse_leftovers(layer: nn.Module, index: int, mlps: tuple[Mlp, ...]) -> None:
     """Refuse a layer with an MLP matrix that is in none of the blocks: it would stay dense without a word."""
     known = {id(projection.module) for mlp in mlps for projection in mlp.projections.values()}
+    owners = {id(mlp.module) for mlp in mlps}
+    # What is beside an MLP in the same module is judged by its own name, not by that of the module.
+    parents = {name.rpartition(".")[0] + "." for name, module in layer.named_modules() if id(module) in owners}
     for name, module in layer.named_modules():
         matrices = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
-        if matrices and id(module) not in known and _MLP_PART.search(name) and not _NO_MLP_PART.search(name):
+        own = next((name.removeprefix(parent) for parent in parents if name.startswith(parent)), name)
+        if matrices and id(module) not in known and _MLP_PART.search(name) and not _NO_MLP_PART.search(own):
             raise UnsupportedModelError(
                 f"layer {index} ({type(layer).__name__}) has an MLP matrix that cannot be pruned: {name}"
             )
+
+
+def _inside(layer: nn.Module) -> list[nn.Module]:
+    """The modules in a layer, without itself."""
+    return [module for module in layer.modules() if module is not layer]
 
 
 def _find_mlps(layer: nn.Module, index: int) -> tuple[Mlp, ...]:

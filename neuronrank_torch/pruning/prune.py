@@ -23,7 +23,7 @@ from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.allocation import AllocationPass
 from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
 from neuronrank_torch.pruning.result import Calibration, LayerReport, Report
-from neuronrank_torch.pruning.scope import first_pruned, refuse_modes
+from neuronrank_torch.pruning.scope import pruned_layers, refuse_modes
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.pruning.store import InMemory, LayerStore
 from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
@@ -135,7 +135,8 @@ class _PruneRun:
         self.modules: dict[Unit, nn.Module] = {layer.index: layer.module for layer in self.decoder.layers}
         if self.head is not None:
             self.modules[HEAD] = self.head.module
-        self.first, self.notes = first_pruned(recipe, self.depth)
+        self.layers, self.notes = pruned_layers(self.decoder, recipe)
+        self.pruned = {layer.index for layer in self.layers}
         #: Sparsity ratios by layer, if allocated between layers.
         self.ratios: dict[int | str, float] = {}
         self.what, self.steps, self.total = "", 0, 0
@@ -151,7 +152,7 @@ class _PruneRun:
             if self.recipe.allocate != "uniform":
                 self._allocate(lambda dense: self._count(statistics, dense))
         for layer in self.decoder.layers:
-            if layer.index < self.first:
+            if layer.index not in self.pruned:
                 self._leave(layer.index)
             else:
                 blocks = layer.blocks(include_attention=self.recipe.include_attention)
@@ -179,7 +180,7 @@ class _PruneRun:
 
     def _count(self, statistics: StatisticsFolder, dense: AllocationPass) -> None:
         """Compute the allocation from statistics instead of a pass over text."""
-        for layer in self.decoder.layers[self.first :]:
+        for layer in self.layers:
             table = statistics.table(layer.index, {INPUTS, RESIDUAL})
             with self.store.resident(layer.index):
                 dense.count(layer, table)
@@ -191,6 +192,8 @@ class _PruneRun:
                 self._recalled(unit)
         else:
             self.notes += _idle(self.ranks, len(sequences), batch_size)
+            if isinstance(self.store, InMemory):  # What cannot be run like this is refused before anything is changed.
+                run_layers(self.decoder, sequences[:1, :16].to(self.device), lambda run: run.feed(keep=True))
             self._count_steps(len(sequences), batch_size)
             if self.recipe.allocate != "uniform":
                 self._allocate(lambda dense: self._run_layers(sequences, dense.visit, batch_size, "measuring"))
@@ -213,7 +216,7 @@ class _PruneRun:
 
     def _passes(self, index: int, *, done: bool) -> int:
         """Number of passes of the calibration text through layer ``index``."""
-        if index < self.first or done:
+        if index not in self.pruned or done:
             return int(self._outputs_needed(index))
         return self.plan(index).passes(outputs_needed=self._outputs_needed(index))
 
@@ -239,11 +242,11 @@ class _PruneRun:
         """Set the sparsity ratio of each layer; ``look`` feeds every dense layer to the allocation pass."""
         ratios = self.store.ratios()
         if ratios is None:
-            dense = AllocationPass(self.decoder.layers[self.first :], self.recipe, self.kernels, self.ranks)
+            dense = AllocationPass(self.layers, self.recipe, self.kernels, self.ranks)
             look(dense)
             ratios = dense.ratios()
             self.store.keep_ratios(ratios)
-        self.ratios = dict(enumerate(ratios, self.first))
+        self.ratios = {layer.index: ratio for layer, ratio in zip(self.layers, ratios, strict=True)}
 
     def _visit(self, run: LayerRun) -> None:
         """Prune one layer; if it is finished or not to be pruned, only run the text through it."""
@@ -252,7 +255,7 @@ class _PruneRun:
 
     def _prune_or_feed(self, run: LayerRun) -> None:
         needed = self._outputs_needed(run.index)
-        if not self.store.done(run.index) and run.index >= self.first:
+        if not self.store.done(run.index) and run.index in self.pruned:
             self._record(run.index, prune_layer(run, self.plan(run.index), self.ranks, outputs_needed=needed))
             return
         if needed:

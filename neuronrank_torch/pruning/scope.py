@@ -3,7 +3,9 @@
 from typing import Any
 
 from neuronrank_core import InputError, Recipe
-from neuronrank_torch.model.structure import Decoder, find_decoder, untied_head
+from neuronrank_core.methods import requires
+from neuronrank_core.statistics.table import SAMPLE, SIGNAL
+from neuronrank_torch.model.structure import Decoder, Layer, find_decoder, untied_head
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 
@@ -26,9 +28,9 @@ def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[
     """
     decoder = find_decoder(model)
     refuse_modes(model, decoder, recipe)
-    first, notes = first_pruned(recipe, len(decoder.layers))
+    layers, notes = pruned_layers(decoder, recipe)
     blocks: dict[int | str, Any] = {
-        layer.index: layer.blocks(include_attention=recipe.include_attention) for layer in decoder.layers[first:]
+        layer.index: layer.blocks(include_attention=recipe.include_attention) for layer in layers
     }
     if recipe.prune_lm_head:
         blocks["lm_head"] = [untied_head(model)]
@@ -37,6 +39,15 @@ def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[
         LayerReport(unit, {name: report for block in parts for name, report in kind.planned(block, recipe).items()})
         for unit, parts in blocks.items()
     ], notes
+
+
+def pruned_layers(decoder: Decoder, recipe: Recipe) -> tuple[list[Layer], list[str]]:
+    """The layers that the recipe prunes, and notes for the user; raises InputError as :meth:`Layer.blocks`."""
+    first, notes = first_pruned(recipe, len(decoder.layers))
+    bare = [layer for layer in decoder.layers[first:] if not layer.blocks(include_attention=recipe.include_attention)]
+    if bare:
+        notes.append(f"layers without an MLP are not pruned: {', '.join(str(layer.index) for layer in bare)}")
+    return [layer for layer in decoder.layers[first:] if layer not in bare], notes
 
 
 def first_pruned(recipe: Recipe, layers: int) -> tuple[int, list[str]]:
@@ -68,4 +79,13 @@ def refuse_modes(model: Any, decoder: Decoder, recipe: Recipe) -> None:
             f" fused tensors of {mixture.count} experts)",
             hint="leave it out: experts can be pruned unstructured or N:M, all at one ratio",
         )
+    empty = next((layer for layer in decoder.layers if not layer.mlps), None)
+    if empty is not None and asked:
+        raise InputError(
+            f"{asked[0]} needs an MLP in every layer, and layer {empty.index} ({type(empty.module).__name__}) has none",
+            hint="leave it out: the other layers can be pruned unstructured or N:M, all at one ratio",
+        )
+    if recipe.signal == "activated" and requires(recipe) & {SIGNAL, SAMPLE}:
+        for mlp in (mlp for layer in decoder.layers for mlp in layer.mlps if mlp.gated):
+            mlp.activation  # noqa: B018 (raises)
     sparsity_type_of(recipe).check(model, decoder, recipe)

@@ -17,7 +17,7 @@ from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
-from neuronrank_torch.model.structure import Decoder
+from neuronrank_torch.model.structure import Decoder, Layer
 from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
 from neuronrank_torch.pruning.result import Calibration, Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers
@@ -110,7 +110,7 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
     """
     whole = job.save is None
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
-    blocks = model.decoder.layers[0].blocks(include_attention=recipe.include_attention)
+    blocks = _example_layer(model).blocks(include_attention=recipe.include_attention)
     weights = [weight for block in blocks for weight in block.weights.values()]
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
     calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and job.hidden_states == "memory" else 0
@@ -128,7 +128,7 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
 
 
 def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_size: int, eval_tokens: int) -> float:
-    """Estimate the time of a run by pruning its first layer with one micro-batch; the layer is discarded.
+    """Estimate the time of a run by pruning its first layer with an MLP, with one micro-batch; it is discarded.
 
     Parameters
     ----------
@@ -154,6 +154,8 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
         started = time.perf_counter()
         run.feed(keep=False)
         forward = time.perf_counter() - started
+        if run.index < example:
+            return
         started = time.perf_counter()
         if needs_text(recipe):
             prune_layer(run, plan, ALONE, outputs_needed=False)
@@ -166,9 +168,15 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
     seqlen = recipe.seqlen if needs_text(recipe) or eval_tokens else 2
     tokens = torch.randint(vocabulary, (batch_size, seqlen), generator=torch.Generator().manual_seed(0))
-    only = Decoder(model.decoder.body, model.decoder.layers[:1])
+    example = _example_layer(model).index
+    only = Decoder(model.decoder.body, model.decoder.layers[: example + 1])
     with torch.no_grad():
         run_layers(only, tokens.to(model.device), visit, batch_size=batch_size, resident=model.resident)
     batches = -(-recipe.nsamples // batch_size) if needs_text(recipe) else 0
     evaluation = 2 * layers * eval_tokens / tokens.numel()
     return forward * (batches * passes + evaluation) + max(0.0, prune) * (layers - first)
+
+
+def _example_layer(model: StreamedModel) -> Layer:
+    """The first layer with an MLP."""
+    return next(layer for layer in model.decoder.layers if layer.mlps)

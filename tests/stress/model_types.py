@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import json
 import re
 import signal
@@ -57,6 +58,8 @@ SMALL = {"method": "wanda", "nsamples": 4, "seqlen": 16}
 BASE = Recipe(**SMALL, sparsity_ratio=0.5)
 #: What is tried where a plain prune is right.
 COLUMNS = ("2:4", "gradual", "neurons", "attention", "streamed")
+#: First words of the classes of experts that store matrices as (in_features, out_features).
+TRANSPOSED = ("Aria", "GptOss", "Llama4")
 OUTCOMES = ("pruned", "refused", "wrong", "crash", "not built")
 
 
@@ -109,9 +112,8 @@ def mlp_parts(layer: nn.Module) -> dict[str, Tensor]:
     for path, module in layer.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             matrix = isinstance(module, (nn.Linear, Conv1D)) and name == "weight"
-            if (parameter.ndim == 3 or (parameter.ndim == 2 and (matrix or "expert" in path))) and min(
-                parameter.shape[-2:]
-            ) > 1:
+            many = parameter.ndim == 3 or (parameter.ndim == 2 and (matrix or "expert" in path))
+            if many and not name.endswith("bias") and min(parameter.shape[-2:]) > 1:
                 full = f"{path}.{name}".removesuffix(".weight")
                 if _MLP.search(full.lower()) and not _OTHER.search(full.lower()):
                     parts[full] = parameter
@@ -304,8 +306,12 @@ def mask_problems(
 
 
 def experts_in(layer: nn.Module) -> dict[str, Any]:
-    """Modules that hold gate and up of all experts in one parameter, by path."""
-    return {p: m for p, m in layer.named_modules() if isinstance(getattr(m, "gate_up_proj", None), nn.Parameter)}
+    """Modules that hold a matrix of all experts in one parameter, by path."""
+    return {
+        path: module
+        for path, module in layer.named_modules()
+        if isinstance(down := getattr(module, "down_proj", None), nn.Parameter) and down.ndim == 3
+    }
 
 
 @torch.no_grad()
@@ -321,9 +327,11 @@ def expert_problems(
         for path, module in experts_in(layer).items():
             seen: list[tuple[Tensor, Tensor]] = []
 
-            def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seen: Any = seen) -> None:
-                del module
+            def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seen: Any = seen) -> None:
                 given = [*args, *kwargs.values()]
+                if len(given) == 1:  # Llama 4: a row of tokens for each expert, those of other experts zero.
+                    rows = given[0].view(len(module.down_proj), -1, given[0].shape[-1])
+                    given = [rows.transpose(0, 1), (rows != 0).any(-1).T * torch.arange(1, len(rows) + 1) - 1]
                 seen.append((given[0], given[1]))
 
             hook = module.register_forward_pre_hook(see, with_kwargs=True)
@@ -335,11 +343,15 @@ def expert_problems(
             x, chosen = (torch.cat(list(one)) for one in zip(*seen, strict=True))
             for expert in range(module.down_proj.shape[0]):
                 tokens = x[(chosen == expert).any(-1)]
+                tokens = tokens[:, expert] if tokens.ndim == 3 else tokens
                 if len(tokens) < 8:
                     continue
                 products = _products(module, expert, tokens)
-                for name, rows in (("gate_up_proj", tokens), ("down_proj", products)):
+                up = "gate_up_proj" if hasattr(module, "gate_up_proj") else "up_proj"
+                for name, rows in ((up, tokens), ("down_proj", products)):
                     weight, mask = getattr(module, name)[expert], getattr(after.get_submodule(path), name)[expert] == 0
+                    if type(module).__name__.startswith(TRANSPOSED):
+                        weight, mask = weight.T, mask.T
                     looked += 1
                     if bad := against_wanda(weight, mask, rows):
                         problems.append(f"{i}.{path}.{name}[{expert}]: {bad}")
@@ -347,17 +359,29 @@ def expert_problems(
 
 
 def _products(module: Any, expert: int, tokens: Tensor) -> Tensor:
-    down = module.down_proj.detach().clone()
-    hidden, neurons = down.shape[1:]
+    held = {name: parameter.clone() for name, parameter in module.named_parameters() if "down" in name}
+    hidden = tokens.shape[-1]
     parts = []
-    for start in range(0, neurons, hidden):
-        size = min(hidden, neurons - start)
-        module.down_proj[expert].zero_()
-        module.down_proj[expert, torch.arange(size), torch.arange(start, start + size)] = 1.0
-        index = torch.full((len(tokens), 1), expert)
-        parts.append(module(tokens, index, torch.ones(len(tokens), 1))[:, :size])
-    module.down_proj.copy_(down)
+    for name in held:
+        module.get_parameter(name).zero_()
+    down = module.down_proj[expert].T if type(module).__name__.startswith(TRANSPOSED) else module.down_proj[expert]
+    for start in range(0, down.shape[1], hidden):
+        size = min(hidden, down.shape[1] - start)
+        down.zero_()
+        down[torch.arange(size), torch.arange(start, start + size)] = 1.0
+        parts.append(_called(module, expert, tokens)[:, :size])
+    for name, parameter in held.items():
+        module.get_parameter(name).copy_(parameter)
     return torch.cat(parts, dim=1)
+
+
+def _called(module: Any, expert: int, tokens: Tensor) -> Tensor:
+    """What an expert alone puts out for tokens."""
+    if len(inspect.signature(type(module).forward).parameters) > 2:
+        return module(tokens, torch.full((len(tokens), 1), expert), torch.ones(len(tokens), 1))
+    rows = tokens.new_zeros(len(module.down_proj), *tokens.shape)
+    rows[expert] = tokens
+    return module(rows.flatten(0, 1)).view_as(rows)[expert]
 
 
 def against_wanda(weight: Tensor, mask: Tensor, rows: Tensor) -> str:
@@ -529,6 +553,8 @@ def _two_of_four(case: Case, _: Any) -> str:
     for i, layer in enumerate(case.layers(model)):
         for path, part in mlp_parts(layer).items():
             rows = part.T if isinstance(layer.get_submodule(path) if part.ndim == 2 else None, Conv1D) else part
+            if part.ndim == 3 and type(layer.get_submodule(path.rpartition(".")[0])).__name__.startswith(TRANSPOSED):
+                rows = part.transpose(1, 2)
             if not ((rows == 0).unflatten(-1, (-1, 4)).sum(-1) == 2).all():
                 return f"wrong: {i}.{path} is not 2:4"
     return "yes"

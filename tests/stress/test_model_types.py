@@ -1,4 +1,4 @@
-"""The sweep over model types on four of them, and that it sees what it is there for."""
+"""The sweep over model types on some of them, and that it sees what it is there for."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ def sweep(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("llama", "6 + 0", ["yes"] * 5),
         ("phi3", "4 + 0", ["yes", "yes", "yes", "refused", "yes"]),
         ("mixtral", "0 + 16", ["yes", "refused", "refused", "yes", "yes"]),
+        ("gpt_oss", "0 + 16", ["yes", "refused", "refused", "yes", "yes"]),
+        ("llama4_text", "6 + 16", ["yes", "refused", "refused", "yes", "yes"]),
+        ("minimax_m3_vl_text", "4 + 16", ["yes", "refused", "refused", "yes", "yes"]),
+        ("aria", "6 + 14", ["yes", "refused", "refused", "yes", "-"]),
+        ("step3p7", "6 + 8", ["yes", "refused", "refused", "yes", "-"]),
+        ("nemotron_h_omni", "2 + 8", ["yes", "refused", "refused", "refused", "-"]),
     ],
 )
 def test_a_type_that_is_pruned(sweep: ModuleType, model_type: str, masks: str, columns: list[str]) -> None:
@@ -47,7 +53,7 @@ def test_the_types_are_all_that_read_text(sweep: ModuleType) -> None:
 
 
 def test_a_type_that_is_not_supported(sweep: ModuleType) -> None:
-    result = sweep.examined("gpt_oss")
+    result = sweep.examined("inkling_text")
     assert (result.outcome, result.problems) == ("refused", [])
     assert sweep.group(result) == "experts in another layout"
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mixture import mixture
 from pruning import TEXT, pruned, recipe, same_state, state
 from tiny import VOCAB, tiny_tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, GptOssConfig
+from transformers import AutoModelForCausalLM, InklingTextConfig
 
 from neuronrank_core import InputError
 from neuronrank_core.errors import UnsupportedModelError
@@ -41,7 +42,10 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def another_layout() -> nn.Module:
-    return AutoModelForCausalLM.from_config(GptOssConfig(**COMMON, num_local_experts=4))
+    """Routed experts in the usual layout, and shared ones in a module of their own kind."""
+    own = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "d_rel": 8}
+    experts = {"n_routed_experts": 4, "n_shared_experts": 2, "moe_intermediate_size": 16}
+    return AutoModelForCausalLM.from_config(InklingTextConfig(**COMMON, **own, **experts))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -74,7 +78,7 @@ def test_a_plan_names_what_a_run_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (another_layout, r"layer 0: GptOssExperts stores experts differently"),
+        (another_layout, r"layer 0: InklingExperts stores experts differently"),
     ],
 )
 def test_layouts(model: Any, message: str, tmp_path: Path) -> None:
@@ -105,14 +109,20 @@ def test_collect(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, "text.txt"])
 
 
-@pytest.mark.parametrize("change", ["swapped", "own gate", "norm"])
+@pytest.mark.parametrize("change", ["swapped", "turned", "own forward", "one bias", "no activation", "norm"])
 def test_experts_that_only_look_alike(change: str) -> None:
     model = mixture("mixtral")
     experts = model.model.layers[1].mlp.experts
     if change == "swapped":
         experts.gate_up_proj.data = experts.gate_up_proj.data.transpose(1, 2)
-    elif change == "own gate":
-        experts.__class__ = type("Own", (type(experts),), {"_apply_gate": lambda self, x: x})
+    elif change == "turned":
+        experts.is_transposed = True
+    elif change == "own forward":
+        experts.__class__ = type("Own", (type(experts),), {"forward": lambda self, hidden_states, scores: scores})
+    elif change == "one bias":
+        experts.down_proj_bias = nn.Parameter(torch.zeros(4, 32))
+    elif change == "no activation":
+        del experts.act_fn
     else:
         experts.norm = nn.LayerNorm(4)
     assert find_experts(model.model.layers[0], 0) is not None

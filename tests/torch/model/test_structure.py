@@ -160,9 +160,20 @@ def test_a_copy_is_not_reached_by_later_changes() -> None:
 
 def test_a_layer_without_an_mlp_is_named() -> None:
     model = small(layers=3)
-    model.model.layers[2].mlp = nn.Identity()
+    layer = model.model.layers[2]
+    del layer.mlp
+    layer.mixer = nn.Sequential(nn.Linear(32, 64))
+    assert [len(found.mlps) for found in find_decoder(model).layers] == [1, 1, 0]
+    renamed(layer.mixer, "OtherMLP")
     with pytest.raises(MissingStatisticsError, match="layer 2: LlamaDecoderLayer has no MLP in a known layout"):
         find_decoder(model)
+
+
+def test_a_layer_without_any_mlp_says_so() -> None:
+    model = small(layers=3)
+    model.model.layers[2].mlp = nn.Identity()
+    with pytest.raises(UnsupportedModelError, match=r"layer 2 \(LlamaDecoderLayer\) has no MLP"):
+        find_decoder(model).layers[2].mlp  # noqa: B018 (raises)
 
 
 def test_experts_are_refused() -> None:

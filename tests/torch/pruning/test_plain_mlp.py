@@ -301,20 +301,34 @@ class _Passing(nn.Module):
 
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> Tensor:
         del use_cache
-        hidden, others = self.embed(input_ids), []
-        for layer in self.layers:
+        first = hidden = self.embed(input_ids)
+        others: list[Tensor] = []
+        for layer in self.layers if self.how != "skip" else self.layers[:1]:
             if self.how == "between" and others:
                 hidden = hidden + others[-1]
             passed = [others[-1] * 2] if self.how == "on" and others else []
+            if self.how in ("input", "output") and others:
+                passed = [(first if self.how == "input" else hidden)[..., :1] * 2]
             hidden, other = layer(hidden, *passed)
             others.append(other)
         return hidden
 
 
-@pytest.mark.parametrize("how", ["on", "between"])
-def test_what_a_layer_returns_besides_must_not_reach_the_next(how: str) -> None:
+@pytest.mark.parametrize("how", ["on", "between", "input", "output"])
+def test_a_layer_gets_nothing_from_earlier_ones_but_hidden_states(how: str) -> None:
+    model = _Passing(how)
+    before = state(model)
     with pytest.raises(NeuronRankError, match="_Passing passes more than hidden states from layer to layer"):
-        pruned(_Passing(how), recipe(method="wanda"))
+        pruned(model, recipe(method="wanda"))
+    assert same_state(before, state(model))
+
+
+def test_a_layer_that_is_not_called_is_found_before_the_model_is_changed() -> None:
+    model = _Passing("skip")
+    before = state(model)
+    with pytest.raises(NeuronRankError, match="_Passing called 1 of its 2 layers"):
+        pruned(model, recipe(method="wanda"))
+    assert same_state(before, state(model))
 
 
 def test_what_a_layer_returns_besides_may_be_left_lying() -> None:
