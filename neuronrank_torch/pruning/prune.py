@@ -193,7 +193,8 @@ class _PruneRun:
         else:
             self.notes += _idle(self.ranks, len(sequences), batch_size)
             if isinstance(self.store, InMemory):  # What cannot be run like this is refused before anything is changed.
-                run_layers(self.decoder, sequences[:1, :16].to(self.device), lambda run: run.feed(keep=True))
+                first = sequences[:1, :16].to(self.device)
+                run_layers(self.decoder, first, lambda run: run.feed(keep=True), resident=self.store.resident)
             self._count_steps(len(sequences), batch_size)
             if self.recipe.allocate != "uniform":
                 self._allocate(lambda dense: self._run_layers(sequences, dense.visit, batch_size, "measuring"))
