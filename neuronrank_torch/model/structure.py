@@ -151,9 +151,7 @@ def find_decoder(model: nn.Module) -> Decoder:
     layers = [resolve_layer(module, index) for index, module in enumerate(_layers_of(body))]
     owners = [owner for layer in layers for owner in {id(mlp.module) for mlp in layer.mlps} - {id(layer.module)}]
     if len(set(owners)) < len(owners):
-        raise UnsupportedModelError(
-            f"{type(body).__name__} has layers that share an MLP", hint="this model family cannot be pruned yet"
-        )
+        raise UnsupportedModelError(f"{type(body).__name__} has layers that share an MLP")
     return Decoder(body, layers)
 
 

@@ -192,9 +192,8 @@ class _PruneRun:
                 self._recalled(unit)
         else:
             self.notes += _idle(self.ranks, len(sequences), batch_size)
-            if isinstance(self.store, InMemory):  # What cannot be run like this is refused before anything is changed.
-                first = sequences[:1, :16].to(self.device)
-                run_layers(self.decoder, first, lambda run: run.feed(keep=True), resident=self.store.resident)
+            if type(self.store) is InMemory:  # What cannot be run like this is refused before the model is changed.
+                run_layers(self.decoder, sequences[:1, :16].to(self.device), lambda run: run.feed(keep=True))
             self._count_steps(len(sequences), batch_size)
             if self.recipe.allocate != "uniform":
                 self._allocate(lambda dense: self._run_layers(sequences, dense.visit, batch_size, "measuring"))

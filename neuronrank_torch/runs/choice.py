@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from neuronrank_torch.model.streaming import HEAD, StreamedModel
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.pruning.store import InMemory
-from neuronrank_torch.text.sequences import Tokens, bos_token, cut_windows, micro_batch, tokenize
+from neuronrank_torch.text.sequences import Tokens, evaluation_windows, micro_batch
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,13 @@ def held_out_windows(tokenizer: Any, recipe: Recipe, text: str) -> Tokens:
         If the text is too short.
     """
     try:
-        cut = cut_windows(
-            tokenize(tokenizer, text), seqlen=recipe.seqlen, windows=None, bos=bos_token(tokenizer), bos_mode=recipe.bos
-        )
+        cut = evaluation_windows(tokenizer, text, seqlen=recipe.seqlen, windows=None, bos_mode=recipe.bos)
     except InputError as error:
         raise InputError(
             f"--effort best holds out the last {HELD_OUT:.0%} of the calibration text: {error}", hint=error.hint
         ) from error
-    return cut[:: max(1, len(cut) // max(1, recipe.nsamples // 2))][: max(1, recipe.nsamples // 2)]
+    wanted = max(1, recipe.nsamples // 2)
+    return cut[:: max(1, len(cut) // wanted)][:wanted]
 
 
 class Rehearsal(InMemory):
@@ -115,7 +115,8 @@ Measured = Callable[[str, Callable[[], dict[str, Any] | None]], dict[str, Any] |
 
 
 def compare_recipes(
-    reopen: Callable[[], tuple[StreamedModel, Any]],
+    reopen: Callable[[], StreamedModel],
+    tokenizer: Any,
     candidates: Mapping[str, Recipe],
     text: str,
     measured: Measured,
@@ -129,9 +130,10 @@ def compare_recipes(
     Parameters
     ----------
     reopen : callable
-        Opens the model, and its tokenizer.
+        Opens the model with its original weights.
+    tokenizer : transformers.PreTrainedTokenizerBase
     candidates : dict of Recipe
-        By name. The first is chosen if no other has a lower perplexity.
+        By name; all with the same calibration. The first is chosen if no other has a lower perplexity.
     text : str
         Calibration text.
     measured : callable
@@ -141,22 +143,23 @@ def compare_recipes(
     """
     started, found = time.perf_counter(), {}
     calibration, rest = split_text(text)
-    for number, (name, recipe) in enumerate(candidates.items(), start=1):
+    first = next(iter(candidates.values()))
+    windows, batch = held_out_windows(tokenizer, first, rest), batch_size or micro_batch(first)
 
-        def step(stage: str, done: int, total: int, unit: str, where: str = f"{number} of {len(candidates)}") -> None:
+    def measure(recipe: Recipe, where: str) -> dict[str, Any]:
+        def step(stage: str, done: int, total: int, unit: str) -> None:
             progress(f"candidate {where}: {stage}", done, total, unit)
 
-        def measure(recipe: Recipe = recipe, step: Progress = step) -> dict[str, Any]:
-            model, tokenizer = reopen()
-            batch = batch_size or micro_batch(recipe)
-            with torch.no_grad():
-                held = HeldOut(model, held_out_windows(tokenizer, recipe, rest), batch, ranks)
-            pruning: dict[str, Any] = {"batch_size": batch, "progress": step, "store": Rehearsal(model), "ranks": ranks}
-            prune(model.model, tokenizer, rehearsed(recipe), calibration, after=held.visit, **pruning)
-            return held.perplexity().to_dict()
+        model = reopen()
+        with torch.no_grad():
+            held = HeldOut(model, windows, batch, ranks)
+        how: dict[str, Any] = {"batch_size": batch, "progress": step, "store": Rehearsal(model), "ranks": ranks}
+        prune(model.model, tokenizer, rehearsed(recipe), calibration, after=held.visit, **how)
+        return held.perplexity().to_dict()
 
-        found[name] = Perplexity(**measured(f"candidate {name}", measure) or {})
-    best = min(found, key=lambda name: found[name].perplexity)
-    one = found[best]
-    figures = {name: measured.perplexity for name, measured in found.items()}
-    return Choice(best, figures, one.windows, one.seqlen, round(time.perf_counter() - started, 3))
+    for number, (name, recipe) in enumerate(candidates.items(), start=1):
+        known = measured(f"candidate {name}", partial(measure, recipe, f"{number} of {len(candidates)}"))
+        found[name] = Perplexity(**known or {}).perplexity
+    best = min(found, key=lambda name: found[name])
+    count, seqlen = windows.shape
+    return Choice(best, found, count, seqlen, round(time.perf_counter() - started, 3))

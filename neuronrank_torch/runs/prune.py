@@ -96,11 +96,7 @@ class _Run(Inputs):
         return {
             **asdict(decided(self.recipe)),
             **{name: getattr(self.job, name) for name in ("device", "dtype", "batch_size")},
-            **(
-                {"candidates": {name: asdict(decided(r)) for name, r in self.candidates.items()}}
-                if self.candidates
-                else {}
-            ),
+            "candidates": {name: asdict(decided(recipe)) for name, recipe in self.candidates.items()},
             "model": str(self.source.path),
             "file": self.source.fingerprint(),
             "statistics": self.statistics and self.statistics.header,
@@ -157,12 +153,12 @@ class _Run(Inputs):
         if not self.candidates:
             return self.recipe, None
         how: dict[str, Any] = {"batch_size": self.job.batch_size, "progress": self.progress, "ranks": self.ranks}
-        choice = compare_recipes(self._open, self.candidates, self.text, measured, **how)
+        choice = compare_recipes(self._reopen, self.tokenizer, self.candidates, self.text, measured, **how)
         return self.candidates[choice.chosen], choice
 
-    def _open(self) -> tuple[StreamedModel, Any]:
+    def _reopen(self) -> StreamedModel:
         """The model once more, with its original weights."""
-        return open_model(self.job.model, dtype=self.job.dtype, device=self.job.device)[:2]
+        return open_model(self.job.model, dtype=self.job.dtype, device=self.job.device)[0]
 
     def _prune(self, model: Any, recipe: Recipe, store: LayerStore | None = None) -> Report:
         return prune(
