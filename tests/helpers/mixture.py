@@ -50,6 +50,18 @@ def seen_by_experts(mlp: nn.Module, document: Array) -> dict[int, Array]:
     return {expert: np.stack(rows) for expert, rows in routed.items()}
 
 
+def row_of(number: int, x: Array, gate: Array, product: Array, signal: Array, chosen: Recipe) -> LayerStatistics:
+    """The core's row of a document, from an expert's activations on its tokens there."""
+    return document_statistics(
+        number,
+        signal=abs(signal),
+        gate=gate,
+        inputs={"gate_proj": x, "down_proj": product},
+        threshold=chosen.threshold,
+        tokens_per_document=chosen.tokens_per_document,
+    )
+
+
 def tables(model: nn.Module, layer: int, documents: list[Array], chosen: Recipe) -> dict[int, LayerStatistics]:
     """The core's table of each expert that saw any token, from the inputs of the layer's mixture."""
     rows: dict[int, list[LayerStatistics]] = {}
@@ -59,15 +71,7 @@ def tables(model: nn.Module, layer: int, documents: list[Array], chosen: Recipe)
             gate = x @ weight["gate_proj"].T
             product = silu(gate) * (x @ weight["up_proj"].T)
             signal = {"gate": gate, "activated": silu(gate), "product": product}[chosen.signal]
-            row = document_statistics(
-                number,
-                signal=abs(signal),
-                gate=gate,
-                inputs={"gate_proj": x, "down_proj": product},
-                threshold=chosen.threshold,
-                tokens_per_document=chosen.tokens_per_document,
-            )
-            rows.setdefault(expert, []).append(row)
+            rows.setdefault(expert, []).append(row_of(number, x, gate, product, signal, chosen))
     return {expert: merge(found) for expert, found in rows.items()}
 
 

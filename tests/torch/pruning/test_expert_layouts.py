@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from gated import EVERYTHING, assert_agrees
-from mixture import Array, silu
+from mixture import Array, row_of, silu
 from pruning import TEXT, disagreements, pruned, recipe, same_state, state
 from tiny import VOCAB, tiny_tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from neuronrank_core import InputError, LayerStatistics, Recipe, ScoringContext, document_statistics, merge
+from neuronrank_core import InputError, LayerStatistics, Recipe, ScoringContext, merge
 from neuronrank_core.methods import method_for
 from neuronrank_torch import find_decoder, prune, run_prune
 from neuronrank_torch.calibration.collector import LayerCollector
@@ -215,15 +215,7 @@ def tables(model: Any, layout: Any, mixer: Any, chosen: Recipe) -> dict[int, Lay
             expert, x = layout.cut(mixer.experts, e), np.stack(tokens)
             gate, product = expert.pre(layout.first, x), layout.product(expert, x)
             signal = gate if chosen.signal == "gate" and layout.first == "gate_proj" else product
-            row = document_statistics(
-                number,
-                signal=abs(signal),
-                gate=gate,
-                inputs={"gate_proj": x, "down_proj": product},
-                threshold=chosen.threshold,
-                tokens_per_document=chosen.tokens_per_document,
-            )
-            rows.setdefault(e, []).append(row)
+            rows.setdefault(e, []).append(row_of(number, x, gate, product, signal, chosen))
     return {e: merge(found) for e, found in rows.items()}
 
 
