@@ -11,7 +11,7 @@ import torch
 from tiny import BOS, VOCAB, tiny_model, tiny_tokenizer
 
 from neuronrank_core.errors import InputError, NonFiniteError
-from neuronrank_torch.evaluation import perplexity as module
+from neuronrank_torch.evaluation import windows as module
 from neuronrank_torch.evaluation.perplexity import Perplexity, evaluate, perplexity
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.weights import LoadedWeights
