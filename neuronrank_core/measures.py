@@ -84,7 +84,7 @@ def divergence(kl: ArrayLike, same: ArrayLike) -> Divergence:
         From :func:`same_top`.
     """
     values = np.asarray(kl, dtype=np.float64)
-    return Divergence(float(values.mean()), float(np.quantile(values, _TAIL)), float(np.mean(same)))
+    return Divergence(float(values.mean()), float(np.quantile(values, _TAIL)), float(np.asarray(same, dtype=bool).mean()))
 
 
 def perplexity_standard_error(nll: ArrayLike) -> float | None:
