@@ -84,7 +84,8 @@ def divergence(kl: ArrayLike, same: ArrayLike) -> Divergence:
         From :func:`same_top`.
     """
     values = np.asarray(kl, dtype=np.float64)
-    return Divergence(float(values.mean()), float(np.quantile(values, _TAIL)), float(np.asarray(same, dtype=bool).mean()))
+    agreement = np.asarray(same, dtype=np.float64).mean()
+    return Divergence(float(values.mean()), float(np.quantile(values, _TAIL)), float(agreement))
 
 
 def perplexity_standard_error(nll: ArrayLike) -> float | None:

@@ -36,7 +36,7 @@ MEASURE = "Perplexity and speed"
 @options.json_flag
 @click.pass_context
 def compare(ctx: click.Context, /, first: str, second: str, as_json: bool, **flags: Any) -> None:
-    """Compare two models: common zeros, size, perplexity, predictions and speed.
+    """Compare two models: common zeros, size, perplexity and speed.
 
     A and B are named like --model of the other commands: for example two pruned models, or an original and its pruned
     model. If their shapes differ, their zeros are not compared.

@@ -11,14 +11,13 @@ import torch
 
 from neuronrank_core.measures import Divergence
 from neuronrank_core.overlap import Overlap, overlap
-from neuronrank_torch.evaluation.divergence import IncomparableError
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.model.blocks import Block, Projection
 from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel, Unit
 from neuronrank_torch.progress import Progress, silent
-from neuronrank_torch.runs.evaluate import measure, measure_pair
+from neuronrank_torch.runs.evaluate import measure_both
 from neuronrank_torch.runs.job import Evaluation
 from neuronrank_torch.text.sequences import check_room
 
@@ -154,7 +153,12 @@ def run_compare(job: CompareJob, progress: Progress = silent) -> CompareResult:
         for layer in layers
         for name in layer.modules
     }
-    perplexities, divergence = _predictions(job, pair.notes, progress)
+    perplexities: Sequence[Perplexity | None] = (None, None)
+    divergence = None
+    if job.evaluation is not None:
+        how: dict[str, Any] = {name: getattr(job, name) for name in ("device", "dtype", "batch_size")}
+        perplexities, divergence, notes = measure_both(job.models, job.evaluation, **how, progress=progress)
+        pair.notes += notes
     return CompareResult(
         models=tuple(
             ModelFigures(
@@ -240,21 +244,6 @@ def _blocks(model: StreamedModel, unit: Unit) -> list[Block]:
         return [Block(HEAD, head, {HEAD: Projection(head)})]
     layer = model.decoder.layers[int(unit)]
     return [*layer.mlps, *([layer.attention] if layer.attention else [])]
-
-
-def _predictions(
-    job: CompareJob, notes: list[str], progress: Progress
-) -> tuple[Sequence[Perplexity | None], Divergence | None]:
-    """Perplexity of each model, and the divergence of the second from the first, if they were asked for."""
-    if job.evaluation is None:
-        return (None, None), None
-    how: dict[str, Any] = {"dtype": job.dtype, "device": job.device, "batch_size": job.batch_size, "progress": progress}
-    try:
-        *perplexities, divergence = measure_pair(*job.models, job.evaluation, **how)
-    except IncomparableError as error:
-        notes.append(str(error))
-        return [measure(spec, job.evaluation, **how, stage=f"perplexity of {spec}") for spec in job.models], None
-    return perplexities, divergence
 
 
 def _speed(job: CompareJob, spec: str, progress: Progress) -> float | None:

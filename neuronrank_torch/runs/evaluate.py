@@ -1,12 +1,13 @@
 """The perplexity of a model, from its name, alone or beside a reference: what ``neuronrank eval`` calls."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from neuronrank_core import MissingStatisticsError, UnsupportedModelError
 from neuronrank_core.measures import Divergence
 from neuronrank_torch.distributed.process_group import launched
-from neuronrank_torch.evaluation.divergence import compare_predictions
+from neuronrank_torch.evaluation.divergence import IncomparableError, compare_predictions
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.evaluation.windows import Evaluated
 from neuronrank_torch.model.open import Dtype, load_model, open_model
@@ -142,6 +143,21 @@ def _measure_pair(
         how: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "ranks": ranks}
         measured = compare_predictions(dense, own, tokenizers, text, **cut, **how)
         return (*measured, tuple(note for source in sources for note in source.notes))
+
+
+def measure_both(
+    models: tuple[str, str], evaluation: Evaluation, **how: Any
+) -> tuple[Sequence[Perplexity], Divergence | None, list[str]]:
+    """Perplexity of two models, and the divergence of the second from the first, or a note why there is none.
+
+    ``how`` is as of :func:`measure_pair`.
+    """
+    try:
+        first, second, divergence = measure_pair(*models, evaluation, **how)
+    except IncomparableError as error:
+        alone = [measure(name, evaluation, **how, stage=f"perplexity of {name}") for name in models]
+        return alone, None, [str(error)]
+    return (first, second), divergence, []
 
 
 def _open(name: str, stage: str, device: str, dtype: Dtype, progress: Progress) -> tuple[Evaluated, Any, ModelSource]:
