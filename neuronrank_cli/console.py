@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from neuronrank_core.measures import Divergence
     from neuronrank_torch.evaluation.perplexity import Perplexity
     from neuronrank_torch.runs.tune.tune_result import Protocol
 
@@ -131,6 +132,18 @@ def size_text(size: int) -> str:
     if size >= 2**30:
         return f"{size / 2**30:.1f} GiB"
     return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
+
+
+def perplexity_text(measured: Perplexity) -> str:
+    """A perplexity with its standard error."""
+    if measured.standard_error is None:
+        return f"{measured.perplexity:.4f}"
+    return f"{measured.perplexity:.4f} (standard error {measured.standard_error:.4f})"
+
+
+def kl_texts(measured: Divergence) -> tuple[str, str]:
+    """Mean and 99th percentile of a KL divergence, which can be much smaller than 1."""
+    return f"{measured.kl_mean:.4g}", f"{measured.kl_p99:.4g}"
 
 
 def protocol(dataset: str, measured: Perplexity | Protocol) -> str:

@@ -10,7 +10,7 @@ import click
 
 from neuronrank_cli import options
 from neuronrank_cli.command import Command
-from neuronrank_cli.console import Stages, print_table, protocol, show, size_text
+from neuronrank_cli.console import Stages, kl_texts, print_table, protocol, show, size_text
 from neuronrank_core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MEASURE = "Perplexity and speed"
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @options.device_flags
-@options.eval_flag(MEASURE, "Measure the perplexity of both.")
+@options.eval_flag(MEASURE, "Measure the perplexity of both, and how far the predictions of B are from those of A.")
 @options.text_flag("--eval-dataset", MEASURE, "Evaluation text")
 @options.windows_flag("--eval-windows", MEASURE)
 @options.recipe_flags("Calibration", ("bos",), MEASURE)
@@ -38,8 +38,8 @@ MEASURE = "Perplexity and speed"
 def compare(ctx: click.Context, /, first: str, second: str, as_json: bool, **flags: Any) -> None:
     """Compare two models: common zeros, size, perplexity and speed.
 
-    A and B are named like --model of the other commands: for example two pruned models, or a pruned model and its
-    original. If their shapes differ, only sizes are compared.
+    A and B are named like --model of the other commands: for example two pruned models, or an original and its pruned
+    model. If their shapes differ, their zeros are not compared.
     """
     idle = {} if flags["evaluate"] else dict.fromkeys(("eval_dataset", "eval_windows", "bos"), "without --eval")
     if not (flags["evaluate"] or flags["speed"]):
@@ -68,6 +68,10 @@ def print_comparison(result: CompareResult, dataset: str) -> None:
         click.echo("by module: weights that are zero in both / in either; and the share of weights that both keep:")
         _print_overlap(result)
     _print_figures(a, b)
+    if result.divergence:
+        mean, tail = kl_texts(result.divergence)
+        click.echo(f"KL divergence of B from A, nats per token: mean {mean}, 99th percentile {tail}")
+        click.echo(f"same most likely token: {result.divergence.agreement:.2%}")
     if a.perplexity:
         click.echo(f"perplexity measured on: {protocol(dataset, a.perplexity)}")
 
@@ -93,6 +97,9 @@ def _print_figures(a: ModelFigures, b: ModelFigures) -> None:
     }
     if a.perplexity:
         rows["perplexity"] = lambda m: f"{m.perplexity.perplexity:.4f}" if m.perplexity else ""
+        rows["its standard error"] = lambda m: (
+            f"{m.perplexity.standard_error:.4f}" if m.perplexity and m.perplexity.standard_error is not None else ""
+        )
     if a.tokens_per_second:
         rows["tokens per second"] = lambda m: f"{m.tokens_per_second:,.0f}"
     print_table(("", "A", "B"), [(name, figure(a), figure(b)) for name, figure in rows.items()], left=("",))

@@ -8,7 +8,7 @@ import click
 
 from neuronrank_cli import options
 from neuronrank_cli.command import Command
-from neuronrank_cli.console import Stages, print_table, protocol, show
+from neuronrank_cli.console import Stages, kl_texts, perplexity_text, print_table, protocol, show
 from neuronrank_core import InputError
 from neuronrank_core.recipe import Recipe
 
@@ -18,11 +18,18 @@ if TYPE_CHECKING:
 
 TEXT, TASKS = "Text", "Standard tasks"
 #: Flags for measuring perplexity, and flags for running tasks.
-_PERPLEXITY, _TASKS = ("dataset", "windows", "seqlen", "bos"), ("include_path", "fewshot", "limit")
+_PERPLEXITY, _TASKS = ("reference", "dataset", "windows", "seqlen", "bos"), ("include_path", "fewshot", "limit")
 
 
 @click.command("eval", cls=Command)
 @options.model_flags
+@options.flag(
+    "--reference",
+    TEXT,
+    "Model before pruning, to compare the predictions with: KL divergence, and how often the most likely token is the "
+    "same.",
+    metavar="MODEL",
+)
 @options.text_flag("--dataset", TEXT, "Evaluation text")
 @options.windows_flag("--windows", TEXT)
 @options.count_flag("--seqlen", TEXT, "Tokens per window.", low=2, default=Recipe.seqlen)
@@ -43,6 +50,7 @@ def evaluate(ctx: click.Context, /, model: str, tasks: str | None, as_json: bool
     """Measure perplexity on a text, or run standard tasks.
 
     The text is tokenized as one string and split into consecutive windows of --seqlen tokens; the remainder is ignored.
+    The standard error of the perplexity is that over windows.
     """
     idle, why = (_TASKS, "without --tasks") if tasks is None else (_PERPLEXITY, "with --tasks")
     options.warn_of_idle(ctx, dict.fromkeys(idle, why))
@@ -54,7 +62,7 @@ def evaluate(ctx: click.Context, /, model: str, tasks: str | None, as_json: bool
 
 
 def _run_perplexity(model: str, how: dict[str, Any], as_json: bool) -> None:
-    placed = {name: how.pop(name) for name in ("device", "dtype", "batch_size")}
+    placed = {name: how.pop(name) for name in ("reference", "device", "dtype", "batch_size")}
     with Stages() as stages:
         from neuronrank_torch.runs.evaluate import run_eval
         from neuronrank_torch.runs.job import Evaluation
@@ -64,8 +72,13 @@ def _run_perplexity(model: str, how: dict[str, Any], as_json: bool) -> None:
 
 
 def print_perplexity(result: EvalResult) -> None:
-    """Print a perplexity and its protocol."""
-    click.echo(f"perplexity: {result.perplexity:.4f}")
+    """Print a perplexity, how it compares with the reference, and the protocol."""
+    click.echo(f"perplexity: {perplexity_text(result)}")
+    if result.reference:
+        click.echo(f"perplexity of the reference: {perplexity_text(result.reference.perplexity)}")
+        mean, tail = kl_texts(result.reference)
+        click.echo(f"KL divergence from the reference, nats per token: mean {mean}, 99th percentile {tail}")
+        click.echo(f"same most likely token: {result.reference.agreement:.2%}")
     click.echo(f"measured on: {protocol(result.dataset, result)}")
 
 

@@ -9,7 +9,7 @@ import click
 
 from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
-from neuronrank_cli.console import Stages, print_table, protocol, show, size_text, warn
+from neuronrank_cli.console import Stages, perplexity_text, print_table, protocol, show, size_text, warn
 from neuronrank_core.effort import EFFORTS, VARIANTS, candidates, passes_by_effort
 from neuronrank_core.methods import METHODS, exponents, mode, needs_text, requires, without_effect
 from neuronrank_core.recipe import PRESETS, Recipe
@@ -177,8 +177,8 @@ def print_result(result: PruneResult) -> None:
     if result.choice:
         _print_choice(result.choice)
     if result.perplexity and job.evaluation:
-        click.echo(f"perplexity before: {result.perplexity.before.perplexity:.4f}")
-        click.echo(f"perplexity after:  {result.perplexity.after.perplexity:.4f}")
+        click.echo(f"perplexity before: {perplexity_text(result.perplexity.before)}")
+        click.echo(f"perplexity after:  {perplexity_text(result.perplexity.after)}")
         click.echo(f"measured on: {protocol(job.evaluation.dataset, result.perplexity.after)}")
     if result.plan:
         if result.calibration.tokens:

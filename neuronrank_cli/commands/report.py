@@ -9,7 +9,7 @@ from neuronrank_cli.console import Stages, print_json, size_text
 from neuronrank_cli.options import count_flag, device_flags, flag, json_flag, model_flag, recipe_flags, text_flag
 from neuronrank_cli.output_file import check_output_file
 
-STATISTICS, TEXT = "Statistics", "Generated text"
+STATISTICS, PREDICTIONS, TEXT = "Statistics", "Predictions", "Generated text"
 #: Fields of the recipe that apply when statistics are read, and their defaults in words.
 _READING = {"tfidf_mode": "as in the run, or topic", "tfidf_k": "as in the run", "q_active": "as in the run"}
 
@@ -27,6 +27,13 @@ _READING = {"tfidf_mode": "as in the run, or topic", "tfidf_k": "as in the run",
 @text_flag("--dataset", STATISTICS, "Text of the statistics", None, default_text="as recorded there")
 @recipe_flags("TF and IDF", _READING, STATISTICS, unset=_READING)
 @count_flag("--layers", STATISTICS, "Number of layers to show in detail.", default=6)
+@count_flag(
+    "--eval-windows",
+    PREDICTIONS,
+    "Windows of the run's evaluation text on which to compare predictions with the original model's; 0 leaves it out.",
+    low=0,
+    default_text="as in the run",
+)
 @flag(
     "--prompt",
     TEXT,

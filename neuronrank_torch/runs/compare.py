@@ -1,4 +1,4 @@
-"""Two models side by side: which weights are zero in both, size, perplexity and speed."""
+"""Two models side by side: which weights are zero in both, size, perplexity, predictions and speed."""
 
 import time
 import timeit
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from neuronrank_core.measures import Divergence
 from neuronrank_core.overlap import Overlap, overlap
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.model.blocks import Block, Projection
@@ -16,7 +17,7 @@ from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel, Unit
 from neuronrank_torch.progress import Progress, silent
-from neuronrank_torch.runs.evaluate import measure
+from neuronrank_torch.runs.evaluate import measure_both
 from neuronrank_torch.runs.job import Evaluation
 from neuronrank_torch.text.sequences import check_room
 
@@ -111,6 +112,9 @@ class CompareResult:
         Sums over the layers, by role.
     total : Overlap or None
         Sums over all modules; null if there are none.
+    divergence : Divergence or None
+        How far the predictions of the second model are from those of the first; null without ``--eval``, and if they
+        cannot be compared.
     notes : tuple of str
         What could not be compared.
     schema : int
@@ -121,6 +125,7 @@ class CompareResult:
     layers: tuple[LayerOverlap, ...]
     modules: dict[str, Overlap]
     total: Overlap | None
+    divergence: Divergence | None
     notes: tuple[str, ...]
     schema: int = 1
 
@@ -148,6 +153,12 @@ def run_compare(job: CompareJob, progress: Progress = silent) -> CompareResult:
         for layer in layers
         for name in layer.modules
     }
+    perplexities: Sequence[Perplexity | None] = (None, None)
+    divergence = None
+    if job.evaluation is not None:
+        how: dict[str, Any] = {name: getattr(job, name) for name in ("device", "dtype", "batch_size")}
+        perplexities, divergence, notes = measure_both(job.models, job.evaluation, **how, progress=progress)
+        pair.notes += notes
     return CompareResult(
         models=tuple(
             ModelFigures(
@@ -155,13 +166,17 @@ def run_compare(job: CompareJob, progress: Progress = silent) -> CompareResult:
                 source.weight_bytes(),
                 sum(p.numel() for p in streamed.model.parameters()),
                 nonzero,
-                **_measured(job, spec, progress),
+                perplexity,
+                _speed(job, spec, progress),
             )
-            for spec, (streamed, _, source), nonzero in zip(job.models, opened, pair.nonzero, strict=True)
+            for spec, (streamed, _, source), nonzero, perplexity in zip(
+                job.models, opened, pair.nonzero, perplexities, strict=True
+            )
         ),
         layers=layers,
         modules=modules,
         total=sum(modules.values(), Overlap()) if modules else None,
+        divergence=divergence,
         notes=(*(note for _, _, source in opened for note in source.notes), *pair.notes),
     )
 
@@ -231,20 +246,13 @@ def _blocks(model: StreamedModel, unit: Unit) -> list[Block]:
     return [*layer.mlps, *([layer.attention] if layer.attention else [])]
 
 
-def _measured(job: CompareJob, spec: str, progress: Progress) -> dict[str, Any]:
-    """Perplexity and speed of one model, if they were asked for."""
-    measured: dict[str, Any] = {}
-    how: dict[str, Any] = {"dtype": job.dtype, "device": job.device}
-    if job.evaluation is not None:
-        stage, batch_size = f"perplexity of {spec}", job.batch_size
-        measured["perplexity"] = measure(
-            spec, job.evaluation, **how, batch_size=batch_size, progress=progress, stage=stage
-        )
-    if job.speed_tokens is not None:
-        progress(f"measuring the speed of {spec}", 0, 1, "models")
-        seconds = forward_seconds(load_model(spec, **how)[0], job.speed_tokens, job.batch_size)
-        measured["tokens_per_second"] = job.batch_size * job.speed_tokens / seconds
-    return measured
+def _speed(job: CompareJob, spec: str, progress: Progress) -> float | None:
+    """Tokens per second of one model, if they were asked for."""
+    if job.speed_tokens is None:
+        return None
+    progress(f"measuring the speed of {spec}", 0, 1, "models")
+    model = load_model(spec, dtype=job.dtype, device=job.device)[0]
+    return job.batch_size * job.speed_tokens / forward_seconds(model, job.speed_tokens, job.batch_size)
 
 
 def forward_seconds(model: Any, tokens: int, sequences: int) -> float:

@@ -11,8 +11,8 @@ from neuronrank_core import Recipe
 from neuronrank_core.methods import check_recipe, needs_text
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
 from neuronrank_torch.distributed.ranks import ALONE
-from neuronrank_torch.evaluation.perplexity import STREAMED_TOKENS
 from neuronrank_torch.evaluation.seen_text import evaluation_notes
+from neuronrank_torch.evaluation.windows import STREAMED_TOKENS
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.open import open_model

@@ -1,20 +1,39 @@
-"""The perplexity of a model, from its name: what ``neuronrank eval`` calls."""
+"""The perplexity of a model, from its name, alone or beside a reference: what ``neuronrank eval`` calls."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from neuronrank_core import MissingStatisticsError, UnsupportedModelError
+from neuronrank_core.measures import Divergence
 from neuronrank_torch.distributed.process_group import launched
+from neuronrank_torch.evaluation.divergence import IncomparableError, compare_predictions
 from neuronrank_torch.evaluation.perplexity import Perplexity
+from neuronrank_torch.evaluation.windows import Evaluated
 from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.source import ModelSource
-from neuronrank_torch.model.streaming import Resident
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.runs.job import Evaluation
 from neuronrank_torch.text.sources import load_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Reference(Divergence):
+    """The reference model, and how far the predictions of the evaluated model are from its own.
+
+    Parameters
+    ----------
+    model : str
+        The reference, as it was named.
+    perplexity : Perplexity
+        Of the reference, on the same windows.
+    """
+
+    model: str
+    perplexity: Perplexity
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalResult(Perplexity):
     """Result of ``neuronrank eval``.
 
@@ -26,6 +45,8 @@ class EvalResult(Perplexity):
         The text, as it was named.
     notes : tuple of str
         Warnings.
+    reference : Reference or None
+        Null without ``--reference``.
     schema : int
         Version of this format.
     """
@@ -33,6 +54,7 @@ class EvalResult(Perplexity):
     model: str
     dataset: str
     notes: tuple[str, ...] = ()
+    reference: Reference | None = None
     schema: int = 1
 
 
@@ -40,15 +62,24 @@ def run_eval(
     model: str,
     evaluation: Evaluation,
     *,
+    reference: str | None = None,
     device: str = "auto",
     dtype: Dtype = "auto",
     batch_size: int = 1,
     progress: Progress = silent,
 ) -> EvalResult:
-    """Load a model and measure its perplexity; see :func:`measure`."""
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size, "progress": progress}
-    measured, source = _measure(model, evaluation, **options)
-    return EvalResult(**vars(measured), model=model, dataset=evaluation.dataset, notes=source.notes)
+    """Load a model and measure its perplexity; with a reference, also how far its predictions are from that model's.
+
+    See :func:`measure` and :func:`measure_pair`.
+    """
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size, "progress": progress}
+    beside = None
+    if reference is None:
+        measured, notes = _measure(model, evaluation, **how)
+    else:
+        dense, measured, divergence, notes = _measure_pair(reference, model, evaluation, **how)
+        beside = Reference(**asdict(divergence), model=reference, perplexity=dense)
+    return EvalResult(**vars(measured), model=model, dataset=evaluation.dataset, notes=notes, reference=beside)
 
 
 def measure(model: str, evaluation: Evaluation, **options: Any) -> Perplexity:
@@ -71,15 +102,70 @@ def _measure(
     batch_size: int = 1,
     progress: Progress = silent,
     stage: str = "perplexity",
-) -> tuple[Perplexity, ModelSource]:
+) -> tuple[Perplexity, tuple[str, ...]]:
     with launched() as ranks:
         text = ranks.from_first(lambda: load_text(evaluation.dataset, "evaluation"))
-        progress(f"loading {model}", 0, 1, "models")
-        resident: Resident | None = None
-        try:
-            streamed, tokenizer, source = open_model(model, dtype=dtype, device=device)
-            loaded, resident = streamed.model, streamed.resident
-        except (MissingStatisticsError, UnsupportedModelError):  # Perplexity does not need a known layout.
-            loaded, tokenizer, source = load_model(model, dtype=dtype, device=device)
-        how = {"batch_size": batch_size, "progress": progress, "stage": stage, "resident": resident, "ranks": ranks}
-        return evaluation.measure(loaded, tokenizer, text, **how), source
+        opened, tokenizer, source = _open(model, stage, device, dtype, progress)
+        how = {"batch_size": batch_size, "progress": progress, "stage": stage, "ranks": ranks}
+        return evaluation.measure(opened.model, tokenizer, text, resident=opened.resident, **how), source.notes
+
+
+def measure_pair(
+    reference: str, model: str, evaluation: Evaluation, **options: Any
+) -> tuple[Perplexity, Perplexity, Divergence]:
+    """Load two models; see :func:`neuronrank_torch.evaluation.divergence.compare_predictions`.
+
+    Processes started by torchrun share the windows.
+
+    Raises
+    ------
+    NeuronRankError
+        If a model or the text cannot be used, or the models do not predict the same tokens.
+    """
+    return _measure_pair(reference, model, evaluation, **options)[:3]
+
+
+def _measure_pair(
+    reference: str,
+    model: str,
+    evaluation: Evaluation,
+    *,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    batch_size: int = 1,
+    progress: Progress = silent,
+) -> tuple[Perplexity, Perplexity, Divergence, tuple[str, ...]]:
+    with launched() as ranks:
+        text = ranks.from_first(lambda: load_text(evaluation.dataset, "evaluation"))
+        opened = [_open(name, f"perplexity of {name}", device, dtype, progress) for name in (reference, model)]
+        (dense, own), tokenizers, sources = zip(*opened, strict=True)
+        cut: dict[str, Any] = {"seqlen": evaluation.seqlen, "windows": evaluation.windows, "bos_mode": evaluation.bos}
+        how: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "ranks": ranks}
+        measured = compare_predictions(dense, own, tokenizers, text, **cut, **how)
+        return (*measured, tuple(note for source in sources for note in source.notes))
+
+
+def measure_both(
+    models: tuple[str, str], evaluation: Evaluation, **how: Any
+) -> tuple[Sequence[Perplexity], Divergence | None, list[str]]:
+    """Perplexity of two models, and the divergence of the second from the first, or a note why there is none.
+
+    ``how`` is as of :func:`measure_pair`.
+    """
+    try:
+        first, second, divergence = measure_pair(*models, evaluation, **how)
+    except IncomparableError as error:
+        alone = [measure(name, evaluation, **how, stage=f"perplexity of {name}") for name in models]
+        return alone, None, [str(error)]
+    return (first, second), divergence, []
+
+
+def _open(name: str, stage: str, device: str, dtype: Dtype, progress: Progress) -> tuple[Evaluated, Any, ModelSource]:
+    """A model that is streamed if possible, and its tokenizer."""
+    progress(f"loading {name}", 0, 1, "models")
+    try:
+        streamed, tokenizer, source = open_model(name, dtype=dtype, device=device)
+        return Evaluated(streamed.model, streamed.resident, stage), tokenizer, source
+    except (MissingStatisticsError, UnsupportedModelError):  # Perplexity does not need a known layout.
+        loaded, tokenizer, source = load_model(name, dtype=dtype, device=device)
+        return Evaluated(loaded, stage=stage), tokenizer, source

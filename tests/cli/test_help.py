@@ -33,7 +33,7 @@ SECTIONS = {
     "merge": ["Output"],
     "tune": ["Model", "Search", "What to prune", "Evaluation", "Test", "Output"],
     "config": ["Output"],
-    "report": ["Model", "Statistics", "Generated text", "Output"],
+    "report": ["Model", "Statistics", "Predictions", "Generated text", "Output"],
     "compare": ["Model", "Perplexity and speed", "Output"],
 }
 

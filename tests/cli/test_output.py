@@ -29,7 +29,7 @@ def test_the_table(run: Run, small: list[object], measured: list[object]) -> Non
         ("total", "12,288", "6,144", "50.0000"),
     ]
     assert re.search(r"^parameters zeroed: 6,144 of [\d,]+ in the whole model$", shown, re.MULTILINE)
-    perplexities = re.findall(r"^perplexity (before|after): +([\d.]+)$", shown, re.MULTILINE)
+    perplexities = re.findall(r"^perplexity (before|after): +([\d.]+) \(standard error [\d.]+\)$", shown, re.MULTILINE)
     assert [name for name, _ in perplexities] == ["before", "after"]
     assert perplexities[0][1] != perplexities[1][1]
     assert re.search(r"^measured on: \S+text.txt, 2 windows of 32 tokens, BOS at every window$", shown, re.MULTILINE)
@@ -135,11 +135,11 @@ def test_eval_prints_perplexity_with_its_protocol(run: Run, model: Path, text: P
     lines = run("eval", *arguments).stdout.splitlines()
     where = {"window": "BOS at every window", "text": "BOS at the start of the text"}[bos]
     assert lines == [
-        f"perplexity: {expected.perplexity:.4f}",
+        f"perplexity: {expected.perplexity:.4f} (standard error {expected.standard_error:.4f})",
         f"measured on: {text}, 3 windows of 48 tokens, {where}",
     ]
-    measured = json.loads(run("eval", *arguments, "--json").stdout)
-    assert measured == {"schema": 1, "notes": [], "model": str(model), "dataset": str(text), **expected.to_dict()}
+    measured, named = json.loads(run("eval", *arguments, "--json").stdout), {"model": str(model), "dataset": str(text)}
+    assert measured == {"schema": 1, "notes": [], "reference": None, **named, **expected.to_dict()}
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,8 @@ def test_prune(answer: Any, small: list[object], measured: list[object], tmp_pat
 def test_eval(answer: Any, small: list[object]) -> None:
     from neuronrank_torch.runs.evaluate import EvalResult
 
-    check(EvalResult, answer("eval", *small[:4], "--seqlen", 32, "--windows", 1))
+    for flags in ((), ("--reference", small[1])):
+        check(EvalResult, answer("eval", *small[:4], "--seqlen", 32, "--windows", 1, *flags))
 
 
 def test_collect_merge_and_what_uses_them(answer: Any, small: list[object]) -> None:

@@ -1,18 +1,20 @@
 """Everything a page shows, as plain data. Sections without input say which flag is missing."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from neuronrank_core import LayerStatistics
+from neuronrank_core import InputError, LayerStatistics
 from neuronrank_core.methods import mode
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.blocks import MLP_PROJECTIONS
 from neuronrank_torch.model.open import load_model
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.scope import first_pruned
+from neuronrank_torch.runs.evaluate import measure_pair
 from neuronrank_torch.runs.page import weights
 from neuronrank_torch.runs.page.generation import continuations
 from neuronrank_torch.runs.page.neurons import LayerNeurons, distributions, layer_neurons, tf_idf_map
@@ -37,8 +39,8 @@ def gather(job: InsightJob, progress: Progress = silent) -> dict[str, Any]:
     -------
     dict
         ``run``: content of ``neuronrank.json``; ``folder``; ``model``: name of the original model; and the sections
-        ``sparsity``, ``statistics``, ``neurons``, ``topics``, ``specialists``, ``agreement``, ``generation``. A section
-        without input contains only ``missing``, which says what to provide.
+        ``sparsity``, ``predictions``, ``statistics``, ``neurons``, ``topics``, ``specialists``, ``agreement``,
+        ``generation``. A section without input contains only ``missing``, which says what to provide.
 
     Raises
     ------
@@ -55,7 +57,7 @@ def gather(job: InsightJob, progress: Progress = silent) -> dict[str, Any]:
     }
 
 
-_SECTIONS = ("statistics", "neurons", "topics", "specialists", "agreement", "generation")
+_SECTIONS = ("predictions", "statistics", "neurons", "topics", "specialists", "agreement", "generation")
 
 
 def _available(section: Callable[[], Section]) -> Section:
@@ -96,6 +98,22 @@ class _Page:
         """The zeros of each layer."""
         attention = self.sources.result.recipe.include_attention
         return weights.saved_zeros(self.sources.saved[0], include_attention=attention, progress=self.progress)
+
+    def predictions(self) -> Section:
+        """How far the predictions are from those of the original model, on the text of the run's perplexity."""
+        job, evaluation = self.sources.job, self.sources.result.job.evaluation
+        if evaluation is None:
+            raise UnavailableError("The run had no evaluation text. Prune with --eval.")
+        if job.eval_windows == 0:
+            raise UnavailableError("Set --eval-windows above 0 to compare predictions.")
+        self.sources.dense  # noqa: B018 (opened to check that it exists)
+        evaluation = replace(evaluation, windows=job.eval_windows or evaluation.windows)
+        how: dict[str, Any] = {"device": job.device, "dtype": job.dtype, "progress": self.progress}
+        try:
+            before, after, moved = measure_pair(self.sources.dense_name, job.folder, evaluation, **how)
+        except InputError as error:
+            raise UnavailableError(f"The predictions cannot be compared with the original model's: {error}.") from error
+        return {**asdict(moved), "before": before, "after": after, "dataset": evaluation.dataset}
 
     def statistics(self) -> Section:
         """What the statistics were computed from, and how they are read."""

@@ -50,6 +50,9 @@ class InsightJob:
         Prompts to continue.
     new_tokens : int
         Tokens to generate for each prompt; 0 for none.
+    eval_windows : int, optional
+        Windows on which predictions are compared with those of the original model; 0 for none, by default as in the
+        run.
     device, dtype
         As in :class:`neuronrank_torch.runs.job.Job`.
     """
@@ -62,6 +65,7 @@ class InsightJob:
     layers: int = 6
     prompts: tuple[str, ...] = PROMPTS
     new_tokens: int = 40
+    eval_windows: int | None = None
     device: str = "auto"
     dtype: Dtype = "auto"
 

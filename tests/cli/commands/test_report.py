@@ -152,6 +152,25 @@ def test_without_statistics_the_page_says_what_to_give(place: Path) -> None:
     assert "Not shown. Set --new-tokens above 0" in page.text
 
 
+def test_predictions_are_those_that_eval_measures(made: tuple[Path, dict[str, Any]], place: Path) -> None:
+    page, predictions = Page(made[0]), made[1]["predictions"]
+    how = ["--reference", "<b>tiny", "--dataset", place / "<i>text.txt", "--seqlen", 64, "--windows", 2, "--json"]
+    beside = json.loads(neuronrank("eval", "--model", "pruned", *how).stdout)["reference"]
+    for name in ("kl_mean", "kl_p99", "agreement"):
+        assert predictions[name] == pytest.approx(beside[name], rel=1e-5)
+    shown = f"{predictions['kl_mean']:.4g} {predictions['kl_p99']:.4g} {predictions['agreement']:.2%}"
+    assert shown.replace(" ", "") in page.text.replace(" ", "")
+    assert f"{made[1]['run']['perplexity']['after']['standard_error']:.4f}" in page.text
+
+
+def test_predictions_that_cannot_be_compared(place: Path) -> None:
+    neuronrank("report", "pruned", "--eval-windows", 0, "--new-tokens", 0, "--save", "unmeasured.html")
+    assert "Not shown. Set --eval-windows above 0" in Page(place / "unmeasured.html").text
+    edited(place, "moved", lambda run: run["job"]["evaluation"].update(dataset="gone.txt"))
+    neuronrank("report", "moved", "--new-tokens", 0, "--save", "moved.html")
+    assert "cannot be compared with the original model's: file not found: gone.txt" in Page(place / "moved.html").text
+
+
 def test_another_text_than_the_statistics(place: Path) -> None:
     other = place / "other.txt"
     other.write_text("Something else. " * 50, encoding="utf-8")

@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import sem
 from tiny import BOS, VOCAB, tiny_model, tiny_tokenizer
 
 from neuronrank_core.errors import InputError, NonFiniteError
-from neuronrank_torch.evaluation import perplexity as module
+from neuronrank_torch.evaluation import windows as module
 from neuronrank_torch.evaluation.perplexity import Perplexity, evaluate, perplexity
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.weights import LoadedWeights
@@ -47,6 +48,14 @@ def test_equals_a_loop_in_float64(family):
     assert result.nll == pytest.approx(expected, rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(expected), rel=1e-6)
     assert (result.predicted_tokens, result.windows, result.seqlen, result.bos) == (3 * 23, 3, 24, None)
+
+
+def test_the_standard_error_is_that_over_windows():
+    model, windows = small("granite"), random_windows(5)
+    of_windows = [nll_by_hand(model, window[None]) for window in windows]
+    result = perplexity(model, windows)
+    assert result.standard_error == pytest.approx(result.perplexity * sem(of_windows), rel=1e-5)
+    assert perplexity(model, windows[:1]).standard_error is None
 
 
 def test_equals_the_loss_of_transformers():
@@ -199,7 +208,7 @@ class TestEvaluate:
 
 
 def test_to_dict_is_json():
-    result = Perplexity(1.5, 0.4, 30, 2, 16, "window")
+    result = Perplexity(1.5, 0.4, 30, 2, 16, "window", 0.2)
     assert json.loads(json.dumps(result.to_dict())) == {
         "perplexity": 1.5,
         "nll": 0.4,
@@ -207,4 +216,5 @@ def test_to_dict_is_json():
         "windows": 2,
         "seqlen": 16,
         "bos": "window",
+        "standard_error": 0.2,
     }

@@ -1,0 +1,112 @@
+"""What pruning costs in quality: how far predictions are from those of a reference, and how exact a perplexity is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+#: Quantile of the KL divergence that is reported beside its mean.
+_TAIL = 0.99
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far the predictions of a model are from those of a reference, usually the model before pruning.
+
+    Parameters
+    ----------
+    kl_mean : float
+        Mean over the predicted tokens of the KL divergence from the reference's distribution of the next token to the
+        model's, KL(reference || model), over the full vocabulary, in nats.
+    kl_p99 : float
+        99th percentile of the same over the predicted tokens.
+    agreement : float
+        Fraction of the predicted tokens at which both models have the same most likely token.
+    """
+
+    kl_mean: float
+    kl_p99: float
+    agreement: float
+
+
+def log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
+    """Logarithms of the probabilities that logits stand for, along the last axis."""
+    shifted = np.asarray(logits, dtype=np.float64)
+    shifted = shifted - shifted.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def kl_divergence(log_p: ArrayLike, log_q: ArrayLike) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence KL(p || q) of each row, in nats.
+
+    Parameters
+    ----------
+    log_p, log_q : array, shape (positions, vocabulary)
+        Logarithms of the probabilities.
+
+    Returns
+    -------
+    float64 array, shape (positions,)
+        Not negative; infinite where q is zero and p is not.
+    """
+    log_p, log_q = np.asarray(log_p, dtype=np.float64), np.asarray(log_q, dtype=np.float64)
+    p = np.exp(log_p)
+    ratio = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)  # 0 log 0 is 0.
+    # A sum of rounded terms can be slightly below zero.
+    return np.asarray(np.maximum((p * ratio).sum(axis=-1), 0.0))
+
+
+def same_top(a: ArrayLike, b: ArrayLike) -> NDArray[np.bool_]:
+    """Whether each row has its largest value at the same index in both arrays; of ties, the lowest index counts.
+
+    Parameters
+    ----------
+    a, b : array, shape (positions, vocabulary)
+        Logits or probabilities, or their logarithms.
+
+    Returns
+    -------
+    bool array, shape (positions,)
+    """
+    return np.asarray(np.argmax(a, axis=-1) == np.argmax(b, axis=-1))
+
+
+def divergence(kl: ArrayLike, same: ArrayLike) -> Divergence:
+    """Summarise all predicted tokens.
+
+    Parameters
+    ----------
+    kl : array, shape (tokens,)
+        From :func:`kl_divergence`.
+    same : bool array, shape (tokens,)
+        From :func:`same_top`.
+    """
+    values = np.asarray(kl, dtype=np.float64)
+    agreement = np.asarray(same, dtype=np.float64).mean()
+    return Divergence(float(values.mean()), float(np.quantile(values, _TAIL)), float(agreement))
+
+
+def perplexity_standard_error(nll: ArrayLike) -> float | None:
+    """Standard error of a perplexity over windows of equal length, by the delta method.
+
+    The windows count as independent draws from the text. The standard error of the mean negative log-likelihood is the
+    sample standard deviation over the windows (with ``windows - 1``) / sqrt(windows). The derivative of the exponential
+    carries it over to the perplexity: multiplied by the perplexity.
+
+    Parameters
+    ----------
+    nll : array, shape (windows,)
+        Mean negative log-likelihood of each window, in nats.
+
+    Returns
+    -------
+    float or None
+        None for a single window, which says nothing about the variation between windows.
+    """
+    values = np.asarray(nll, dtype=np.float64)
+    if values.size < 2:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.exp(values.mean()) * (values.std(ddof=1) / np.sqrt(values.size)))

@@ -1,0 +1,83 @@
+"""KL divergence, agreement and standard error against SciPy, and the laws that they obey."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import log_softmax as scipy_log_softmax
+from scipy.special import rel_entr
+from scipy.stats import sem
+
+from neuronrank_core.measures import divergence, kl_divergence, log_softmax, perplexity_standard_error, same_top
+
+
+def logits(seed: int, positions: int = 7, vocabulary: int = 23, spread: float = 4.0) -> np.ndarray:
+    return spread * np.random.default_rng(seed).normal(size=(positions, vocabulary)) + 100.0
+
+
+def test_log_softmax_is_that_of_scipy() -> None:
+    assert log_softmax(logits(0)) == pytest.approx(scipy_log_softmax(logits(0), axis=-1), rel=1e-12)
+
+
+@given(st.integers(0, 99), st.floats(0.01, 30.0))
+def test_kl_is_the_sum_of_relative_entropies(seed: int, spread: float) -> None:
+    p, q = (np.exp(scipy_log_softmax(logits(seed + i, spread=spread), axis=-1)) for i in (0, 1000))
+    expected = rel_entr(p, q).sum(axis=-1)
+    assert kl_divergence(np.log(p), np.log(q)) == pytest.approx(expected, rel=1e-9, abs=1e-13)
+
+
+def test_kl_where_a_probability_is_zero() -> None:
+    half, first = np.array([[0.5, 0.5]]), np.array([[1.0, 0.0]])
+    with np.errstate(divide="ignore"):
+        log_half, log_first = np.log(half), np.log(first)
+    assert kl_divergence(log_first, log_half) == pytest.approx([math.log(2)])
+    assert kl_divergence(log_first, log_first) == [0.0]
+    assert kl_divergence(log_half, log_first) == [math.inf]
+
+
+@given(st.integers(0, 99))
+def test_kl_is_zero_only_to_itself_and_never_negative(seed: int) -> None:
+    p = log_softmax(logits(seed))
+    assert (kl_divergence(p, p) == 0.0).all()
+    # Far below the rounding errors of the terms: without the bound, about half of the sums are negative.
+    assert (kl_divergence(p, p + 1e-17 * logits(seed + 1)) >= 0.0).all()
+    assert (kl_divergence(p, log_softmax(logits(seed + 1))) > 0.0).all()
+
+
+def test_a_sum_of_rounded_terms_is_not_negative() -> None:
+    p = np.log(np.full((1, 3), 1 / 3))
+    assert kl_divergence(p, np.nextafter(p, 0.0)) == [0.0]
+
+
+def test_of_ties_the_lowest_index_counts() -> None:
+    a = [[1, 3, 3], [3, 1, 3], [0, 0, 0], [1, 2, 3]]
+    b = [[0, 9, 1], [0, 1, 9], [1, 0, 0], [1, 3, 2]]
+    assert same_top(a, b).tolist() == [True, False, True, False]
+
+
+def test_summary_of_the_tokens() -> None:
+    kl = np.arange(101.0)[::-1] ** 2
+    found = divergence(kl, np.arange(101) % 4 == 0)
+    assert (found.kl_mean, found.kl_p99) == (pytest.approx(3350.0), 99.0**2)
+    assert found.agreement == pytest.approx(26 / 101)
+
+
+@given(st.lists(st.floats(0.5, 9.0), min_size=2, max_size=20))
+def test_standard_error_is_that_of_the_mean_times_the_perplexity(nll: list[float]) -> None:
+    expected = math.exp(sum(nll) / len(nll)) * sem(nll)
+    assert perplexity_standard_error(nll) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_standard_error_is_the_spread_of_perplexities_of_many_texts() -> None:
+    rng = np.random.default_rng(0)
+    texts = 3.0 + 0.2 * rng.standard_exponential((2000, 40))
+    errors = [perplexity_standard_error(text) for text in texts]
+    assert np.mean([e for e in errors if e is not None]) == pytest.approx(np.exp(texts.mean(1)).std(), rel=0.05)
+
+
+def test_a_single_window_has_no_standard_error() -> None:
+    assert perplexity_standard_error([2.0]) is None
