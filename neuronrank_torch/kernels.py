@@ -132,8 +132,7 @@ def open_gates(gate: Tensor, threshold: float) -> Tensor:
 
 def inverse(matrix: Tensor) -> Tensor:
     """Inverse of a symmetric positive definite matrix, computed in double precision."""
-    inverted: Tensor = torch.linalg.inv(matrix.double())
-    return inverted.to(matrix.dtype)
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix.double())).to(matrix.dtype)
 
 
 def unit_rows(rows: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class ScoringContext:
         Share of the MLP's weights to zero in this layer; the recipe's by default.
     known : dict of NeuronStatistics, optional
         Precomputed TF, DF, IDF and spikiness by mode; by default computed from the statistics.
+    norms : dict of arrays, shape (in_features,), optional
+        By module, what :meth:`input_norm` returns instead of the inputs' root mean square.
     """
 
     layer: int | str
@@ -43,10 +45,12 @@ class ScoringContext:
     kernels: Kernels = field(default_factory=NumpyKernels)
     ratio: float | None = None
     known: dict[str, NeuronStatistics] | None = None
+    norms: Mapping[str, Array] = field(default_factory=dict)
 
-    def at(self, module: str, weight: Array) -> ScoringContext:
-        """The same layer with another weight in a module; computed neuron statistics are reused."""
-        return replace(self, weights={**self.weights, module: weight}, known=self._neurons)
+    def at(self, module: str, weight: Array, input_norm: Array | None = None) -> ScoringContext:
+        """The same layer with another weight, or input norm, in a module; computed neuron statistics are reused."""
+        norms = self.norms if input_norm is None else {**self.norms, module: input_norm}
+        return replace(self, weights={**self.weights, module: weight}, known=self._neurons, norms=norms)
 
     @property
     def table(self) -> LayerStatistics:
@@ -71,5 +75,10 @@ class ScoringContext:
         return tfidf.root_mean_square(mean_square, self.table.tokens)
 
     def input_norm(self, module: str) -> Array:
-        """:meth:`input_rms` as an array of the same library as the module's weight."""
+        """Norm of the module's input features, of the same library as its weight, shape (in_features,).
+
+        Up to a constant factor. By default :meth:`input_rms`.
+        """
+        if module in self.norms:
+            return self.norms[module]
         return self.kernels.asarray(self.input_rms(module), self.weights[module])

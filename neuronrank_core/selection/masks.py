@@ -44,13 +44,15 @@ def prune_mask(module: str, context: ScoringContext, share: float = 1.0) -> Arra
     )
 
 
-def gradual_mask(module: str, context: ScoringContext, candidate: Array, share: float) -> Array:
+def gradual_mask(module: str, context: ScoringContext, input_norm: Array, candidate: Array, share: float) -> Array:
     """Choose the weights of a module to zero at one iteration of a gradual update.
 
     Parameters
     ----------
     module, context, share
         See :func:`prune_mask`; the context holds the dense weights.
+    input_norm : array, shape (in_features,)
+        Replaces the input norm in the method's score: :func:`neuronrank_core.update.least_squares.residual_norm`.
     candidate : array, shape (out_features, in_features) or (out_features, in_features + 1)
         Current weights of the module; a bias in a last column is not scored.
 
@@ -59,7 +61,7 @@ def gradual_mask(module: str, context: ScoringContext, candidate: Array, share: 
     bool array, shape (out_features, in_features); always True where the dense weight is zero
     """
     zero = context.weights[module] == 0
-    return prune_mask(module, context.at(module, candidate[:, : zero.shape[1]] * ~zero), share) | zero
+    return prune_mask(module, context.at(module, candidate[:, : zero.shape[1]] * ~zero, input_norm), share) | zero
 
 
 def target_zeros(module: str, shape: tuple[int, int], recipe: Recipe, ratio: float | None = None) -> int:

@@ -39,6 +39,35 @@ def row_errors(weight: Array, gram: Array, target: Array) -> Array:
     return ((weight @ gram - 2 * target) * weight).sum(axis=1)
 
 
+def residual_norm(gram: Array, inverse: Callable[[Array], Array], *, damping: float = DAMPING) -> Array:
+    """Norm of the part of each input that the other inputs cannot replace.
+
+    Optimal Brain Surgeon (Hassibi and Stork 1992): removing a weight ``w_k`` costs ``w_k^2 / [H^-1]_kk`` if the other
+    weights of its row are re-fitted, with ``H`` the Gram matrix with damping. So ``|w_k| * residual_norm_k`` is to an
+    update what Wanda's ``|w_k| * input_norm_k`` is to pruning without one.
+
+    Parameters
+    ----------
+    gram, inverse, damping
+        See :func:`least_squares_update`.
+
+    Returns
+    -------
+    array, shape (in_features,)
+        ``1 / sqrt([H^-1]_kk)``; without damping, the norm of the residual of regressing input k on the others.
+    """
+    unit, _ = _unit_diagonal(gram)
+    unit[range(len(unit)), range(len(unit))] += damping
+    return (gram.diagonal() / inverse(unit).diagonal()) ** 0.5
+
+
+def _unit_diagonal(gram: Array) -> tuple[Array, Array]:
+    """The Gram matrix scaled to a unit diagonal, and the scale of each input; 1 for an input that is always 0."""
+    scale = gram.diagonal() ** 0.5
+    scale = scale + (scale == 0)
+    return gram / scale / scale[:, None], scale
+
+
 def least_squares_update(
     weight: Array,
     mask: Array,
@@ -110,12 +139,9 @@ def gradual_update(
     array, same shape, exactly zero under the last mask; no row has a larger error than the masked dense weights
     """
     target = weight @ gram if target is None else target
-    scale = gram.diagonal() ** 0.5
-    scale = scale + (scale == 0)
-    unit = gram / scale / scale[:, None]
-    diagonal = unit * 0
-    diagonal[range(len(unit)), range(len(unit))] = 1
-    solve = inverse(unit + (1 + damping) * diagonal)
+    unit, scale = _unit_diagonal(gram)
+    unit[range(len(unit)), range(len(unit))] += 1 + damping
+    solve = inverse(unit)
     goal = target / scale + damping * weight * scale
     w, u, reached = weight * scale, weight * 0, 0.0
     for share in shares:
@@ -158,9 +184,7 @@ def absorb(
     -------
     array, shape (out_features, kept)
     """
-    scale = gram.diagonal() ** 0.5
-    scale = scale + (scale == 0)
-    unit = gram / scale / scale[:, None]
+    unit, scale = _unit_diagonal(gram)
     scaled = weight * scale
     inner = unit[kept][:, kept]
     inner[range(len(kept)), range(len(kept))] += damping

@@ -7,7 +7,7 @@ from torch import Tensor
 from neuronrank_core import Recipe, ScoringContext, prune_mask
 from neuronrank_core.selection.masks import gradual_mask, target_zeros
 from neuronrank_core.statistics.table import SHARED_INPUT
-from neuronrank_core.update.least_squares import gradual_update, least_squares_update
+from neuronrank_core.update.least_squares import gradual_update, least_squares_update, residual_norm
 from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.kernels import inverse
 from neuronrank_torch.model.blocks import Block
@@ -58,7 +58,8 @@ class Weights(SparsityType):
             # down_proj also compensates for the pruning of gate and up: its target uses the dense product.
             target = affine @ gram.cross if role == "down_proj" and gram.cross is not None else None
             if context.recipe.update == "gradual":
-                fitted = gradual_update(affine, partial(gradual_mask, role, context), inputs, inverse, target=target)
+                choose = partial(gradual_mask, role, context, residual_norm(inputs, inverse)[: dense.shape[1]])
+                fitted = gradual_update(affine, choose, inputs, inverse, target=target)
             else:
                 # Zeros of the dense weights stay zero too: they count toward the target.
                 fitted = least_squares_update(affine, chosen[role] | (dense == 0), inputs, inverse, target=target)

@@ -84,10 +84,20 @@ def test_gradually_dense_zeros_are_chosen_whatever_became_of_them(method: str) -
     layer.weights["gate_proj"][0, :3] = 0
     context = layer.context(Recipe(method=method, tfidf_k=3))
     candidate = layer.weights["gate_proj"] + 100.0 * (layer.weights["gate_proj"] == 0)
-    mask = gradual_mask("gate_proj", context, candidate, 1.0)
+    norm = context.input_norm("gate_proj")
+    mask = gradual_mask("gate_proj", context, norm, candidate, 1.0)
     assert np.array_equal(mask, prune_mask("gate_proj", context))
-    few = gradual_mask("gate_proj", context, candidate, 0.01)
+    few = gradual_mask("gate_proj", context, norm, candidate, 0.01)
     assert np.array_equal(few, layer.weights["gate_proj"] == 0)
+
+
+def test_gradually_the_norm_given_takes_the_place_of_the_inputs_norm() -> None:
+    context = random_layer().context(Recipe(method="wanda"))
+    W, norm = context.weights["down_proj"], np.random.default_rng(0).uniform(0.1, 10, 7)
+    mask = gradual_mask("down_proj", context, norm, W[::-1], 1.0)
+    merit = np.abs(W[::-1]) * norm
+    assert (merit[mask].reshape(len(W), -1).max(axis=1) < merit[~mask].reshape(len(W), -1).min(axis=1)).all()
+    assert (mask.sum(axis=1) == W.shape[1] // 2).all()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -75,7 +75,7 @@ def test_a_bias_is_not_scored() -> None:
     rng = np.random.default_rng(0)
     W, candidate = rng.normal(size=(5, 9)), rng.normal(size=(5, 10)) * np.logspace(0, 3, 10)
     context = ScoringContext(0, Recipe(method="magnitude"), {"up_proj": W}, None)
-    mask = gradual_mask("up_proj", context, candidate, 1.0)
+    mask = gradual_mask("up_proj", context, np.ones(9), candidate, 1.0)
     assert np.array_equal(mask, lowest_k(np.abs(candidate[:, :9]).reshape(1, -1), 22).reshape(5, 9))
 
 

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronrank_core.kernels import lowest_k
-from neuronrank_core.update.least_squares import SHARES, absorb, gradual_update, least_squares_update, row_errors
+from neuronrank_core.update.least_squares import (
+    SHARES,
+    absorb,
+    gradual_update,
+    least_squares_update,
+    residual_norm,
+    row_errors,
+)
 
 
 def layer(seed: int, tokens: int = 200, rows: int = 6, columns: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -99,6 +106,36 @@ def test_gradual_keeps_a_weight_that_has_taken_over_the_work_of_another() -> Non
         W, lambda V, share: lowest_k(np.abs(V), int(2 * share)), gram, np.linalg.inv, damping=1e-6, shares=shares
     )
     np.testing.assert_allclose(gradual, [[0, 1.2, 0]], atol=1e-4)
+
+
+@given(st.integers(0, 10_000))
+def test_the_residual_norm_is_what_a_regression_on_the_other_inputs_leaves(seed: int) -> None:
+    X, _, _ = layer(seed)
+    left = []
+    for k in range(X.shape[1]):
+        others = np.delete(X, k, axis=1)
+        left.append(np.linalg.norm(X[:, k] - others @ np.linalg.lstsq(others, X[:, k], rcond=None)[0]))
+    np.testing.assert_allclose(residual_norm(X.T @ X, np.linalg.inv, damping=0.0), left, rtol=1e-5)
+
+
+@given(st.integers(0, 10_000), st.floats(0.01, 3.0))
+def test_removing_one_weight_costs_the_square_of_weight_times_residual_norm(seed: int, damping: float) -> None:
+    # The damped objective of the update, solved with numpy's lstsq: the damping is a token of its own for each input.
+    X, W, _ = layer(seed)
+    seen = np.vstack([X, np.diag(damping**0.5 * np.linalg.norm(X, axis=0))])
+    norm = residual_norm(X.T @ X, np.linalg.inv, damping=damping)
+    for k in (0, 7):
+        others = np.delete(seen, k, axis=1)
+        fit = np.linalg.lstsq(others, seen @ W[0], rcond=None)[0]
+        assert ((others @ fit - seen @ W[0]) ** 2).sum() == pytest.approx((W[0, k] * norm[k]) ** 2, rel=1e-6)
+
+
+def test_an_input_that_never_fires_has_no_residual() -> None:
+    X, _, _ = layer(9)
+    X[:, 4] = 0
+    norm = residual_norm(X.T @ X, np.linalg.inv)
+    assert norm[4] == 0
+    assert (np.delete(norm, 4) > 0).all()
 
 
 def test_shares_grow_to_all_before_the_last_iterations() -> None:

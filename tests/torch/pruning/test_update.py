@@ -13,7 +13,7 @@ from tiny import tiny_tokenizer
 from neuronrank_core.errors import NonFiniteError
 from neuronrank_core.kernels import lowest_k
 from neuronrank_core.methods import needs_text
-from neuronrank_core.update.least_squares import absorb, gradual_update, least_squares_update
+from neuronrank_core.update.least_squares import absorb, gradual_update, least_squares_update, residual_norm
 from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.distributed.ranks import ALONE
 from neuronrank_torch.kernels import TorchKernels, inverse
@@ -41,6 +41,8 @@ def test_tensors_give_what_the_core_gives() -> None:
     expected = absorb(W, kept, gram, np.linalg.inv)
     absorbed = absorb(tensors[0], torch.tensor(kept), tensors[1], inverse)
     np.testing.assert_allclose(absorbed.numpy(), expected, rtol=1e-3, atol=1e-4)
+    norm = residual_norm(tensors[1], inverse)
+    np.testing.assert_allclose(norm.numpy(), residual_norm(gram, np.linalg.inv), rtol=1e-4)
 
 
 def test_tensors_give_what_the_core_gives_gradually() -> None:
@@ -162,3 +164,18 @@ def test_non_finite_inputs_name_the_layer() -> None:
         layer.module.mlp(torch.full((1, 2, 32), float("nan")))
     with pytest.raises(NonFiniteError, match="layer 7"):
         watching.sum_over(ALONE)
+
+
+def test_gradually_neurons_that_do_the_same_lose_more_than_those_that_nothing_replaces() -> None:
+    share = {}
+    for update in (UPDATE, GRADUAL):
+        model = small()
+        for layer in range(len(model.model.layers)):
+            mlp = linears(model, layer)
+            with torch.no_grad():
+                for name in ("gate_proj", "up_proj"):
+                    mlp[name].weight[1:8] = mlp[name].weight[0]
+        pruned(model, recipe(method="wanda", propagate="dense", **update))
+        gone = np.concatenate([zeros(model, layer)["down_proj"] for layer in range(len(model.model.layers))])
+        share[update["update"]] = float(gone[:, :8].mean() - gone[:, 8:].mean())
+    assert share["gradual"] > share["least-squares"] + 0.1, share
