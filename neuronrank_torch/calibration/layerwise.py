@@ -231,7 +231,7 @@ def run_layers(
 
 def _mixes(forward: Forward, sequence: Tensor) -> bool:
     """Whether a layer's output for a sequence depends on the other one in its batch."""
-    batches = (torch.cat([sequence, other]) for other in (sequence, sequence.flip(1)))
+    batches = (torch.cat([sequence, other]) for other in (sequence, sequence.flip(2)))
     first, second = (split_output(forward(batch))[0][0] for batch in batches)
     # An expert may round otherwise if it gets another number of tokens.
     return bool((first - second).abs().max() > 0.01 * first.abs().max())
