@@ -88,9 +88,7 @@ def matrices(name: str, tensor: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["mxfp4", "fp8"])
-def test_experts(
-    run: Run, drawn: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_experts(run: Run, drawn: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Mixtures as published, pruned a unit at a time, and what transformers makes of source and output."""
     source, out = tmp_path / "source", tmp_path / "out"
     if kind == "mxfp4":
