@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from command import Run
-from tiny_files import small, write_model
 from flags import BASE, JOB, JOBS, PARAMETERS, RECIPE, RESULT
+from tiny_files import small, write_model
 
 import neuronrank_torch.runs.dry_run
 import neuronrank_torch.runs.evaluate

@@ -94,7 +94,7 @@ def test_layers_that_mix_sequences_run_alone_or_not_at_all() -> None:
     model, tokens = tiny_type("doge+experts"), text()
     for ours, theirs in zip(run(model, tokens, 1), expected(model, tokens), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UnsupportedModelError, match="^DogeModel mixes the sequences of a batch$") as caught:
+    with pytest.raises(UnsupportedModelError, match=r"^DogeModel mixes the sequences of a batch$") as caught:
         run(model, tokens, 2)
     assert caught.value.hint == "use --batch-size 1"
 
@@ -107,7 +107,7 @@ def test_nothing_is_pruned_before_a_later_layer_mixes_sequences() -> None:
     model = small("llama")
     model.model.layers[1].mlp.act_fn = Mixing()
     dense = state(model)
-    with pytest.raises(UnsupportedModelError, match="^LlamaModel mixes the sequences of a batch$"):
+    with pytest.raises(UnsupportedModelError, match=r"^LlamaModel mixes the sequences of a batch$"):
         pruned(model, recipe(), batch_size=2)
     assert same_state(state(model), dense)
 
