@@ -99,8 +99,9 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     recipe = options.recipe_of(ctx, flags)
     _warn_of_idle(ctx, recipe, flags)
     if flags["effort"] in ("good", "best") and flags["stats"]:
-        message = f"--effort {flags['effort']} needs a calibration text: leave out --stats, or use --effort fast"
-        raise click.UsageError(message, ctx)
+        raise click.UsageError(
+            f"--effort {flags['effort']} needs a calibration text: leave out --stats, or use --effort fast", ctx
+        )
     if not (flags["save"] or flags["evaluate"] or flags["dry_run"]):
         raise click.UsageError("nothing to do with the result: give --save, --eval or --dry-run", ctx)
 
@@ -140,7 +141,8 @@ def _by_effort(error: InputError, given: Collection[str], effort: str | None) ->
     setting = re.match(r"--(update|allocate) \S+ (?=cannot|needs)", str(error))
     if not effort or setting is None or setting[1] in given:
         return error
-    return InputError(f"--effort {effort} {str(error)[setting.end() :]}", hint=error.hint)
+    reworded = f"--effort {effort} {str(error)[setting.end() :]}"
+    return InputError(reworded, hint=error.hint)
 
 
 def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> None:
