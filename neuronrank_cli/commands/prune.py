@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +13,7 @@ from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.console import Stages, perplexity_text, print_table, protocol, show, size_text, warn
 from neuronrank_core.effort import EFFORTS, VARIANTS, candidates, passes_by_effort
+from neuronrank_core.errors import InputError
 from neuronrank_core.methods import METHODS, exponents, mode, needs_text, requires, without_effect
 from neuronrank_core.recipe import PRESETS, Recipe
 from neuronrank_core.statistics.table import SAMPLE
@@ -95,13 +98,19 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     """
     recipe = options.recipe_of(ctx, flags)
     _warn_of_idle(ctx, recipe, flags)
-    if flags["effort"] and flags["stats"]:
-        raise click.UsageError("--effort needs a calibration text: leave out --stats, or --effort", ctx)
+    if flags["effort"] in ("good", "best") and flags["stats"]:
+        raise click.UsageError(
+            f"--effort {flags['effort']} needs a calibration text: leave out --stats, or use --effort fast", ctx
+        )
     if not (flags["save"] or flags["evaluate"] or flags["dry_run"]):
         raise click.UsageError("nothing to do with the result: give --save, --eval or --dry-run", ctx)
 
+    given = options.given(ctx, flags)
     with Stages() as stages:
-        result = _run(recipe, options.given(ctx, flags), flags, stages)
+        try:
+            result = _run(recipe, given, flags, stages)
+        except InputError as error:
+            raise _by_effort(error, given, flags["effort"]) from None
     if not without_effect(recipe, ["signal"]):
         options.warn_of_signal(ctx, recipe.signal, result.recipe.signal)
     show(result, flags["as_json"], print_result)
@@ -116,11 +125,24 @@ def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: 
     evaluation = Evaluation(flags["eval_dataset"], recipe.seqlen, flags["eval_windows"], recipe.bos)
     job = Job(**options.fields_of(Job, flags), evaluation=evaluation if flags["evaluate"] else None)
     if flags["dry_run"]:
-        return plan_prune(job, recipe, passes_by_effort(recipe, given) if flags["effort"] else {})
+        timed = flags["effort"] and not flags["stats"]
+        result = plan_prune(job, recipe, passes_by_effort(recipe, given) if timed else {})
+        if result.plan and timed:
+            result = replace(result, plan=replace(result.plan, seconds=result.plan.efforts[flags["effort"]]))
+        return result
     compared = candidates(recipe, given) if flags["effort"] == "best" else {}
     if len(compared) == 1:
         warn("--effort best is the same as good here: no other recipe applies to these settings")
     return run_prune(job, recipe, stages, compared if len(compared) > 1 else {})
+
+
+def _by_effort(error: InputError, given: Collection[str], effort: str | None) -> InputError:
+    """An error that names the flag the user set, if it is about a setting that an effort level stands for."""
+    setting = re.match(r"--(update|allocate) \S+ (?=cannot|needs)", str(error))
+    if not effort or setting is None or setting[1] in given:
+        return error
+    reworded = f"--effort {effort} {str(error)[setting.end() :]}"
+    return InputError(reworded, hint=error.hint)
 
 
 def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> None:

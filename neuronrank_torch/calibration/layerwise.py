@@ -135,7 +135,7 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
     with _replaced([layer.module for layer in decoder.layers], first_layer):
         for sequence in sequences if len(sequences) else _example(sequences):
             try:
-                decoder.body(input_ids=sequence[None], use_cache=False)
+                decoder.model(input_ids=sequence[None], use_cache=False)
             except StopForward:
                 pass
             except (TypeError, ValueError) as error:  # From the model's checks of its arguments.
@@ -185,11 +185,18 @@ def run_layers(
     -------
     Tensor, shape (sequences, seqlen, hidden_size)
         Hidden states after the last layer (before it, if the last visit kept no output).
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model does not call each layer once, passes more than hidden states between them, or has layers whose
+        output for a sequence depends on the other sequences of a micro-batch; or as :func:`embed`.
     """
     hidden = embed(decoder, sequences, room)
     last = len(decoder.layers) - 1
     called: list[int] = []
     others: Others = None
+    kinds: list[set[type]] = []  # Of layers in which sequences were seen to be independent.
 
     def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal others
@@ -198,6 +205,11 @@ def run_layers(
         bound = partial(_call, forward, args[0].device, args[1:], kwargs)
         run = LayerRun(decoder.layers[index], hidden, bound, batch_size, first, on_batch)
         with resident(index):
+            kind = set(map(type, run.layer.module.modules()))
+            if batch_size > 1 and len(hidden) and kind not in kinds:
+                kinds.append(kind)
+                if _mixes(bound, hidden[:1]):
+                    raise _unsupported(decoder, "mixes the sequences of a batch", hint="use --batch-size 1")
             visit(run)
         called.append(index)
         others = run.others
@@ -211,14 +223,22 @@ def run_layers(
         return placeholder if others is None else (placeholder, *others)
 
     with _replaced([layer.module for layer in decoder.layers], visit_layer), suppress(StopForward):
-        decoder.body(input_ids=_example(sequences), use_cache=False)
+        decoder.model(input_ids=_example(sequences), use_cache=False)
     if called != [*range(last + 1)]:
         raise _unsupported(decoder, f"called {len(called)} of its {last + 1} layers")
     return hidden
 
 
-def _unsupported(decoder: Decoder, what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{type(decoder.body).__name__} {what}")
+def _mixes(forward: Forward, sequence: Tensor) -> bool:
+    """Whether a layer's output for a sequence depends on the other one in its batch."""
+    batches = (torch.cat([sequence, other]) for other in (sequence, sequence.flip(2)))
+    first, second = (split_output(forward(batch))[0][0] for batch in batches)
+    # An expert may round otherwise if it gets another number of tokens.
+    return bool((first - second).abs().max() > 0.01 * first.abs().max())
+
+
+def _unsupported(decoder: Decoder, what: str, **hint: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{type(decoder.body).__name__} {what}", **hint)
 
 
 @contextmanager

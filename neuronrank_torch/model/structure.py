@@ -94,11 +94,14 @@ class Decoder:
 
     Parameters
     ----------
+    model : nn.Module
+        The whole model. It may pass its body arguments of its own, such as attention masks.
     body : nn.Module
         The module whose forward calls the layers in order (``model.model`` in most families).
     layers : list of Layer
     """
 
+    model: nn.Module
     body: nn.Module
     layers: list[Layer]
 
@@ -152,7 +155,7 @@ def find_decoder(model: nn.Module) -> Decoder:
     owners = [owner for layer in layers for owner in {id(mlp.module) for mlp in layer.mlps} - {id(layer.module)}]
     if len(set(owners)) < len(owners):
         raise UnsupportedModelError(f"{type(body).__name__} has layers that share an MLP")
-    return Decoder(body, layers)
+    return Decoder(model, body, layers)
 
 
 def _has_layers(body: nn.Module) -> bool:

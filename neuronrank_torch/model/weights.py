@@ -135,7 +135,10 @@ def from_first(ranks: Ranks, source: WeightSource | None = None) -> Callable[[st
 
 
 def stored_tensors(model: Any) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name. A weight that modules share appears under its first name only."""
+    """Parameters and persistent buffers by name. A weight that modules share has the name that transformers saves."""
     state = model.state_dict(keep_vars=True)
-    first = {id(tensor): name for name, tensor in reversed(state.items())}
-    return {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
+    tied = getattr(model, "all_tied_weights_keys", {})  # By the names that are not saved.
+    saved: dict[int, str] = {}
+    for name in sorted(state, key=lambda name: name in tied):
+        saved.setdefault(id(state[name]), name)
+    return {name: tensor for name, tensor in state.items() if saved[id(tensor)] == name}

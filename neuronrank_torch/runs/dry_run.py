@@ -17,7 +17,7 @@ from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
-from neuronrank_torch.model.structure import Decoder, Layer
+from neuronrank_torch.model.structure import Layer
 from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
 from neuronrank_torch.pruning.result import Calibration, Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers
@@ -169,7 +169,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     seqlen = recipe.seqlen if needs_text(recipe) or eval_tokens else 2
     tokens = torch.randint(vocabulary, (batch_size, seqlen), generator=torch.Generator().manual_seed(0))
     example = _example_layer(model).index
-    only = Decoder(model.decoder.body, model.decoder.layers[: example + 1])
+    only = replace(model.decoder, layers=model.decoder.layers[: example + 1])
     with torch.no_grad():
         run_layers(only, tokens.to(model.device), visit, batch_size=batch_size, resident=model.resident)
     batches = -(-recipe.nsamples // batch_size) if needs_text(recipe) else 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from command import Run
 from flags import BASE, JOB, JOBS, PARAMETERS, RECIPE, RESULT
+from tiny_files import small, write_model
 
 import neuronrank_torch.runs.dry_run
 import neuronrank_torch.runs.evaluate
@@ -38,7 +40,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def plan_prune(job: Job, recipe: Recipe, efforts: Any) -> PruneResult:
         seen.update(job=job, recipe=recipe, planned=True, candidates={}, efforts=efforts)
-        return replace(RESULT, plan=Plan(1 << 20, {"layers": 1 << 31, "update": 0}, 90.0))
+        seconds = {name: 1.0 + number for number, name in enumerate(efforts)}
+        return replace(RESULT, plan=Plan(1 << 20, {"layers": 1 << 31, "update": 0}, 90.0, seconds))
 
     def run_eval(model: str, evaluation: Evaluation, **others: Any) -> EvalResult:
         others.pop("progress")
@@ -163,14 +166,37 @@ def test_effort_sets_what_the_user_did_not(run: Run, asked: dict[str, Any]) -> N
 
 
 def test_effort_in_a_dry_run_names_the_time_of_each(run: Run, asked: dict[str, Any]) -> None:
-    run("prune", *BASE, "--dry-run", "--effort", "good")
-    assert [*asked["efforts"]] == ["fast", "good", "best"]
+    for effort, time in (("fast", "1 s"), ("good", "2 s"), ("best", "3 s")):
+        said = run("prune", *BASE, "--dry-run", "--effort", effort).stdout
+        assert [*asked["efforts"]] == ["fast", "good", "best"]
+        assert f"time: about {time}, extrapolated" in said
+        assert "by effort: fast 1 s, good 2 s, best 3 s" in said
+    run("prune", *BASE, "--dry-run", "--effort", "fast", "--stats", "s")
+    assert not asked["efforts"]
     run("prune", *BASE, "--dry-run")
     assert not asked["efforts"]
 
 
-def test_effort_needs_text(run: Run) -> None:
-    assert "--effort needs a calibration text" in run("prune", *BASE, "--effort", "best", "--stats", "s", code=2).stderr
+def test_effort_needs_text_except_for_one_pass(run: Run, asked: dict[str, Any]) -> None:
+    for effort in ("good", "best"):
+        said = run("prune", *BASE, "--effort", effort, "--stats", "s", code=2).stderr
+        assert f"--effort {effort} needs a calibration text" in said
+    run("prune", *BASE, "--effort", "fast", "--stats", "s")
+    assert (asked["recipe"], asked["job"].stats) == (Recipe(), "s")
+
+
+def test_refusals_speak_of_effort_where_it_was_set(run: Run, text: Path, tmp_path: Path) -> None:
+    mixture = write_model(tmp_path / "m", small("mixtral"))
+    base = ["prune", "--model", mixture, "--dataset", text, "--nsamples", 2, "--seqlen", 32, "--dry-run"]
+    for flags, named in (
+        (["--effort", "good"], "--effort good"),
+        (["--effort", "best"], "--effort best"),
+        (["--effort", "good", "--update", "gradual"], "--update gradual"),
+        (["--update", "gradual"], "--update gradual"),
+    ):
+        said = run(*base, *flags, code=2).stderr
+        assert f"Error: {named} cannot be used on a mixture of experts (" in said
+        assert "Hint: leave it out: " in said
 
 
 @pytest.mark.usefixtures("asked")

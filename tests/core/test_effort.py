@@ -48,3 +48,5 @@ def test_the_time_of_an_effort_heeds_what_the_user_set() -> None:
     times = passes_by_effort(Recipe(update="least-squares", nsamples=8), {"update", "nsamples"})
     assert {recipe.update for recipes in times.values() for recipe in recipes} == {"least-squares"}
     assert [recipe.nsamples for recipe in times["good"]] == [8]
+    times = passes_by_effort(Recipe(), {"allocate"})  # Nothing is left to compare.
+    assert times["best"] == times["good"]

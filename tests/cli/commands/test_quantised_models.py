@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from command import Run
 from quantised import as_bfloat16, deepseek, edit, gpt_oss, llama, set_config, write_fp8, write_mxfp4
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
+
+from neuronrank_torch.model import open as opening
 
 MODELS = {"llama": (llama(), (16, 24)), "qwen3": (llama(48, 80, "qwen3"), None), "experts": (deepseek(), (16, 24))}
 Flags = list[object]
@@ -72,6 +75,50 @@ def test_prune(run: Run, drawn: Flags, measured: Flags, both: tuple[Path, Path],
     assert "quantization_config" not in config
     assert config["dtype"] == "bfloat16"
     assert not hasattr(AutoModelForCausalLM.from_pretrained(out).config, "quantization_config")
+
+
+def matrices(name: str, tensor: Tensor) -> list[Tensor]:
+    """The matrices of an MLP that a tensor of the model holds: several if it holds gate and up, or experts."""
+    experts = list(tensor) if tensor.ndim == 3 else [tensor]
+    if not name.endswith("gate_up_proj"):
+        return experts
+    if name.endswith("bias") or tensor.shape[1] < tensor.shape[2]:  # (hidden, 2 * neurons): gate and up in turn.
+        return [half for expert in experts for half in (expert[:, 0::2], expert[:, 1::2])]
+    return [half for expert in experts for half in expert.chunk(2)]
+
+
+@pytest.mark.parametrize("kind", ["mxfp4", "fp8"])
+def test_experts(run: Run, drawn: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Mixtures as published, pruned a unit at a time, and what transformers makes of source and output."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    if kind == "mxfp4":
+        write_mxfp4(source, gpt_oss())
+        set_config(source, dtype=None)  # As published.
+        settings = Mxfp4Config(dequantize=True)
+    else:
+        write_fp8(source, deepseek(), (8, 4))  # Blocks that divide every matrix; transformers is wrong on others.
+        settings = FineGrainedFP8Config(weight_block_size=(8, 4), dequantize=True)
+    monkeypatch.setattr(opening, "_load_whole", lambda *_: pytest.fail("loaded whole"))
+    done = run("prune", "--model", source, *drawn, "--sparsity_ratio", 0.625, "--save", out, "--json")
+    said = f"the {kind.upper()} {SAID.format(source)}"
+    assert said in json.loads(done.stdout)["notes"]
+    assert f"Warning: {said}\n" in done.stderr
+    names = {name.removesuffix("_blocks") for name in tensors_of(source)}
+    assert tensors_of(out).keys() == {n for n in names if not n.endswith(("_scales", "_scale_inv"))}
+    pruned, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16, output_loading_info=True)
+    assert not any(info.values()), info
+    theirs = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, quantization_config=settings)
+    expected, seen = theirs.state_dict(), 0
+    for name, tensor in pruned.state_dict().items():
+        kept = torch.ones_like(tensor, dtype=torch.bool)
+        if re.search(r"\.mlp\..*_proj(\.weight)?$", name):
+            kept = tensor != 0
+            for matrix in matrices(name, tensor):
+                seen += 1
+                assert (matrix == 0).sum() == 0.625 * matrix.numel(), name
+        assert tensor.dtype == expected[name].dtype
+        assert torch.equal(tensor[kept], expected[name][kept]), name
+    assert seen == (2 * 3 * 3 if kind == "mxfp4" else 3 + 3 * (4 + 1))
 
 
 def test_prune_without_saving(run: Run, drawn: Flags, measured: Flags, both: tuple[Path, Path]) -> None:

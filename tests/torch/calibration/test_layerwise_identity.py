@@ -6,6 +6,7 @@ import pytest
 import torch
 from layerwise import FAMILIES, expected, run, small, text
 from tiny import Family
+from tiny_types import tiny_type
 
 from neuronrank_torch.calibration.layerwise import embed, run_layers, split_output
 from neuronrank_torch.model.structure import find_decoder
@@ -40,6 +41,13 @@ def test_embeddings_are_what_enters_the_first_layer(family: Family) -> None:
     model, tokens = small(family), text()
     with torch.no_grad():
         assert torch.equal(embed(find_decoder(model), tokens), expected(model, tokens)[0])
+
+
+def test_arguments_are_those_of_the_whole_model() -> None:
+    """Gemma 3 with pictures makes the masks itself; its text model would make others."""
+    model, tokens = tiny_type("gemma3+bidirectional"), text()
+    for ours, theirs in zip(run(model, tokens, 2), expected(model, tokens), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_without_keep_hidden_states_stay() -> None:

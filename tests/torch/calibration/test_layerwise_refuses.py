@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layerwise import small, text
+from layerwise import expected, run, small, text
+from pruning import pruned, recipe, same_state, state
+from tiny import tiny_model
+from tiny_types import tiny_type
 from torch import Tensor, nn
 
 from neuronrank_core import InputError
@@ -84,6 +87,38 @@ def test_a_model_that_needs_more_than_tokens_is_refused(error: type[Exception]) 
     with pytest.raises(InputError, match=r"^Seeing does not run on tokens alone: pixel_values is missing$"):
         embed(find_decoder(model), text())
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
+
+
+def test_layers_that_mix_sequences_run_alone_or_not_at_all() -> None:
+    """The router of Doge's experts reads all sequences of a batch as one."""
+    model, tokens = tiny_type("doge+experts"), text()
+    for ours, theirs in zip(run(model, tokens, 1), expected(model, tokens), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UnsupportedModelError, match=r"^DogeModel mixes the sequences of a batch$") as caught:
+        run(model, tokens, 2)
+    assert caught.value.hint == "use --batch-size 1"
+
+
+def test_nothing_is_pruned_before_a_later_layer_mixes_sequences() -> None:
+    class Mixing(nn.Module):
+        def forward(self, gate: Tensor) -> Tensor:
+            return gate + gate.mean(0)
+
+    model = small("llama")
+    model.model.layers[1].mlp.act_fn = Mixing()
+    dense = state(model)
+    with pytest.raises(UnsupportedModelError, match=r"^LlamaModel mixes the sequences of a batch$"):
+        pruned(model, recipe(), batch_size=2)
+    assert same_state(state(model), dense)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_rounding_is_not_mixing(dtype: torch.dtype) -> None:
+    """Experts that get other tokens, in half precision; and a rank without text."""
+    decoder = find_decoder(tiny_model("mixtral", layers=2, hidden=32, intermediate=48).to(dtype))
+    for tokens in (text(), text()[:0]):
+        run_layers(decoder, tokens, lambda layer: layer.feed(keep=True), batch_size=4)
 
 
 class Some(nn.ModuleList):

@@ -36,6 +36,9 @@ class Wrapper(nn.Module):
         self.model = nn.Module()
         self.model.language_model = language_model
 
+    def forward(self, **tokens: object) -> object:
+        return self.model.language_model(**tokens)
+
 
 class Experts(nn.Module):
     def __init__(self, *mlps: nn.Module) -> None:

@@ -137,6 +137,20 @@ def test_a_part_in_another_precision_needs_no_whole_model(tmp_path: Path, model_
     assert_same_as_whole(source, dtype)
 
 
+@pytest.mark.parametrize("model_type", ["camembert", "xlm-roberta"])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_tied_head_that_comes_before_the_embeddings(tmp_path: Path, model_type: str, both: bool) -> None:
+    source = write(tmp_path / "source", tiny_type(model_type))
+    if both:  # As in checkpoints that were not written by transformers.
+        word = "roberta.embeddings.word_embeddings.weight"
+        edit(source, lambda tensors: tensors.update({"lm_head.decoder.weight": tensors[word].clone()}))
+    before = stored(source)
+    assert ("lm_head.decoder.weight" in before) == both
+    assert isinstance(open_model(str(source))[0].source, LoadedWeights) == both
+    _, out = streamed(source)
+    assert_only_zeros_differ(before, out, r"layer\.\d\.(intermediate|output)\.dense\.weight")
+
+
 def test_a_tensor_that_the_model_does_not_use_is_copied(tmp_path: Path) -> None:
     """As the layers of DeepSeek-V3 and GLM-4-MoE that predict further tokens."""
     source = write(tmp_path / "source", tiny_type("deepseek_v3"))
