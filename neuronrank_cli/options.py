@@ -201,10 +201,17 @@ def device_flags(command: Command) -> Command:
     return device(flag("--dtype", MODEL, what, type=precisions, default="auto")(command))
 
 
-def text_flag(name: str, section: str, what: str, default: str | None = "builtin", **attributes: Any) -> Decorator:
-    """A flag that names a text."""
-    text = f"{what}: builtin, a .txt or .jsonl file, or a hub data set, NAME[:CONFIG[:SPLIT]]."
+def text_flag(
+    name: str, section: str, what: str, default: str | None = "builtin", also: str = "", **attributes: Any
+) -> Decorator:
+    """A flag that names a text; ``also`` is what it takes besides."""
+    text = f"{what}: {also}builtin, a .txt or .jsonl file (texts or chats), or a hub data set, NAME[:CONFIG[:SPLIT]]."
     return flag(name, section, text, metavar="SOURCE", default=default, **attributes)
+
+
+def calibration_flag(section: str) -> Decorator:
+    """The flag that names the calibration text, which the model can also write itself."""
+    return text_flag("--dataset", section, "Calibration text", also="self (written by the model), ")
 
 
 def windows_flag(name: str, section: str, default: int | None = None) -> Decorator:

@@ -34,7 +34,7 @@ def from_to(value: str) -> tuple[int, int]:
 
 @click.command(cls=Command, epilog=EXAMPLE)
 @options.model_flags
-@options.text_flag("--dataset", TEXT, "Calibration text")
+@options.calibration_flag(TEXT)
 @options.recipe_flags("Calibration", ("nsamples",), TEXT)
 @options.count_flag("--seqlen", TEXT, "Tokens per sequence.", low=2, default=Recipe.seqlen)
 @options.recipe_flags("Calibration", ("bos", "seed"), TEXT)

@@ -65,7 +65,7 @@ TABLES = {
     type=click.Choice(EFFORTS),
     default_text="the defaults of those flags",
 )
-@options.text_flag("--dataset", CALIBRATION, "Calibration text")
+@options.calibration_flag(CALIBRATION)
 @options.flag(
     "--stats",
     CALIBRATION,

@@ -13,6 +13,7 @@ from neuronrank_torch.files.journal import differences
 from neuronrank_torch.files.json import read_json, read_sealed
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import HEAD, Unit
+from neuronrank_torch.text.sources import SELF, SELF_FILE
 
 #: Settings of the collection that a recipe cannot change afterwards.
 _FIXED = ("signal", "threshold", "tokens_per_document")
@@ -53,6 +54,12 @@ class StatisticsFolder:
     def fixed(self) -> dict[str, Any]:
         """Fields of a recipe that cannot be changed after the collection."""
         return {name: self.header[name] for name in _FIXED}
+
+    @property
+    def dataset(self) -> str:
+        """The text, as it was named; where the model wrote it, the file in this folder."""
+        named: str = self.header["dataset"]
+        return str(self.path / SELF_FILE) if named == SELF else named
 
     @property
     def units(self) -> list[Unit]:

@@ -24,11 +24,12 @@ from neuronrank_torch.model.streaming import HEAD, StreamedModel
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.result import versions
 from neuronrank_torch.runs.job import Job
+from neuronrank_torch.runs.own_text import write_text
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.saving.statistics_writer import StatisticsWriter
 from neuronrank_torch.schema import from_json
 from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
-from neuronrank_torch.text.sources import load_text, text_fingerprint
+from neuronrank_torch.text.sources import SELF, Documents, read_documents, text_fingerprint
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def run_collect(
     chosen = _chosen(documents, recipe, batch_size)
     with launched() as ranks:
         save = ranks.from_first(partial(check_output, job.save, job.force, STATISTICS))
-        text = ranks.from_first(lambda: load_text(job.dataset, "calibration"))
+        own = job.dataset == SELF
+        read = ranks.from_first(lambda: Documents(SELF, ()) if own else read_documents(job.dataset, "calibration"))
         job = replace(job, device=choose_device(job.device))
         progress(f"loading {job.model}", 0, 1, "models")
         model, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
@@ -152,10 +154,14 @@ def run_collect(
             partial(check_output, save, job.force, STATISTICS, source=source.path, label=source.spec)
         )
         recipe = model.decoder.measured(recipe)
-        sequences = calibration_sequences(tokenizer, recipe, text)[chosen.start : chosen.stop]
-        run = _CollectRun(job, recipe, batch_size, chosen, model, source, text_fingerprint(text), progress, ranks)
-        header = ranks.from_first(run.header)
+        text = "" if own else read.text(tokenizer)
+        run = _CollectRun(job, recipe, batch_size, chosen, model, source, progress, ranks)
+        header = ranks.from_first(lambda: run.header(SELF if own else text_fingerprint(text)))
         with run.writer(target, header) as writer:
+            if own:
+                text = Documents(SELF, tuple(writer.own_text(partial(write_text, job, recipe, progress)))).text()
+                header["text_sha256"] = text_fingerprint(text)
+            sequences = calibration_sequences(tokenizer, recipe, text)[chosen.start : chosen.stop]
             with torch.no_grad():
                 run.collect(sequences, writer)
             progress(f"saving {save}", 0, 1, "folders")
@@ -189,11 +195,10 @@ class _CollectRun:
     documents: range
     model: StreamedModel
     source: ModelSource
-    text_sha256: str
     progress: Progress
     ranks: Ranks
 
-    def header(self) -> dict[str, Any]:
+    def header(self, text_sha256: str) -> dict[str, Any]:
         """What the tables were computed from."""
         sampling = ("nsamples", "seqlen", "seed", "bos", "signal", "threshold", "tokens_per_document")
         return {
@@ -204,7 +209,7 @@ class _CollectRun:
             "layers": len(self.model.decoder.layers),
             "gated": self.model.decoder.gated,
             "dataset": self.job.dataset,
-            "text_sha256": self.text_sha256,
+            "text_sha256": text_sha256,
             **{name: getattr(self.recipe, name) for name in sampling},
             "batch_size": self.batch_size,
             "documents": list(self.documents),

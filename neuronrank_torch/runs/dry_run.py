@@ -15,6 +15,7 @@ from neuronrank_torch.evaluation.seen_text import evaluation_notes
 from neuronrank_torch.evaluation.windows import STREAMED_TOKENS
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.kernels import TorchKernels
+from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
 from neuronrank_torch.model.structure import Layer
@@ -22,6 +23,7 @@ from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune
 from neuronrank_torch.pruning.result import Calibration, Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers
 from neuronrank_torch.runs.job import Job, read_inputs
+from neuronrank_torch.runs.own_text import first_token
 from neuronrank_torch.runs.prune_result import JobRecord, Plan, PruneResult
 from neuronrank_torch.saving.names import Names
 from neuronrank_torch.text.sequences import calibration_sequences, evaluation_windows, micro_batch
@@ -58,14 +60,22 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
     if statistics is not None:
         statistics.check_model(source)
     model = streamed.model
+    text, eval_text = inputs.texts(tokenizer)
     layers, notes = planned_layers(model, recipe)
     notes[:0] = source.notes
     first = first_pruned(recipe, len(streamed.decoder.layers))[0]
-    notes += [*evaluation_notes(inputs.text, inputs.eval_text, statistics), *saved]
+    notes += [*evaluation_notes(text, eval_text, statistics), *saved]
+    if inputs.writes_text:
+        first_token(tokenizer)
+        check_positions(model, recipe.seqlen)
+        notes.append(
+            "--dataset self: a dry run writes no text; a run loads the whole model to write it, and takes longer than "
+            "estimated"
+        )
     if recipe.allocate != "uniform":
         notes.append("--allocate sets the ratio of each layer during the run: only the total below is exact")
-    if inputs.text:
-        calibration_sequences(tokenizer, recipe, inputs.text)
+    if text:
+        calibration_sequences(tokenizer, recipe, text)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = {"tokens": recipe.nsamples * recipe.seqlen} if needs_text(recipe) else {}
     calibration = Calibration(**(tokens if statistics is None else statistics.calibration()))
@@ -75,13 +85,13 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
         recipe = Recipe("magnitude", include_attention=recipe.include_attention, seqlen=recipe.seqlen)
     e, eval_tokens = job.evaluation, 0
     if e is not None:
-        cut = evaluation_windows(tokenizer, inputs.eval_text, seqlen=e.seqlen, windows=e.windows, bos_mode=e.bos)
+        cut = evaluation_windows(tokenizer, eval_text, seqlen=e.seqlen, windows=e.windows, bos_mode=e.bos)
         eval_tokens = cut.size
     batch_size = min(recipe.nsamples, job.batch_size or micro_batch(recipe))
     estimate = partial(estimate_seconds, streamed, first=first, batch_size=batch_size, eval_tokens=eval_tokens)
     plan = Plan(
         streamed.bytes(0),
-        estimate_memory(streamed, recipe, job, eval_tokens),
+        estimate_memory(streamed, recipe, job, eval_tokens, whole=job.save is None or inputs.writes_text),
         estimate(recipe),
         {name: sum(map(estimate, recipes)) for name, recipes in (efforts or {}).items()},
     )
@@ -96,7 +106,7 @@ SCORING_BYTES = 24
 GRAM_BYTES = 36
 
 
-def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens: int) -> dict[str, int]:
+def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens: int, *, whole: bool) -> dict[str, int]:
     """Estimate the peak memory of a run, in bytes, part by part.
 
     Parameters
@@ -104,17 +114,18 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
     model : StreamedModel
     recipe : Recipe
     job : Job
-        Says whether the whole model is in memory, and whether hidden states are.
+        Says whether the model is saved, and whether hidden states are in memory.
     eval_tokens : int
         Tokens of the evaluation text.
+    whole : bool
+        Whether the whole model is in memory at some time.
     """
-    whole = job.save is None
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
     blocks = _example_layer(model).blocks(include_attention=recipe.include_attention)
     weights = [weight for block in blocks for weight in block.weights.values()]
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
     calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and job.hidden_states == "memory" else 0
-    evaluation = 0 if whole else min(eval_tokens, STREAMED_TOKENS)
+    evaluation = 0 if job.save is None else min(eval_tokens, STREAMED_TOKENS)
     widest = max(weight.shape[1] for weight in weights)
     copies = 0 if weights[0].dtype == torch.float32 else 4 * sum(weight.numel() for weight in weights)
     return {

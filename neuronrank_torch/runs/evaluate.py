@@ -14,7 +14,7 @@ from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.runs.job import Evaluation
-from neuronrank_torch.text.sources import load_text
+from neuronrank_torch.text.sources import read_documents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +104,10 @@ def _measure(
     stage: str = "perplexity",
 ) -> tuple[Perplexity, tuple[str, ...]]:
     with launched() as ranks:
-        text = ranks.from_first(lambda: load_text(evaluation.dataset, "evaluation"))
+        documents = ranks.from_first(lambda: read_documents(evaluation.dataset, "evaluation"))
         opened, tokenizer, source = _open(model, stage, device, dtype, progress)
         how = {"batch_size": batch_size, "progress": progress, "stage": stage, "ranks": ranks}
+        text = documents.text(tokenizer)
         return evaluation.measure(opened.model, tokenizer, text, resident=opened.resident, **how), source.notes
 
 
@@ -136,11 +137,12 @@ def _measure_pair(
     progress: Progress = silent,
 ) -> tuple[Perplexity, Perplexity, Divergence, tuple[str, ...]]:
     with launched() as ranks:
-        text = ranks.from_first(lambda: load_text(evaluation.dataset, "evaluation"))
+        documents = ranks.from_first(lambda: read_documents(evaluation.dataset, "evaluation"))
         opened = [_open(name, f"perplexity of {name}", device, dtype, progress) for name in (reference, model)]
         (dense, own), tokenizers, sources = zip(*opened, strict=True)
         cut: dict[str, Any] = {"seqlen": evaluation.seqlen, "windows": evaluation.windows, "bos_mode": evaluation.bos}
         how: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "ranks": ranks}
+        text = documents.text(tokenizers[0])
         measured = compare_predictions(dense, own, tokenizers, text, **cut, **how)
         return (*measured, tuple(note for source in sources for note in source.notes))
 

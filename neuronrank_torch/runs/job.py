@@ -13,7 +13,7 @@ from neuronrank_torch.evaluation.perplexity import Perplexity, evaluate
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype
-from neuronrank_torch.text.sources import load_text
+from neuronrank_torch.text.sources import SELF, Documents, read_documents
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Job:
     Parameters
     ----------
     model, dataset : str
-        As :func:`neuronrank_torch.model.open.load_model` and :func:`neuronrank_torch.text.sources.load_text` take them.
+        As :func:`neuronrank_torch.model.open.load_model` and :func:`neuronrank_torch.text.sources.load_text` take them;
+        ``self`` is a text that the model writes.
     save : str, optional
         Output folder; nothing is saved by default.
     force : bool
@@ -93,15 +94,32 @@ class Inputs:
         Fitted to the statistics, if there are any.
     statistics : StatisticsFolder or None
         What to prune with, instead of calibration text.
-    text, eval_text : str
-        Calibration and evaluation text; empty if not needed.
+    documents, eval_documents : Documents or None
+        Calibration and evaluation text; None if not needed, or if the model writes it.
     """
 
     job: Job
     recipe: Recipe
     statistics: StatisticsFolder | None
-    text: str
-    eval_text: str
+    documents: Documents | None
+    eval_documents: Documents | None
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether the model has to write its calibration text."""
+        return _reads_text(self.job, self.recipe) and self.job.dataset == SELF
+
+    def texts(self, tokenizer: Any) -> tuple[str, str]:
+        """Calibration and evaluation text, each empty if not needed or not written yet."""
+
+        def text(documents: Documents | None) -> str:
+            return "" if documents is None else documents.text(tokenizer)
+
+        return text(self.documents), text(self.eval_documents)
+
+
+def _reads_text(job: Job, recipe: Recipe) -> bool:
+    return needs_text(recipe) and job.stats is None
 
 
 def read_inputs(job: Job, recipe: Recipe, ranks: Ranks = ALONE) -> Inputs:
@@ -111,9 +129,10 @@ def read_inputs(job: Job, recipe: Recipe, ranks: Ranks = ALONE) -> Inputs:
     statistics = None if job.stats is None else StatisticsFolder(job.stats)
     recipe = recipe if statistics is None else statistics.fitted(recipe)
 
-    def texts() -> tuple[str, str]:
+    def texts() -> tuple[Documents | None, Documents | None]:
         """Calibration and evaluation text."""
-        text = load_text(job.dataset, "calibration") if needs_text(recipe) and job.stats is None else ""
-        return text, load_text(job.evaluation.dataset, "evaluation") if job.evaluation else ""
+        read = _reads_text(job, recipe) and job.dataset != SELF
+        documents = read_documents(job.dataset, "calibration") if read else None
+        return documents, read_documents(job.evaluation.dataset, "evaluation") if job.evaluation else None
 
     return Inputs(replace(job, device=choose_device(job.device)), recipe, statistics, *ranks.from_first(texts))

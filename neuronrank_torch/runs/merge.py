@@ -11,6 +11,7 @@ from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.runs.collect import CollectResult
 from neuronrank_torch.saving.statistics_writer import StatisticsWriter
 from neuronrank_torch.schema import from_json
+from neuronrank_torch.text.sources import SELF, read_documents
 
 #: What may differ: the documents, and names, because fingerprints identify the model and the text.
 _FREE = {"model", "dataset", "documents"}
@@ -68,6 +69,8 @@ def run_merge(
     header = {**first.header, "documents": documents}
     sources = [str(part.path.resolve()) for part in parts]
     with StatisticsWriter(target, {**header, "folders": sources}, first.layers, force=force) as writer:
+        if header["dataset"] == SELF:
+            writer.own_text(lambda: read_documents(first.dataset, "calibration").texts)
         left = [unit for unit in first.units if not writer.done(unit)]
         for done, unit in enumerate(left, start=len(first.units) - len(left)):
             progress("merging statistics", done, len(first.units), "tables")

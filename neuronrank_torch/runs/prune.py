@@ -1,7 +1,7 @@
 """A whole run from a model's name to a saved folder: what ``neuronrank prune`` calls."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,12 +23,13 @@ from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.pruning.store import LayerStore
 from neuronrank_torch.runs.choice import Choice, Measured, compare_recipes
 from neuronrank_torch.runs.job import Inputs, Job, read_inputs
+from neuronrank_torch.runs.own_text import write_text
 from neuronrank_torch.runs.prune_result import JobRecord, PerplexityChange, PruneResult
 from neuronrank_torch.saving.model_writer import ModelWriter
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.schema import to_json
 from neuronrank_torch.text.sequences import calibration_sequences
-from neuronrank_torch.text.sources import text_fingerprint
+from neuronrank_torch.text.sources import SELF, Documents, text_fingerprint
 
 
 def run_prune(
@@ -66,8 +67,11 @@ def run_prune(
         progress(f"loading {job.model}", 0, 1, "models")
         load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if job.save is None else open_model
         model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
+        text, eval_text = inputs.texts(tokenizer)
         run = _Run(
             **vars(inputs),
+            text=text,
+            eval_text=eval_text,
             tokenizer=tokenizer,
             source=source,
             progress=progress,
@@ -75,16 +79,19 @@ def run_prune(
             candidates=candidates or {},
         )
         if job.save is None:
-            return run.in_memory(model)
+            run.check(model)
+            return run.with_text(ranks.from_first, model).in_memory(model)
         run.check(model.model)
         with run.staging(model, job.save) as staging:
-            return run.streamed(model, staging)
+            return run.with_text(staging.own_text).streamed(model, staging)
 
 
 @dataclass(frozen=True)
 class _Run(Inputs):
     """A job with its inputs and its model loaded."""
 
+    text: str
+    eval_text: str
     tokenizer: Any
     source: ModelSource
     progress: Progress
@@ -100,7 +107,7 @@ class _Run(Inputs):
             "model": str(self.source.path),
             "file": self.source.fingerprint(),
             "statistics": self.statistics and self.statistics.header,
-            "calibration text": text_fingerprint(self.text),
+            "calibration text": SELF if self.writes_text else text_fingerprint(self.text),
             "evaluation": self.job.evaluation and asdict(self.job.evaluation),
             "evaluation text": text_fingerprint(self.eval_text),
             "version of": {**versions(), "journal": JOURNAL_FORMAT},
@@ -127,11 +134,17 @@ class _Run(Inputs):
 
     def in_memory(self, model: Any) -> PruneResult:
         """Prune a loaded model."""
-        self.check(model)
         before = self._measure("before", model)
         recipe, choice = self._choose(lambda name, measure: measure())
         report = self._prune(model, recipe)
         return self._result(report, before, self._measure("after", model), choice)
+
+    def with_text(self, own_text: Callable[[Callable[[], list[str]]], list[str]], model: Any = None) -> "_Run":
+        """The same run, with its calibration text, if the model has to write it: ``model``, or one that is loaded."""
+        if not self.writes_text:
+            return self
+        write = partial(write_text, self.job, self.recipe, self.progress, model, self.tokenizer)
+        return replace(self, text=Documents(SELF, tuple(own_text(write))).text())
 
     def streamed(self, model: StreamedModel, staging: ModelWriter | Receiver) -> PruneResult:
         """Prune a streamed model and save it."""

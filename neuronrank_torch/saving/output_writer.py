@@ -1,7 +1,8 @@
 """A folder beside the output in which the output is built: locked, with a journal of the finished parts."""
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from torch import Tensor
 from neuronrank_core.errors import NeuronRankError, add_note
 from neuronrank_torch.calibration.hidden_states import HiddenStates, room
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
-from neuronrank_torch.files.durable import MODEL, check_output, flush_folder, rename_into_place
+from neuronrank_torch.files.durable import MODEL, check_output, flush_folder, rename_into_place, write_durably
 from neuronrank_torch.files.journal import Journal
+from neuronrank_torch.text.sources import SELF_FILE, read_documents
 
 _JOURNAL, _LOCK = "journal.json", "lock"
 
@@ -108,13 +110,15 @@ class OutputWriter:
             return Journal(file, self.identity)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        done = len(self.journal.shards)
+        text = SELF_FILE in self.journal.shards
+        done = len(self.journal.shards) - text
         compared = len(self.journal.measured.keys() - {"before"})
-        if error is None or not (done or compared):
+        if error is None or not (done or compared or text):
             self._remove()
         else:
             layers = f"{min(done, self.layers)} of {self.layers} layers are finished and saved"
-            finished = layers if done else f"measurements of candidates are saved ({compared})"
+            measured = f"measurements of candidates are saved ({compared})"
+            finished = layers if done else measured if compared else "the calibration text is written and saved"
             add_note(error, f"{finished}: rerun the same command to resume")
             self._lock.release()
 
@@ -133,6 +137,30 @@ class OutputWriter:
         """Whether this process or an earlier one finished a file, and it is still complete."""
         size = self.journal.shards.get(file.name)
         return size is not None and file.is_file() and file.stat().st_size == size
+
+    def own_text(self, write: Callable[[], list[str]]) -> list[str]:
+        """The documents that the model wrote, in an earlier process or now; they are saved in the output.
+
+        Parameters
+        ----------
+        write : callable
+            Has the model write them.
+
+        Raises
+        ------
+        NeuronRankError
+            If saving fails.
+        """
+        return self.ranks.from_first(lambda: self._own_text(write))
+
+    def _own_text(self, write: Callable[[], list[str]]) -> list[str]:
+        file = self.output / SELF_FILE
+        if not self.finished(file):
+            lines = [json.dumps({"text": text}) + "\n" for text in write()]
+            with self.saving():
+                write_durably(file, lambda path: path.write_text("".join(lines), encoding="utf-8"))
+            self.journal.finish(file, None)
+        return read_documents(str(file), "calibration").texts
 
     @contextmanager
     def saving(self) -> Iterator[None]:

@@ -104,6 +104,11 @@ class Receiver(LayerStore):
         """A perplexity that an earlier run measured; otherwise measure it."""
         return self._opened.measured.get(name) or measure()
 
+    def own_text(self, write: object) -> list[str]:
+        """The documents that the model wrote on the first rank."""
+        del write
+        return self.ranks.from_first(list)
+
     def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """An uninitialised tensor for this rank's hidden states."""
         if self.hidden_states == "memory":

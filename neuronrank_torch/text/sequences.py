@@ -101,7 +101,11 @@ def draw_sequences(
     stream, prefix = _prepare(stream, seqlen, bos, bos_mode)
     check_room(nsamples, seqlen)
     slice_length = seqlen - prefix.size
-    offsets = np.random.default_rng(seed).integers(0, stream.size - slice_length + 1, size=nsamples)
+    last = stream.size - slice_length
+    offsets = np.random.default_rng(seed).integers(0, last + 1, size=nsamples)
+    if prefix.size:  # A slice that starts with a BOS token gets no second one.
+        offsets += stream[offsets] == bos
+        offsets[offsets > last] = max(last - 1, 0)
     return _prepend(prefix, stream[offsets[:, None] + np.arange(slice_length)])
 
 
@@ -134,14 +138,15 @@ def cut_windows(stream: Tokens, *, seqlen: int, windows: int | None, bos: int | 
         raise InvalidValueError("windows", windows, "an integer >= 1")
     stream, prefix = _prepare(stream, seqlen, bos, bos_mode)
     slice_length = seqlen - prefix.size
-    available = stream.size // slice_length
+    starts = _consecutive(stream, slice_length, bos if prefix.size else None)
+    available = len(starts)
     count = available if windows is None else windows
     if count > available:
         raise InputError(
             f"{count} windows of {seqlen} tokens requested, but the text has {available}",
             hint="request fewer windows, lower --seqlen, or use a longer text",
         )
-    return _prepend(prefix, stream[: count * slice_length].reshape(count, slice_length))
+    return _prepend(prefix, stream[starts[:count, None] + np.arange(slice_length)])
 
 
 def _prepare(stream: Tokens, seqlen: int, bos: int | None, bos_mode: BosMode) -> tuple[Tokens, Tokens]:
@@ -150,6 +155,8 @@ def _prepare(stream: Tokens, seqlen: int, bos: int | None, bos_mode: BosMode) ->
         raise InvalidValueError("seqlen", seqlen, "an integer >= 2")
     begin = np.array([] if bos is None else [bos], dtype=np.int64)
     prefix = begin if bos_mode == "window" else begin[:0]
+    if stream[0] == bos:  # Written by a chat template.
+        stream = stream[1:]
     if bos_mode == "text":
         stream = np.concatenate([begin, stream])
     if stream.size < seqlen - prefix.size:
@@ -158,6 +165,15 @@ def _prepare(stream: Tokens, seqlen: int, bos: int | None, bos_mode: BosMode) ->
             hint="lower --seqlen, or use a longer text",
         )
     return stream, prefix
+
+
+def _consecutive(stream: Tokens, length: int, bos: int | None) -> Tokens:
+    """Starts of consecutive slices; a BOS token is skipped where a slice would start with it."""
+    starts, start = [], 0
+    while (start := start + int(start < stream.size and stream[start] == bos)) + length <= stream.size:
+        starts.append(start)
+        start += length
+    return np.array(starts, dtype=np.int64)
 
 
 def _prepend(prefix: Tokens, slices: Tokens) -> Tokens:

@@ -2,33 +2,86 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Any, Literal
 
 from neuronrank_core.errors import InputError, first_line
+from neuronrank_torch.text.conversations import MESSAGES_HINT, Conversation
 
 Split = Literal["calibration", "evaluation"]
+#: The name of the text that the model writes itself, and of the file that keeps it in the output.
+SELF, SELF_FILE = "self", "calibration.jsonl"
 #: Separator between documents, as in the published WikiText perplexities.
 _SEPARATOR = "\n\n"
 #: Every fourth topic of the built-in text is for evaluation, the others are for calibration.
 _EVALUATION_STRIDE = 4
 _TEXT_SUFFIXES = {".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet"}
-_JSONL_HINT = 'each line must look like {"text": "..."}'
+_JSONL_HINT = f'each line must look like {{"text": "..."}} or {MESSAGES_HINT}'
 _HUB_SPLITS: dict[Split, str] = {"calibration": "train", "evaluation": "test"}
 
 
-def load_text(spec: str, split: Split) -> str:
+@dataclass(frozen=True)
+class Documents:
+    """What a ``--dataset`` or ``--eval-dataset`` value refers to.
+
+    Parameters
+    ----------
+    spec : str
+        The value.
+    items : tuple of str or Conversation
+    """
+
+    spec: str
+    items: tuple[str | Conversation, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """The documents that are texts."""
+        return [item for item in self.items if isinstance(item, str)]
+
+    def text(self, tokenizer: Any = None) -> str:
+        """The documents as one text, separated by blank lines; conversations in the chat template of the tokenizer.
+
+        Parameters
+        ----------
+        tokenizer : transformers.PreTrainedTokenizerBase, optional
+            Needed for conversations only.
+
+        Raises
+        ------
+        InputError
+            If there is no text, or a conversation cannot be put in the template.
+        """
+        text = _SEPARATOR.join(item if isinstance(item, str) else item.text(tokenizer) for item in self.items)
+        if not text.strip():
+            raise InputError(f"{self.spec} contains no text", hint="choose another file or dataset")
+        return text
+
+
+def read_documents(spec: str, split: Split) -> Documents:
+    """Read what a ``--dataset`` or ``--eval-dataset`` value refers to; see :func:`load_text`."""
+    documents = Documents(spec, tuple(_documents(spec, split)))
+    if not any(isinstance(item, Conversation) for item in documents.items):
+        documents.text()  # An empty text is reported before a model is loaded.
+    return documents
+
+
+def load_text(spec: str, split: Split, tokenizer: Any = None) -> str:
     """Read the text that a ``--dataset`` or ``--eval-dataset`` value refers to.
 
     Parameters
     ----------
     spec : str
         ``builtin``, the English reference text that ships with Python; the path of a ``.jsonl`` file (one object per
-        line, with the text in ``text``) or of a UTF-8 text file; otherwise a hub dataset ``name[:config[:split]]``.
+        line, with a text in ``text`` or a conversation in ``messages``) or of a UTF-8 text file; otherwise a hub
+        dataset ``name[:config[:split]]``.
     split : {"calibration", "evaluation"}
         Which part of ``builtin``, or which default split of a hub dataset (``train``, ``test``). The parts of
         ``builtin`` are disjoint. A file is read as a whole.
+    tokenizer : transformers.PreTrainedTokenizerBase, optional
+        Its chat template turns conversations into text.
 
     Returns
     -------
@@ -40,10 +93,7 @@ def load_text(spec: str, split: Split) -> str:
     InputError
         If the file or dataset does not exist, or contains no readable text.
     """
-    text = _SEPARATOR.join(_documents(spec, split))
-    if not text.strip():
-        raise InputError(f"{spec} contains no text", hint="choose another file or dataset")
-    return text
+    return read_documents(spec, split).text(tokenizer)
 
 
 def text_fingerprint(text: str) -> str:
@@ -51,7 +101,12 @@ def text_fingerprint(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
-def _documents(spec: str, split: Split) -> Iterator[str]:
+def _documents(spec: str, split: Split) -> Iterable[str | Conversation]:
+    if spec == SELF:
+        raise InputError(
+            "`self` is a calibration text for `prune` and `collect` only",
+            hint=f"give the {SELF_FILE} of their output; ./{SELF} is the file of this name",
+        )
     if spec == "builtin":
         return _builtin_documents(split)
     try:
@@ -61,7 +116,7 @@ def _documents(spec: str, split: Split) -> Iterator[str]:
     if path.is_dir():
         raise InputError(f"{spec} is a folder", hint="give the path of a .txt or .jsonl file")
     if path.exists():
-        return _jsonl_documents(path) if path.suffix.lower() == ".jsonl" else iter([_read_utf8(path)])
+        return _jsonl_documents(path) if path.suffix.lower() == ".jsonl" else [_read_utf8(path)]
     if is_path(spec):
         raise InputError(f"file not found: {spec}", hint="check the path, or use `builtin`")
     return _hub_documents(spec, split)
@@ -96,7 +151,7 @@ def _read_utf8(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from error
 
 
-def _jsonl_documents(path: Path) -> Iterator[str]:
+def _jsonl_documents(path: Path) -> Iterator[str | Conversation]:
     # Not splitlines(): JSON strings may contain U+2028 and similar, which do not end a line of a .jsonl file.
     for number, line in enumerate(_read_utf8(path).split("\n"), start=1):
         if not line.strip():
@@ -105,13 +160,18 @@ def _jsonl_documents(path: Path) -> Iterator[str]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:  # Too many digits, or too deep.
             raise InputError(f"{path}, line {number}: not JSON ({error})", hint=_JSONL_HINT) from error
-        text = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            raise InputError(f"{path}, line {number}: no `text` field with a string", hint=_JSONL_HINT)
-        yield text
+        record = record if isinstance(record, dict) else {}
+        if isinstance(record.get("text"), str):
+            yield record["text"]
+        elif "messages" in record:
+            yield Conversation.of(record, f"{path}, line {number}")
+        else:
+            raise InputError(
+                f"{path}, line {number}: no `text` field with a string, and no `messages`", hint=_JSONL_HINT
+            )
 
 
-def _hub_documents(spec: str, split: Split) -> Iterator[str]:
+def _hub_documents(spec: str, split: Split) -> Iterator[str | Conversation]:
     name, _, rest = spec.partition(":")
     config, _, named_split = rest.partition(":")
     try:
@@ -128,7 +188,12 @@ def _hub_documents(spec: str, split: Split) -> Iterator[str]:
             f"{spec} is not a local file and could not be downloaded: {first_line(error)}",
             hint="check the path or the name: name[:config[:split]]",
         ) from error
-    if "text" not in rows.column_names:
+    if "text" in rows.column_names:
+        yield from rows["text"]
+    elif "messages" in rows.column_names:
+        for number, messages in enumerate(rows["messages"], start=1):
+            yield Conversation.of({"messages": messages}, f"{spec}, row {number}")
+    else:
         columns = ", ".join(rows.column_names)
-        raise InputError(f"{spec} has no `text` column, only: {columns}", hint="convert it to .jsonl with a text field")
-    yield from rows["text"]
+        hint = "convert it to .jsonl with a `text` or `messages` field"
+        raise InputError(f"{spec} has no `text` column, only: {columns}", hint=hint)

@@ -147,6 +147,19 @@ def test_candidates_are_compared_together(run: Run, several: Any, small: list[ob
     assert results[1]["windows"] == results[0]["windows"]
 
 
+@pytest.mark.parametrize("save", [["--save", "out"], []])
+def test_the_first_rank_writes_the_text(run: Run, several: Any, small: list[object], save: list[str]) -> None:
+    flags = ["prune", *small, "--dataset", "self", "--eval", "--eval-windows", 2, "--batch-size", 1, "--json"]
+    alone = json.loads(run(*flags, *(save and ["--save", "alone"])).stdout)
+    first, second = several(2, *flags, *save)
+    assert (first.code, second.code) == (0, 0), first.stderr
+    assert "writing the calibration text" in first.stderr
+    assert (second.stdout, second.stderr) == ("", "")
+    together = json.loads(first.stdout)
+    assert together["perplexity"] == alone["perplexity"]
+    assert together["calibration"]["text_sha256"] == alone["calibration"]["text_sha256"]
+
+
 def test_statistics_are_collected_together(run: Run, several: Any, small: list[object], tmp_path: Path) -> None:
     flags = ["collect", *small, "--batch-size", 1, "--save"]
     run(*flags, "whole")

@@ -154,9 +154,9 @@ class Sources:
     def passages(self) -> Passages:
         """The calibration sequences of the statistics."""
         header = self.statistics.header
-        name = self.job.dataset or header["dataset"]
+        name = self.job.dataset or self.statistics.dataset
         try:
-            text = load_text(name, "calibration")
+            text = load_text(name, "calibration", self.saved[1])
         except InputError as error:
             if self.job.dataset is not None:
                 raise

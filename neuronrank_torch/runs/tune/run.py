@@ -23,7 +23,7 @@ from neuronrank_torch.runs.tune.objective import MaskedModel, output_error
 from neuronrank_torch.runs.tune.study import FAILED, START, TuningStudy
 from neuronrank_torch.runs.tune.tune_result import HeldOut, Protocol, Trial, TuneResult
 from neuronrank_torch.text.sequences import Tokens, bos_token, evaluation_windows
-from neuronrank_torch.text.sources import load_text, text_fingerprint
+from neuronrank_torch.text.sources import load_text, read_documents, text_fingerprint
 
 #: Settings of the seed formula by importance, according to the documentation of the methods.
 DOCUMENTED = ("idf_exp", "tfidf_mode", "tf_exp", "tfidf_k", "weight_exp", "q_active")
@@ -108,9 +108,10 @@ def run_tune(job: TuneJob, recipe: Recipe, progress: Progress = silent) -> tuple
     if job.trials < len(space.starts()):
         allowed = f"at least {len(space.starts())}, the recipes to start from"
         raise InvalidValueError("trials", job.trials, allowed)
-    texts = [load_text(name, "evaluation") if name else "" for name in (job.eval_dataset, job.test_dataset)]
+    read = [read_documents(name, "evaluation") if name else None for name in (job.eval_dataset, job.test_dataset)]
     progress(f"loading {job.model}", 0, 1, "models")
     model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=job.device)
+    texts = [documents.text(tokenizer) if documents else "" for documents in read]
     statistics.check_model(source)
     run = _TuneRun(job, space, MaskedModel(model, tokenizer, statistics, space.base), texts, progress)
     before = optuna.logging.get_verbosity()
@@ -234,7 +235,7 @@ class _TuneRun:
 
     def _notes(self) -> list[str]:
         """Warnings about the texts: a text that was used for calibration or the search measures too low."""
-        calibration = calibration_text(self.statistics)
+        calibration = calibration_text(self.statistics, self.tokenizer)
         notes = evaluation_notes(calibration, self.texts[0], self.statistics)
         if not calibration and not notes:
             notes.append("the calibration text was not found, so its overlap with the evaluation text is unknown")
@@ -243,12 +244,12 @@ class _TuneRun:
         return notes
 
 
-def calibration_text(statistics: StatisticsFolder) -> str:
+def calibration_text(statistics: StatisticsFolder, tokenizer: Any) -> str:
     """The text behind statistics, if it is on this machine and unchanged; otherwise empty."""
-    name = statistics.header["dataset"]
+    name = statistics.dataset
     if name != "builtin" and not Path(name).expanduser().is_file():
         return ""
-    text = load_text(name, "calibration")
+    text = load_text(name, "calibration", tokenizer)
     return text if text_fingerprint(text) == statistics.header["text_sha256"] else ""
 
 

@@ -22,7 +22,7 @@ from neuronrank_torch.runs.verify.contract import Check
 from neuronrank_torch.runs.verify.reference import Observed, observe
 from neuronrank_torch.runs.verify.verify_result import LayerChecks, LayerCost, VerifyResult
 from neuronrank_torch.text.sequences import calibration_sequences
-from neuronrank_torch.text.sources import load_text
+from neuronrank_torch.text.sources import read_documents
 
 #: A score that uses every kernel of a backend and every kind of statistics.
 EVERYTHING = Recipe(method="neuronrank_wanda", tfidf_mode="topic", idf_exp=1.0, spikiness_exp=1.0)
@@ -71,7 +71,7 @@ def run_verify(
     """
     tokens = nsamples * min(seqlen, EVERYTHING.tokens_per_document)
     recipe = replace(EVERYTHING, nsamples=nsamples, seqlen=seqlen, seed=seed, tfidf_k=min(64, tokens))
-    text, device = load_text(dataset, "calibration"), choose_device(device)
+    documents, device = read_documents(dataset, "calibration"), choose_device(device)
     checked: list[list[Check]] = []
     outcomes: list[Outcome] = []
     costs: list[dict[str, float]] = []
@@ -94,7 +94,7 @@ def run_verify(
             progress(f"{stage} layer {observed.index + 1} of {total}", observed.index, total, "layers")
             look(observed)
 
-        sequences = calibration_sequences(tokenizer, recipe, text).to(device)
+        sequences = calibration_sequences(tokenizer, recipe, documents.text(tokenizer)).to(device)
         observe(loaded, sequences, recipe, layers=total, batch_size=batch_size, look=each)
         return str(next(loaded.parameters()).dtype).removeprefix("torch.")
 

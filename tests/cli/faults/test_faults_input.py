@@ -25,6 +25,19 @@ TEXTS: dict[str, tuple[str, bytes, str, str]] = {
     "deep JSON": ("t.jsonl", b"[" * 99_999, "t.jsonl, line 1: not JSON", '{"text": "..."}'),
     "long number": ("t.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "line 1: not JSON", '{"text": "..."}'),
     "no text field": ("t.jsonl", b'{"body": "x"}\n', "line 1: no `text` field", '{"text": "..."}'),
+    "no messages": (
+        "t.jsonl",
+        b'{"messages": "hi"}\n',
+        "t.jsonl, line 1: `messages` is not a list",
+        '"content": "..."',
+    ),
+    "no role": ("t.jsonl", b'{"messages": [{}]}\n', "t.jsonl, line 1, message 1: no `role`", '"content": "..."'),
+    "no chat template": (
+        "t.jsonl",
+        b'\n{"messages": [{"role": "user", "content": "x"}]}\n',
+        "t.jsonl, line 2: `messages` need a chat template",
+        "instruction-tuned",
+    ),
     "missing": ("other.txt", b"", "file not found: t.txt", "path"),
 }
 
