@@ -40,6 +40,9 @@ from neuronrank_torch.runs.choice import compare_recipes
 from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
 from neuronrank_torch.text.sources import load_text
 
+#: Where the solver of a checkout is.
+FILES = {"ALPS": "alps.py", "SparseGPT": "sparsegpt.py"}
+
 
 def mlp_linears(model: nn.Module, layers: Iterable[Layer] | None = None) -> dict[str, nn.Linear]:
     """The linear layers of the MLPs (by default of all layers) by name in ``model``: what every method prunes."""
@@ -56,24 +59,23 @@ def solvers_of(checkout: str, file: str) -> ModuleType:
     return module
 
 
-def alps(linear: nn.Linear, recipe: Recipe, theirs: ModuleType) -> tuple[Any, Callable[[], object]]:
-    """ALPS for one linear layer, with the settings of its ``llama.py``; its N of N:M counts the weights that stay."""
-    solver, (n, m) = theirs.ALPS_prune(linear, nsamples=recipe.nsamples, seqlen=recipe.seqlen), recipe.pattern or (0, 0)
+def solver_of(theirs: ModuleType, linear: nn.Linear, recipe: Recipe) -> tuple[Any, Callable[[], object]]:
+    """ALPS or SparseGPT for one linear layer, with the settings of its ``llama.py``, and how it prunes."""
+    n, m = recipe.pattern or (0, 0)
+    if hasattr(theirs, "SparseGPT"):
+        solver = theirs.SparseGPT(linear)
+        return solver, lambda: solver.fasterprune(recipe.ratio, prunen=n, prunem=m)
+    solver = theirs.ALPS_prune(linear, nsamples=recipe.nsamples, seqlen=recipe.seqlen)
+    # Its N of N:M counts the weights that stay.
     return solver, lambda: solver.ALPS_admm(sp=recipe.ratio, nm_n=m - n, nm_m=m, rho=0.1)
 
 
-def sparsegpt(linear: nn.Linear, recipe: Recipe, theirs: ModuleType) -> tuple[Any, Callable[[], object]]:
-    """SparseGPT for one linear layer, with its default settings."""
-    solver, (n, m) = theirs.SparseGPT(linear), recipe.pattern or (0, 0)
-    return solver, lambda: solver.fasterprune(recipe.ratio, prunen=n, prunem=m)
-
-
-def by_solver(model: Any, sequences: Tensor, recipe: Recipe, make: Callable[[nn.Linear], Any]) -> None:
+def by_solver(model: Any, sequences: Tensor, recipe: Recipe, theirs: ModuleType) -> None:
     """Prune layer by layer: one pass collects, the solvers prune, one pass propagates."""
     decoder = find_decoder(model)
 
     def visit(run: LayerRun) -> None:
-        solvers = [make(linear) for linear in mlp_linears(run.layer.module, [run.layer]).values()]
+        solvers = [solver_of(theirs, linear, recipe) for linear in mlp_linears(run.layer.module, [run.layer]).values()]
         hooks = [
             solver.layer.register_forward_hook(lambda _, x, y, add=solver.add_batch: add(x[0].data, y.data))
             for solver, _ in solvers
@@ -99,26 +101,13 @@ def by_llmcompressor(model: Any, tokenizer: Any, sequences: Tensor, recipe: Reci
     pattern = {"mask_structure": recipe.sparsity_type} if recipe.pattern else {}
     modifier = SparseGPTModifier(targets=list(mlp_linears(model)), sparsity=recipe.ratio, **pattern)
     batches = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in sequences]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
     with tempfile.TemporaryDirectory() as folder:
         # It looks for the configuration in the folder that a model came from, and ours came from one file.
         model.config.save_pretrained(folder)
         model.config.name_or_path = folder
-        oneshot(
-            model=model,
-            processor=tokenizer,
-            dataset=torch.utils.data.DataLoader(batches, batch_size=None),
-            recipe=modifier,
-            num_calibration_samples=len(sequences),
-            pipeline="sequential",
-            clear_sparse_session=True,
-        )
-
-
-def by_effort_best(model: Any, tokenizer: Any, spec: str, recipe: Recipe, text: str) -> None:
-    """What ``neuronrank prune --effort best`` does."""
-    compared = candidates(recipe)
-    choice = compare_recipes(lambda: open_model(spec)[0], tokenizer, compared, text, lambda name, measure: measure())
-    prune(model, tokenizer, compared[choice.chosen], text)
+        how = {"pipeline": "sequential", "num_calibration_samples": len(sequences), "clear_sparse_session": True}
+        oneshot(model=model, processor=tokenizer, dataset=loader, recipe=modifier, **how)
 
 
 def main(
@@ -133,16 +122,14 @@ def main(
     wall, cpu = time.perf_counter(), time.process_time()
     sequences = calibration_sequences(tokenizer, recipe, text)
     with patch("torch.cuda.synchronize"), contextlib.redirect_stdout(sys.stderr):
-        if method == "ALPS":
-            theirs = solvers_of(peer, "alps.py")
-            by_solver(target, sequences, recipe, lambda linear: alps(linear, recipe, theirs))
-        elif method == "SparseGPT":
-            theirs = solvers_of(peer, "sparsegpt.py")
-            by_solver(target, sequences, recipe, lambda linear: sparsegpt(linear, recipe, theirs))
+        if method in FILES:
+            by_solver(target, sequences, recipe, solvers_of(peer, FILES[method]))
         elif method == "llm-compressor SparseGPT":
             by_llmcompressor(target, tokenizer, sequences, recipe)
         elif update == "effort best":
-            by_effort_best(target, tokenizer, model, recipe, text)
+            compared, how = candidates(recipe), lambda name, measure: measure()
+            choice = compare_recipes(lambda: open_model(model)[0], tokenizer, compared, text, how)
+            prune(target, tokenizer, compared[choice.chosen], text)
         else:
             prune(target, tokenizer, recipe, text)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

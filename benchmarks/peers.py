@@ -31,12 +31,9 @@ from neuronrank_torch.model.open import load_model
 from neuronrank_torch.text.sources import load_text, text_fingerprint
 
 #: Method and update. RIA's code compares within the whole matrix unless told to compare within rows, as the paper does.
-OURS = (
-    ("neuronrank_wanda", "gradual"),
-    ("wanda", "none"),
-    ("ria,compare=row", "none"),
-    ("ria,compare=module", "none"),
-)
+OURS = (("neuronrank_wanda", "gradual"), ("wanda", "none"), ("ria,compare=row", "none"), ("ria,compare=module", "none"))
+#: By the option that says where they are; llm-compressor's beside ours, whose times are compared.
+PEERS = {"llmcompressor_python": "llm-compressor SparseGPT", "sparsegpt": "SparseGPT", "alps": "ALPS"}
 BEST = ("neuronrank_wanda", "effort best")
 #: Every process runs the code of this repository.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
@@ -62,16 +59,14 @@ def main(
     model: str,
     calibrate: str,
     evaluate_on: str,
-    alps: str | None,
-    sparsegpt: str | None,
-    llmcompressor_python: str | None,
-    best: bool,
     sparsities: tuple[str, ...],
     seeds: tuple[int, ...],
+    out: Path,
     nsamples: int,
     seqlen: int,
     windows: int,
-    out: Path,
+    best: bool,
+    **given: str | None,
 ) -> None:
     """Measure every cell that is not there yet, then print the tables."""
     dense, tokenizer, _ = load_model(model)
@@ -82,9 +77,7 @@ def main(
         f"{nsamples} x {seqlen}",
         "evaluated on": f"{Path(evaluate_on).name} {text_fingerprint(held_out)[:8]}, {windows} x {seqlen}",
     }
-    # The order in which they take turns: llm-compressor's beside ours, whose times are compared.
-    given = {"llm-compressor SparseGPT": llmcompressor_python, "SparseGPT": sparsegpt, "ALPS": alps}
-    peers = {(name, "its own"): place for name, place in given.items() if place}
+    peers = {(name, "its own"): place for option, name in PEERS.items() if (place := given[option])}
     methods = [*[BEST][: int(best)], *OURS[:1], *peers, *OURS[1:]]
     done = {key_of(cell) for cell in read_cells(out) if cell["setup"] == setup}
     drawn: dict[int, str] = {}
