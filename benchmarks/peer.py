@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -139,7 +138,6 @@ def main(
     result = {
         "seconds": wall,
         "cpu_seconds": cpu,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "zeros": sum(int((w == 0).sum()) for w in pruned.values()) / sum(w.numel() for w in pruned.values()),
         "sequences": hashlib.sha256(sequences.numpy().tobytes()).hexdigest()[:8],
         "versions": {**versions(), **peers},

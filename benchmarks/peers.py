@@ -38,7 +38,7 @@ BEST = ("neuronrank_wanda", "effort best")
 #: Every process runs the code of this repository.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 #: What is tabulated besides perplexity.
-MEASURES = {"seconds": "Wall seconds", "cpu_seconds": "CPU seconds", "peak_gib": "Peak memory, GiB"}
+MEASURES = {"seconds": "Wall seconds", "cpu_seconds": "CPU seconds"}
 
 
 @click.command(context_settings={"show_default": True})
