@@ -5,7 +5,7 @@
 The bare forward pass is the decoder without its head, in the same micro-batches. Pruned propagation needs two of them.
 Everything is measured in turn, round after round, so that a busy machine slows all alike; a figure is the median of
 the rounds' ratios. The runs start from the model in memory and include everything from drawing the text to the masks.
-Where llm-compressor is installed (see ``sparsegpt.py``), it does the same work beside ours.
+``peers.py`` compares the time of other projects with ours.
 """
 
 from __future__ import annotations
@@ -39,12 +39,6 @@ RUNS: dict[str, tuple[dict[str, Any], int]] = {
     "update": ({"method": "neuronrank_wanda", "update": "least-squares"}, 3),
     "gradual": ({"method": "neuronrank_wanda", "update": "gradual"}, 3),
 }
-try:
-    from sparsegpt import MODIFIERS, pruned
-except ImportError:
-    MODIFIERS = {}
-#: Runs of llm-compressor: it calibrates and propagates as ours do.
-OTHERS = {f"llm-compressor {name}": name for name in MODIFIERS}
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
@@ -58,7 +52,7 @@ def summary(rounds: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str,
     """Median over the rounds of each run's time, and of what it takes beyond its passes, in bare forward passes."""
     result = {}
     for name in rounds[0]:
-        passes = RUNS[name][1] if name in RUNS else 2 if name in OTHERS else 1
+        passes = RUNS[name][1] if name in RUNS else 1
         wall, cpu = ([measured[name][i] / measured["bare"][i] for measured in rounds] for i in (0, 1))
         result[name] = {
             "passes": passes,
@@ -85,7 +79,7 @@ def markdown(costs: dict[str, dict[str, float]]) -> str:
 @click.option("--nsamples", default=32)
 @click.option("--seqlen", default=512)
 @click.option("--rounds", default=5)
-@click.option("--run", "runs", multiple=True, default=(*RUNS, *OTHERS), type=click.Choice([*RUNS, *OTHERS]))
+@click.option("--run", "runs", multiple=True, default=tuple(RUNS), type=click.Choice([*RUNS]))
 @click.option("--out", type=click.Path(path_type=Path), help="Add the result to this file of JSON lines.")
 def main(
     model: str, calibrate: str, nsamples: int, seqlen: int, rounds: int, runs: tuple[str, ...], out: Path | None
@@ -105,9 +99,6 @@ def main(
     for number in range(-1, rounds):
         times = {"bare": timed(bare)}
         for name in runs:
-            if name in OTHERS:
-                times[name] = timed(lambda: pruned(dense, tokenizer, OTHERS[name], "0.5", sequences))  # noqa: B023
-                continue
             target = copy.deepcopy(dense)
             recipe = Recipe(**RUNS[name][0], **budget)
             times[name] = timed(lambda: prune(target, tokenizer, recipe, text))  # noqa: B023 (called at once)

@@ -49,7 +49,7 @@ def recipe_for(method: str, sparsity: str, update: str, seed: int, **fixed: Any)
     return Recipe(method=name, update=update, seed=seed, **chosen, **fixed)
 
 
-def markdown(cells: list[dict[str, Any]]) -> str:
+def markdown(cells: list[dict[str, Any]], measure: str = "perplexity") -> str:
     """One row per method and update, one column per sparsity, the mean over seeds, and what it was measured on."""
     lines = []
     for setup, group in itertools.groupby(cells, key=lambda cell: json.dumps(cell["setup"], sort_keys=True)):
@@ -63,7 +63,7 @@ def markdown(cells: list[dict[str, Any]]) -> str:
             values = []
             for column in columns:
                 of = [
-                    c["perplexity"]
+                    c[measure]
                     for c in measured
                     if (c["method"], c["update"], c["sparsity"]) == (method, update, column)
                 ]
