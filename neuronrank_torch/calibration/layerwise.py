@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from neuronrank_core.errors import NeuronRankError, UnsupportedModelError, first_line
 from neuronrank_torch.calibration.arguments import has, same, unusable
+from neuronrank_torch.calibration.entry import entry
 from neuronrank_torch.calibration.hidden_states import Room, in_memory
 from neuronrank_torch.model.early_stop import StopForward
 from neuronrank_torch.model.limits import check_tokens
@@ -132,10 +133,11 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
         del seen[1:]
         raise StopForward
 
+    called = entry(decoder, _example(sequences))
     with _replaced([layer.module for layer in decoder.layers], first_layer):
         for sequence in sequences if len(sequences) else _example(sequences):
             try:
-                decoder.model(input_ids=sequence[None], use_cache=False)
+                called(input_ids=sequence[None], use_cache=False)
             except StopForward:
                 pass
             except (TypeError, ValueError) as error:  # From the model's checks of its arguments.
@@ -222,8 +224,9 @@ def run_layers(
         placeholder = args[0].fill_(math.inf)
         return placeholder if others is None else (placeholder, *others)
 
+    model = entry(decoder, _example(sequences))
     with _replaced([layer.module for layer in decoder.layers], visit_layer), suppress(StopForward):
-        decoder.model(input_ids=_example(sequences), use_cache=False)
+        model(input_ids=_example(sequences), use_cache=False)
     if called != [*range(last + 1)]:
         raise _unsupported(decoder, f"called {len(called)} of its {last + 1} layers")
     return hidden
