@@ -5,16 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from neuronrank_core.errors import NonFiniteError
 from neuronrank_core.statistics.table import SHARED_INPUT
 from neuronrank_torch.distributed.ranks import Ranks
-from neuronrank_torch.model.blocks import Block, Mlp, by_input
+from neuronrank_torch.model.blocks import Block, by_input
+from neuronrank_torch.model.early_stop import StopForward
+
+
+class DenseOutputs(ExitStack):
+    """Keeps what ``down_proj`` returns in the dense layer, for a later pass over the same text; a context manager.
+
+    Parameters
+    ----------
+    block : Block
+    kept : Tensor, shape (sequences, seqlen, out_features)
+        Where the outputs are kept, in the order of the tokens.
+    """
+
+    def __init__(self, block: Block, kept: Tensor) -> None:
+        super().__init__()
+        self.block, self._kept, self._next = block, kept.flatten(0, 1), 0
+
+    def __enter__(self) -> DenseOutputs:
+        self.callback(self.block.projections["down_proj"].on_output(self._keep).remove)
+        return self
+
+    def _keep(self, output: Tensor) -> None:
+        rows = output.flatten(0, -2)
+        self.take(len(rows)).copy_(rows)
+
+    def take(self, tokens: int) -> Tensor:
+        """The outputs of the next tokens, shape (tokens, out_features); from the first on again after the last."""
+        first = self._next
+        self._next = (first + tokens) % len(self._kept)
+        return self._kept[first : first + tokens]
 
 
 class GramCollector(ExitStack):
@@ -28,15 +57,15 @@ class GramCollector(ExitStack):
         Blocks of the layer.
     roles : iterable of str
         Names of the inputs that are collected; ``SHARED_INPUT`` lists the projections that share them.
-    dense : Mlp, optional
-        The MLP before its gate and up were pruned. If given and ``down_proj`` is among the roles, ``cross`` is
-        ``H_dense' H``, by which ``down_proj`` can be fitted to the dense layer's outputs.
+    outputs : DenseOutputs, optional
+        Outputs Y of the dense layer's ``down_proj``. If given and ``down_proj`` is among the roles, ``target`` is
+        ``Y' X``, by which ``down_proj`` can be fitted to them.
     """
 
-    def __init__(self, blocks: Sequence[Block], roles: Iterable[str], dense: Mlp | None = None) -> None:
+    def __init__(self, blocks: Sequence[Block], roles: Iterable[str], outputs: DenseOutputs | None = None) -> None:
         super().__init__()
         self.blocks, self.roles = blocks, tuple(roles)
-        self.dense = dense if "down_proj" in self.roles else None
+        self.outputs = outputs if "down_proj" in self.roles else None
         projections = [item for block in blocks for item in block.projections.items()]
         self.with_bias = {
             SHARED_INPUT.get(role, role) for role, projection in projections if projection.bias is not None
@@ -47,22 +76,20 @@ class GramCollector(ExitStack):
             for role, projection in by_input(block.projections).items()
             if role in self.roles
         }
-        self.gram = {role: self._zeros(role) for role in self.roles}
-        self.cross = self._zeros("down_proj") if self.dense is not None else None
+        self.gram = {role: self._zeros(role, self._columns(role)) for role in self.roles}
+        down = self.projections["down_proj"].weight if self.outputs is not None else None
+        self.target = None if down is None else self._zeros("down_proj", len(down))
 
     def __enter__(self) -> GramCollector:
-        if self.dense is not None:
-            [mlp] = [block for block in self.blocks if isinstance(block, Mlp)]
-            for module, dense in zip(mlp.producers, self.dense.producers, strict=True):
-                self.callback(module.register_forward_hook(partial(_with_dense, dense)).remove)
         for role in self.roles:
             self.callback(self.projections[role].on_input(partial(self._see, role)).remove)
         return self
 
-    def _zeros(self, role: str) -> Tensor:
-        weight = self.projections[role].weight
-        columns = weight.shape[1] + (role in self.with_bias)
-        return weight.new_zeros(columns, columns, dtype=torch.float32)
+    def _columns(self, role: str) -> int:
+        return int(self.projections[role].weight.shape[1]) + (role in self.with_bias)
+
+    def _zeros(self, role: str, rows: int) -> Tensor:
+        return self.projections[role].weight.new_zeros(rows, self._columns(role), dtype=torch.float32)
 
     def sum_over(self, ranks: Ranks) -> None:
         """Add the sums of the other ranks, after all text has run; raises NonFiniteError on NaN or Inf."""
@@ -71,26 +98,13 @@ class GramCollector(ExitStack):
                 f"NaN or Inf in the inputs of layer {self.blocks[0].where}", hint="try --dtype float32"
             )
         self.gram = {name: ranks.sum_in_order(gram) for name, gram in self.gram.items()}
-        self.cross = None if self.cross is None else ranks.sum_in_order(self.cross)
+        self.target = None if self.target is None else ranks.sum_in_order(self.target)
 
-    def _see(self, role: str, x: Tensor) -> Tensor | None:
-        if role != "down_proj" or self.cross is None:
-            rows = self._rows(role, x)
-            self.gram[role].addmm_(rows.T, rows)
-            return None
-        x, expected = x.chunk(2)
-        rows = self._rows(role, x)
-        self.gram[role].addmm_(rows.T, rows)
-        self.cross.addmm_(self._rows(role, expected).T, rows)
-        return x
-
-    def _rows(self, role: str, x: Tensor) -> Tensor:
-        """One row per token."""
+    def _see(self, role: str, x: Tensor) -> None:
         rows = x.flatten(0, -2).float()
-        return pad(rows, (0, 1), value=1.0) if role in self.with_bias else rows
-
-
-def _with_dense(dense: nn.Module, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Append the dense module's output: what is between it and ``down_proj`` then computes both products."""
-    del module
-    return torch.cat([output, dense(args[0])])
+        rows = pad(rows, (0, 1), value=1.0) if role in self.with_bias else rows
+        self.gram[role].addmm_(rows.T, rows)
+        if role == "down_proj" and self.target is not None and self.outputs is not None:
+            self.target.addmm_(self.outputs.take(len(rows)).float().T, rows)
+        if self.roles == ("down_proj",):
+            raise StopForward  # Nothing after it is needed.

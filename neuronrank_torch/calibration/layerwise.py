@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -44,6 +44,8 @@ class LayerRun:
         Index of the first sequence.
     on_batch : callable
         Called with the layer's index after each micro-batch.
+    spare : callable
+        ``spare(features)`` is another tensor, shape (sequences, seqlen, features), with the contents of the last use.
     """
 
     def __init__(
@@ -54,9 +56,10 @@ class LayerRun:
         batch_size: int,
         first: int,
         on_batch: Callable[[int], None],
+        spare: Callable[[int], Tensor],
     ) -> None:
         self.index, self.layer, self.hidden, self.forward = layer.index, layer, hidden, forward
-        self.batch_size, self.first, self.on_batch = batch_size, first, on_batch
+        self.batch_size, self.first, self.on_batch, self.spare = batch_size, first, on_batch, spare
         #: What the layer returns besides hidden states, if it returns a tuple; NaN in place of numbers, such as
         #: attention weights, which depend on the text.
         self.others: Others = None
@@ -73,10 +76,11 @@ class LayerRun:
         """
         for start in range(0, len(self.hidden), self.batch_size):
             batch = self.hidden[start : start + self.batch_size]
-            output, others = split_output(self.forward(batch))
-            self.others = others and tuple(map(unusable, others))
-            if keep:
-                batch.copy_(output)
+            with suppress(StopForward):  # From a hook that has seen all that it needs.
+                output, others = split_output(self.forward(batch))
+                self.others = others and tuple(map(unusable, others))
+                if keep:
+                    batch.copy_(output)
             after(self.first + start)
             self.on_batch(self.index)
 
@@ -198,6 +202,7 @@ def run_layers(
     last = len(decoder.layers) - 1
     called: list[int] = []
     others: Others = None
+    spare = cache(lambda features: room((*hidden.shape[:2], features), hidden))
     kinds: list[set[type]] = []  # Of layers in which sequences were seen to be independent.
 
     def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -205,7 +210,7 @@ def run_layers(
         if index and (has((args, kwargs), torch.isnan) or has((args[1:], kwargs), torch.isposinf)):
             raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         bound = partial(_call, forward, args[0].device, args[1:], kwargs)
-        run = LayerRun(decoder.layers[index], hidden, bound, batch_size, first, on_batch)
+        run = LayerRun(decoder.layers[index], hidden, bound, batch_size, first, on_batch, spare)
         with resident(index):
             kind = set(map(type, run.layer.module.modules()))
             if batch_size > 1 and len(hidden) and kind not in kinds:

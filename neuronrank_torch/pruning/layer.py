@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext
 from neuronrank_core.methods import method_of, mode
 from neuronrank_torch.calibration.collector import LayerCollector
-from neuronrank_torch.calibration.gram import GramCollector
+from neuronrank_torch.calibration.gram import DenseOutputs, GramCollector
 from neuronrank_torch.calibration.layerwise import LayerRun
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.kernels import TorchKernels
@@ -83,7 +84,8 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
 
     # Calibrate: one pass through the dense layer.
     collector, gram = LayerCollector(run.layer, blocks, plan.recipe, run.hidden.shape[1]), GramCollector(blocks, inputs)
-    with collector, gram:
+    outputs = _dense_outputs(run, blocks) if later else None
+    with collector, gram, outputs or nullcontext():
         run.feed(keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
     tables = collector.statistics(ranks)
     gram.sum_over(ranks)
@@ -99,7 +101,7 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
 
     # Update the modules that read outputs of pruned modules, with one pass per stage.
     for inputs in later:
-        gram = GramCollector(blocks, inputs, next(block for block in dense if isinstance(block, Mlp)))
+        gram = GramCollector(blocks, inputs, outputs)
         with gram:
             run.feed(keep=False)
         gram.sum_over(ranks)
@@ -110,6 +112,12 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     if outputs_needed and not keep:
         run.feed(keep=True)
     return _report(run.index, blocks, sizes, _notes(run.index, blocks, tables, plan.recipe), started)
+
+
+def _dense_outputs(run: LayerRun, blocks: Sequence[Block]) -> DenseOutputs:
+    """Room for the outputs of the layer's MLP at all tokens."""
+    [mlp] = [block for block in blocks if isinstance(block, Mlp)]
+    return DenseOutputs(mlp, run.spare(len(mlp.weights["down_proj"])))
 
 
 def prune_by_statistics(

@@ -193,7 +193,7 @@ class _PruneRun:
         else:
             self.notes += _idle(self.ranks, len(sequences), batch_size)
             if type(self.store) is InMemory:  # What cannot be run like this is refused before the model is changed.
-                few = sequences[:2, :16].to(self.device)
+                few = sequences[: min(2, batch_size), :16].to(self.device)
                 run_layers(self.decoder, few, lambda run: run.feed(keep=True), batch_size=batch_size)
             self._count_steps(len(sequences), batch_size)
             if self.recipe.allocate != "uniform":

@@ -100,7 +100,7 @@ class HeldOut:
 
     def visit(self, run: LayerRun) -> None:
         """Run the windows through a layer that has just been pruned."""
-        own = LayerRun(run.layer, self.hidden, run.forward, self.batch_size, 0, lambda index: None)
+        own = LayerRun(run.layer, self.hidden, run.forward, self.batch_size, 0, lambda index: None, run.spare)
         own.feed(keep=True)
         self.others = own.others
 

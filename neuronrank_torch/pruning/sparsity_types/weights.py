@@ -55,8 +55,8 @@ class Weights(SparsityType):
                 continue
             dense, affine = context.weights[role], projection.with_bias(context.weights[role])
             inputs = inputs[: affine.shape[1], : affine.shape[1]]  # Other readers of the same input may have a bias.
-            # down_proj also compensates for the pruning of gate and up: its target uses the dense product.
-            target = affine @ gram.cross if role == "down_proj" and gram.cross is not None else None
+            # down_proj also compensates for the pruning of gate and up: its target is what the dense layer returned.
+            target = gram.target if role == "down_proj" else None
             if context.recipe.update == "gradual":
                 choose = partial(gradual_mask, role, context, residual_norm(inputs, inverse)[: dense.shape[1]])
                 fitted = gradual_update(affine, choose, inputs, inverse, target=target)

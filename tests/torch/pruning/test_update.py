@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from neuronrank_core.errors import NonFiniteError
 from neuronrank_core.kernels import lowest_k
 from neuronrank_core.methods import needs_text
 from neuronrank_core.update.least_squares import absorb, gradual_update, least_squares_update, residual_norm
-from neuronrank_torch.calibration.gram import GramCollector
+from neuronrank_torch.calibration.gram import DenseOutputs, GramCollector
 from neuronrank_torch.distributed.ranks import ALONE
 from neuronrank_torch.kernels import TorchKernels, inverse
+from neuronrank_torch.model.early_stop import StopForward
 from neuronrank_torch.model.structure import resolve_layer
 from neuronrank_torch.text.sequences import calibration_sequences
 
@@ -133,34 +135,41 @@ def test_magnitude_needs_text_only_for_the_update() -> None:
     assert report.calibration.tokens == 6 * 32
 
 
-def test_gram_and_cross_are_sums_over_tokens() -> None:
+def test_gram_and_target_are_sums_over_tokens() -> None:
     layer = resolve_layer(small().model.layers[0], 0)
-    mlp, dense = layer.module.mlp, layer.mlp.copied()
-    before = copy.deepcopy(mlp)
-    x = torch.randn(3, 5, 32)
-
-    def product(mlp: torch.nn.Module) -> torch.Tensor:
-        return mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
-
+    mlp, x = layer.module.mlp, torch.randn(3, 5, 32)
     with torch.no_grad():
+        outputs = DenseOutputs(layer.mlp, torch.empty(3, 5, 32))
+        with outputs:
+            expected = torch.cat([mlp(x[:2]), mlp(x[2:])]).flatten(0, 1).double().numpy()
         mlp.gate_proj.weight[:, ::2] = 0
-        expected = product(before).flatten(0, 1).double().numpy()
-        seen = product(mlp)
-        with GramCollector(layer.blocks(), ("gate_proj", "down_proj"), dense) as gram:
-            mlp(x[:2])
-            mlp(x[2:])
+        seen = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+        for _ in range(2):  # The outputs are there for every pass.
+            with GramCollector(layer.blocks(), ("gate_proj", "down_proj"), outputs) as gram:
+                mlp(x[:2])
+                mlp(x[2:])
         mlp(x)  # no longer watched
     h, rows = seen.flatten(0, 1).double().numpy(), x.flatten(0, 1).double().numpy()
     np.testing.assert_allclose(gram.gram["gate_proj"], rows.T @ rows, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(gram.gram["down_proj"], h.T @ h, rtol=1e-4, atol=1e-7)
-    assert gram.cross is not None
-    np.testing.assert_allclose(gram.cross, expected.T @ h, rtol=1e-4, atol=1e-7)
+    assert gram.target is not None
+    np.testing.assert_allclose(gram.target, expected.T @ h, rtol=1e-4, atol=1e-7)
+
+
+def test_a_pass_for_down_alone_ends_there() -> None:
+    layer = resolve_layer(small().model.layers[0], 0)
+    called: list[torch.Tensor] = []
+    layer.module.mlp.down_proj.register_forward_hook(lambda module, args, output: called.append(output))
+    for roles, calls in ((("gate_proj", "down_proj"), 1), (("down_proj",), 1)):
+        with torch.no_grad(), GramCollector(layer.blocks(), roles), suppress(StopForward):
+            layer.module.mlp(torch.randn(1, 4, 32))
+        assert len(called) == calls
 
 
 def test_non_finite_inputs_name_the_layer() -> None:
     layer = resolve_layer(small().model.layers[0], 7)
     watching = GramCollector(layer.blocks(), ("down_proj",))
-    with torch.no_grad(), watching:
+    with torch.no_grad(), watching, suppress(StopForward):
         layer.module.mlp(torch.full((1, 2, 32), float("nan")))
     with pytest.raises(NonFiniteError, match="layer 7"):
         watching.sum_over(ALONE)
