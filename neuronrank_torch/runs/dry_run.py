@@ -22,6 +22,7 @@ from neuronrank_torch.model.structure import Layer
 from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
 from neuronrank_torch.pruning.result import Calibration, Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers
+from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.runs.job import Job, read_inputs
 from neuronrank_torch.runs.own_text import first_token
 from neuronrank_torch.runs.prune_result import JobRecord, Plan, PruneResult
@@ -125,6 +126,8 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
     weights = [weight for block in blocks for weight in block.weights.values()]
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
     calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and job.hidden_states == "memory" else 0
+    if recipe.update != "none" and len(sparsity_type_of(recipe).stages(recipe)) > 1:
+        calibration *= 2  # The outputs of the dense MLP are kept too.
     evaluation = 0 if job.save is None else min(eval_tokens, STREAMED_TOKENS)
     widest = max(weight.shape[1] for weight in weights)
     copies = 0 if weights[0].dtype == torch.float32 else 4 * sum(weight.numel() for weight in weights)
