@@ -110,7 +110,7 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
         try:
             result = _run(recipe, given, flags, stages)
         except InputError as error:
-            raise _by_effort(error, given, flags["effort"]) from None
+            raise _by_effort(error, given, flags["effort"]) from error.__cause__
     if not without_effect(recipe, ["signal"]):
         options.warn_of_signal(ctx, recipe.signal, result.recipe.signal)
     show(result, flags["as_json"], print_result)

@@ -87,7 +87,7 @@ def test_an_existing_output_is_refused_before_any_work(
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(neuronrank_torch.runs.prune, "open_model", lambda *_, **__: pytest.fail("loaded"))
-        patch.setattr(neuronrank_torch.runs.job, "load_text", lambda *_: pytest.fail("read"))
+        patch.setattr(neuronrank_torch.runs.job, "read_documents", lambda *_: pytest.fail("read"))
         result = run("prune", *small, "--save", "out", "--seed", 5, code=2)
     assert "Error: " in result.stderr
     assert "already exists" in result.stderr
