@@ -11,7 +11,7 @@ from neuronrank_cli.command import OUTPUT, Flag
 from neuronrank_cli.console import warn
 from neuronrank_core.effort import effort_settings
 from neuronrank_core.methods import METHODS, check_recipe
-from neuronrank_core.recipe import COMPARE, MODES, SIGNALS, UPDATES, Exponents, Recipe
+from neuronrank_core.recipe import ALLOCATIONS, COMPARE, MODES, SIGNALS, UPDATES, Exponents, Recipe
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -66,8 +66,9 @@ RECIPE_FLAGS = {
         RecipeFlag(
             "allocate",
             "--allocate",
-            Name(("uniform", "neuronrank")),
-            "Sparsity of each layer: equal, or higher where pruning costs less (takes an extra pass).",
+            Name(ALLOCATIONS),
+            "Where the zeros go: uniform; modules, fewer in down than in gate and up (for --update gradual); or"
+            " neuronrank, more in layers where pruning costs less (takes an extra pass).",
         ),
         RecipeFlag("pruning_last", "--pruning_last", int, "Prune only the last N layers.", "all layers"),
         RecipeFlag(

@@ -24,6 +24,8 @@ COMPARE = ("module", "row", "column")
 
 #: Updates of the remaining weights: none, one after selection, or one that alternates with selection.
 UPDATES = ("none", "least-squares", "gradual")
+#: Shares of the zeros: equal; fewer in ``down_proj``; more in layers where pruning costs less.
+ALLOCATIONS = ("uniform", "modules", "neuronrank")
 
 #: Named sets of exponents.
 PRESETS: Mapping[str, Mapping[str, float]] = {
@@ -64,7 +66,7 @@ class Recipe:
     compare: str | None = one_of(None, COMPARE)
     include_attention: bool = flag(False)
     prune_lm_head: bool = flag(False)
-    allocate: str = one_of("uniform", ("uniform", "neuronrank"))
+    allocate: str = one_of("uniform", ALLOCATIONS)
 
     tfidf_mode: str = one_of("doc", MODES)
     tfidf_k: int = number(64, 1, integer=True)

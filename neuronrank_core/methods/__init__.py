@@ -58,7 +58,7 @@ def requires(recipe: Recipe) -> frozenset[str]:
 
 def needs_text(recipe: Recipe) -> bool:
     """Whether a run reads calibration text."""
-    return bool(requires(recipe)) or recipe.update != "none" or recipe.allocate != "uniform"
+    return bool(requires(recipe)) or recipe.update != "none" or recipe.allocate == "neuronrank"
 
 
 def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:

@@ -9,6 +9,9 @@ from neuronrank_core.methods.scoring import NEURON_AXIS
 from neuronrank_core.recipe import Recipe
 from neuronrank_core.selection.patterns import comparison_group, select
 
+#: Part of the zeros of ``down_proj`` that ``--allocate modules`` moves to gate and up (docs/measured/log.md).
+DOWN_LESS = 0.12
+
 
 def prune_mask(module: str, context: ScoringContext, share: float = 1.0) -> Array:
     """Choose the weights of a module to zero.
@@ -33,6 +36,7 @@ def prune_mask(module: str, context: ScoringContext, share: float = 1.0) -> Arra
     recipe, pattern = context.recipe, context.recipe.pattern
     method = method_for(module, recipe)
     ratio = context.ratio if context.ratio is not None and module in NEURON_AXIS else recipe.ratio
+    ratio = module_ratio(module, ratio, recipe, gated="gate_proj" in context.weights)
     return select(
         method.score(module, context),
         context.weights[module],
@@ -64,9 +68,32 @@ def gradual_mask(module: str, context: ScoringContext, input_norm: Array, candid
     return prune_mask(module, context.at(module, candidate[:, : zero.shape[1]] * ~zero, input_norm), share) | zero
 
 
-def target_zeros(module: str, shape: tuple[int, int], recipe: Recipe, ratio: float | None = None) -> int:
+def module_ratio(module: str, ratio: float, recipe: Recipe, *, gated: bool) -> float:
+    """Share of a module's weights to zero, at a ratio of the whole MLP.
+
+    With ``allocate`` set to ``modules``, ``down_proj`` gives :data:`DOWN_LESS` of its zeros to the other matrices of
+    the MLP, which have the same size.
+
+    Parameters
+    ----------
+    module : str
+    ratio : float in [0, 1]
+    recipe : Recipe
+    gated : bool
+        Whether the MLP has a ``gate_proj``.
+    """
+    if recipe.allocate != "modules" or module not in NEURON_AXIS:
+        return ratio
+    others = 2 if gated else 1
+    moved = min(DOWN_LESS * ratio, others * (1 - ratio))
+    return ratio - moved if module == "down_proj" else ratio + moved / others
+
+
+def target_zeros(
+    module: str, shape: tuple[int, int], recipe: Recipe, ratio: float | None = None, *, gated: bool = True
+) -> int:
     """Number of weights of a module that :func:`prune_mask` marks, by default at the recipe's ratio."""
     compare = recipe.compare or method_for(module, recipe).compare(module)
-    ratio = recipe.ratio if ratio is None else ratio
+    ratio = module_ratio(module, recipe.ratio if ratio is None else ratio, recipe, gated=gated)
     size, k = comparison_group(shape, ratio=ratio, compare=compare, pattern=recipe.pattern, where=module)
     return k * (shape[0] * shape[1] // size)

@@ -149,7 +149,7 @@ class _PruneRun:
         """Prune by existing statistics, or by the weights alone."""
         if statistics is not None:
             statistics.check_layers(self.depth)
-            if self.recipe.allocate != "uniform":
+            if self.recipe.allocate == "neuronrank":
                 self._allocate(lambda dense: self._count(statistics, dense))
         for layer in self.decoder.layers:
             if layer.index not in self.pruned:
@@ -196,7 +196,7 @@ class _PruneRun:
                 few = sequences[: min(2, batch_size), :16].to(self.device)
                 run_layers(self.decoder, few, lambda run: run.feed(keep=True), batch_size=batch_size)
             self._count_steps(len(sequences), batch_size)
-            if self.recipe.allocate != "uniform":
+            if self.recipe.allocate == "neuronrank":
                 self._allocate(lambda dense: self._run_layers(sequences, dense.visit, batch_size, "measuring"))
             hidden = self._run_layers(sequences, self._visit, batch_size, "calibrating")
             if self.head is not None:
@@ -211,7 +211,7 @@ class _PruneRun:
         layers = range(self.depth)
         self.total = batches * sum(self._passes(index, done=False) for index in layers)
         self.steps = self.total - batches * sum(self._passes(index, done=self.store.done(index)) for index in layers)
-        if self.recipe.allocate != "uniform":
+        if self.recipe.allocate == "neuronrank":
             self.total += batches * self.depth
             self.steps += batches * self.depth * (self.store.ratios() is not None)
 

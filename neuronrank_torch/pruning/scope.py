@@ -70,7 +70,7 @@ def refuse_modes(model: Any, decoder: Decoder, recipe: Recipe) -> None:
     modes = {
         "--sparsity_type neurons": recipe.whole_neurons,
         f"--update {recipe.update}": recipe.update != "none",
-        "--allocate neuronrank": recipe.allocate != "uniform",
+        "--allocate neuronrank": recipe.allocate == "neuronrank",
     }
     asked = [mode for mode, set_ in modes.items() if set_]
     if mixture is not None and asked:

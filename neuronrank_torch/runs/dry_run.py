@@ -73,7 +73,7 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
             "--dataset self: a dry run writes no text; a run loads the whole model to write it, and takes longer than "
             "estimated"
         )
-    if recipe.allocate != "uniform":
+    if recipe.allocate == "neuronrank":
         notes.append("--allocate sets the ratio of each layer during the run: only the total below is exact")
     if text:
         calibration_sequences(tokenizer, recipe, text)
@@ -159,7 +159,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     # One micro-batch may hold fewer tokens than there are topics.
     plan = LayerPlan(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device))
     passes = sum(plan.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
-    if recipe.allocate != "uniform":
+    if recipe.allocate == "neuronrank":
         passes += layers
     forward = prune = 0.0
 

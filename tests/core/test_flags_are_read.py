@@ -38,7 +38,7 @@ VALUES = {
     "token_weight": (0.0, 1.0),
     "update": ("least-squares", "gradual"),
     "propagate": ("pruned", "dense"),
-    "allocate": ("uniform", "neuronrank"),
+    "allocate": ("uniform", "modules"),
     "nsamples": (128, 4),
     "seqlen": (512, 8),
     "bos": ("window", "text"),
@@ -47,7 +47,7 @@ VALUES = {
 #: What has to be chosen for a field to matter.
 SETTING = {"tfidf_k": {"tfidf_mode": "topic"}, "threshold": {"tfidf_mode": "token"}, "compare": {"sparsity_ratio": 0.4}}
 #: Fields that every method obeys once it has scored.
-OF_SELECTION = ("sparsity_type", "sparsity_ratio", "compare")
+OF_SELECTION = ("sparsity_type", "sparsity_ratio", "compare", "allocate")
 #: Every factor at work.
 ALL_ON = {name: VALUES[name][0] for name in ("weight_exp", "tf_exp", "idf_exp", "spikiness_exp")} | {"tfidf_k": 3}
 LAYER = random_layer(5, neurons=8)

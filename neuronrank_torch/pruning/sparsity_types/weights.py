@@ -34,7 +34,9 @@ class Weights(SparsityType):
         """The number of zeros of each module; M of a pattern must divide its number of inputs."""
         shapes = {role: (weight.shape[0], weight.shape[1]) for role, weight in block.weights.items()}
         return {
-            block.prefix + role: ModuleReport(rows * columns, target_zeros(role, (rows, columns), recipe))
+            block.prefix + role: ModuleReport(
+                rows * columns, target_zeros(role, (rows, columns), recipe, gated=block.gated)
+            )
             for role, (rows, columns) in shapes.items()
         }
 

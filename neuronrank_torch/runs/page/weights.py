@@ -50,7 +50,8 @@ def _counted(blocks: Sequence[Block]) -> dict[str, dict[str, int]]:
 def rival_recipes(recipe: Recipe) -> dict[str, Recipe]:
     """A recipe for every method with the same sparsity and the same TF and IDF. The own method keeps its recipe."""
     same = {name: getattr(recipe, name) for name in ("sparsity_type", "tfidf_mode", "tfidf_k", "q_active", "seed")}
-    plain = Recipe(**same, sparsity_ratio=recipe.ratio)
+    allocate = "modules" if recipe.allocate == "modules" else "uniform"
+    plain = Recipe(**same, sparsity_ratio=recipe.ratio, allocate=allocate)
     own = replace(recipe, include_attention=False, prune_lm_head=False)
     return {name: own if name == recipe.method else replace(plain, method=name) for name in METHODS}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from layers import MODULES, Layer, random_layer
 
 from neuronrank_core import (
@@ -16,7 +18,7 @@ from neuronrank_core import (
     prune_mask,
     select,
 )
-from neuronrank_core.selection.masks import gradual_mask
+from neuronrank_core.selection.masks import gradual_mask, module_ratio
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -70,6 +72,27 @@ def test_a_share_of_the_mask_is_its_lowest_part(method: str, share: float) -> No
         groups = {"module": 1, "row": len(whole), "column": len(whole.T)}[METHODS[method].compare(module)]
         assert part.sum() == groups * int(0.6 * share * (whole.size // groups))
         assert not (part & ~whole).any()
+
+
+@given(st.floats(0, 1), st.booleans())
+def test_zeros_move_from_down_to_the_others(ratio: float, gated: bool) -> None:
+    recipe = Recipe(allocate="modules")
+    producers = ["gate_proj", "up_proj"] if gated else ["up_proj"]
+    down, *others = (module_ratio(name, ratio, recipe, gated=gated) for name in ["down_proj", *producers])
+    assert down + sum(others) == pytest.approx((1 + len(others)) * ratio)
+    assert 0 <= down <= ratio <= others[0] == others[-1] <= 1 + 1e-12
+    if 0.01 < ratio < 0.9:
+        assert down == pytest.approx(0.88 * ratio)
+    assert module_ratio("q_proj", ratio, recipe, gated=gated) == ratio
+    assert module_ratio("down_proj", ratio, Recipe(), gated=gated) == ratio
+
+
+def test_masks_have_the_ratio_of_their_module() -> None:
+    layer = random_layer(neurons=50)
+    context = layer.context(Recipe(method="wanda", allocate="modules"))
+    shares = {name: prune_mask(name, context).mean() for name in MODULES}
+    assert shares["down_proj"] == 0.44
+    assert shares["gate_proj"] == shares["up_proj"] == int(0.53 * layer.weights["up_proj"].shape[1]) / 7
 
 
 @pytest.mark.parametrize(("share", "gone"), [(0.1, 1), (0.5, 1), (0.51, 2), (1.0, 2)])
