@@ -11,12 +11,15 @@ import click
 from click.core import ParameterSource
 
 from neuronrank_cli import config_file
+from neuronrank_cli.console import warn
 from neuronrank_cli.failures import explain
 
 #: Exit code after Ctrl-C, as in shells.
 INTERRUPTED = 130
 #: Exit code of invalid input.
 WRONG_INPUT = 2
+#: Shows tracebacks if it is set.
+DEBUG = "NEURONRANK_DEBUG"
 #: Stands for a hyphen that a line is not broken at.
 _HYPHEN = "\N{NON-BREAKING HYPHEN}"
 #: The section that also lists --help.
@@ -40,7 +43,12 @@ class Flag(click.Option):
 
     def environment_name(self, ctx: click.Context) -> str:
         """Name of the environment variable that sets this flag."""
-        return f"{ctx.auto_envvar_prefix}_{self.opts[0].lstrip('-').replace('-', '_').upper()}"
+        return f"{ctx.auto_envvar_prefix}_{self.variable}"
+
+    @property
+    def variable(self) -> str:
+        """The flag's part of that name."""
+        return self.opts[0].lstrip("-").replace("-", "_").upper()
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         """Look up the flag in the environment; an empty value counts as unset."""
@@ -107,6 +115,19 @@ class Group(click.Group):
 
     context_class = _Context
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Names the environment variables that look like flags and are not."""
+        known = {
+            f"{ctx.auto_envvar_prefix}_{name}_{flag.variable}".upper(): None
+            for name, command in self.commands.items()
+            for flag in command.params
+            if isinstance(flag, Flag)
+        }
+        for variable in sorted(os.environ):
+            if variable.startswith(f"{ctx.auto_envvar_prefix}_") and variable not in {DEBUG, *known}:
+                warn(f"unknown environment variable {variable}{config_file.nearest(variable, known)}")
+        return super().invoke(ctx)
+
 
 class Command(click.Command):
     """A command whose help has sections, and whose failures are one line and a hint.
@@ -156,14 +177,14 @@ class Command(click.Command):
             click.echo(f"Interrupted; {_kept(stop)}", err=True)
             ctx.exit(INTERRUPTED)
         except SystemExit as stop:
-            if os.environ.get("NEURONRANK_DEBUG") and stop.__cause__ is not None:
+            if os.environ.get(DEBUG) and stop.__cause__ is not None:
                 traceback.print_exc(file=sys.__stderr__)
             click.echo(f"Terminated; {_kept(stop)}", err=True)
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # The reader of stdout is gone: click exits without a message.
-            if os.environ.get("NEURONRANK_DEBUG"):
+            if os.environ.get(DEBUG):
                 click.echo(traceback.format_exc(), err=True)
             failure = explain(error, {p.name: p.named(ctx) for p in self.params if isinstance(p, Flag) and p.name})
             # Invalid input fails in all processes, and the first reports it. Other failures may be of this one alone.

@@ -208,7 +208,10 @@ def _print_plan(plan: Plan) -> None:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def _print_layers(result: PruneResult) -> None:

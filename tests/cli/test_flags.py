@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def run_eval(model: str, evaluation: Evaluation, **others: Any) -> EvalResult:
         others.pop("progress")
         seen.update(model=model, evaluation=evaluation, **others)
-        return EvalResult(2.0, 0.6, 31, 1, 32, None, model, evaluation.dataset)
+        return EvalResult(2.0, 0.6, 31, 1, 32, None, model=model, dataset=evaluation.dataset)
 
     monkeypatch.setattr(neuronrank_torch.runs.prune, "run_prune", run_prune)
     monkeypatch.setattr(neuronrank_torch.runs.evaluate, "run_eval", run_eval)
@@ -182,11 +182,12 @@ def test_effort_without_effect_is_said(run: Run) -> None:
 
 
 def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:
-    base = {"model": "m", "device": "auto", "dtype": "auto", "batch_size": 1}
+    base = {"model": "m", "reference": None, "device": "auto", "dtype": "auto", "batch_size": 1}
     run("eval", "--model", "m")
     assert asked == {**base, "evaluation": Evaluation()}
     cases = {
         "model": ("o", {"model": "o"}),
+        "reference": ("r", {"reference": "r"}),
         "device": ("cuda", {"device": "cuda"}),
         "dtype": ("float16", {"dtype": "float16"}),
         "batch_size": (3, {"batch_size": 3}),

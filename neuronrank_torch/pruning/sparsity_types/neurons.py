@@ -1,12 +1,13 @@
 """Removal of whole neurons, which leaves a smaller model with an unchanged architecture."""
 
 import copy
+import math
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 
-from neuronrank_core import InputError, Recipe, ScoringContext
+from neuronrank_core import InputError, InvalidValueError, Recipe, ScoringContext
 from neuronrank_core.errors import first_line
 from neuronrank_core.selection.whole_neurons import kept_neurons
 from neuronrank_core.update.least_squares import absorb
@@ -41,6 +42,14 @@ class Neurons(SparsityType):
                 hint=hint,
             )
         kept = dense - int(recipe.ratio * dense)
+        if not kept:
+            most = math.floor(100 * (dense - 1) / dense) / 100
+            raise InvalidValueError(
+                "sparsity_ratio",
+                recipe.ratio,
+                f"below 1, which would remove all {dense} neurons of a layer",
+                hint=f"try --sparsity_ratio {most:g} or less",
+            )
         if kept != dense and (wrong := sorted(_resized(model, config, name, kept) ^ _narrowed(model, decoder))):
             raise InputError(
                 f"with fewer neurons, `{wrong[0]}` of {type(model).__name__} would not have the shape that its"
