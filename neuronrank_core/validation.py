@@ -23,7 +23,7 @@ def number(
 
     def hint(value: Any) -> str:
         """A percentage in place of a fraction gets a hint."""
-        return f"did you mean {value / 100:g}?" if 2 <= value and check(value / 100) else ""
+        return f"did you mean {value / 100:g}?" if value >= 2 and check(value / 100) else ""
 
     def check(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):

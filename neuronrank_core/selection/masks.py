@@ -64,9 +64,18 @@ def gradual_mask(module: str, context: ScoringContext, input_norm: Array, candid
     return prune_mask(module, context.at(module, candidate[:, : zero.shape[1]] * ~zero, input_norm), share) | zero
 
 
-def target_zeros(module: str, shape: tuple[int, int], recipe: Recipe, ratio: float | None = None) -> int:
-    """Number of weights of a module that :func:`prune_mask` marks, by default at the recipe's ratio."""
+def target_zeros(
+    module: str, shape: tuple[int, int], recipe: Recipe, ratio: float | None = None, zero: Array | None = None
+) -> int:
+    """Number of weights of a module that :func:`prune_mask` marks, by default at the recipe's ratio.
+
+    With ``zero``, which says where the weights are zero already: number of zeros afterwards. It is larger where a
+    comparison group has more zeros than are to be marked.
+    """
     compare = recipe.compare or method_for(module, recipe).compare(module)
     ratio = recipe.ratio if ratio is None else ratio
     size, k = comparison_group(shape, ratio=ratio, compare=compare, pattern=recipe.pattern, where=module)
-    return k * (shape[0] * shape[1] // size)
+    if zero is None:
+        return k * (shape[0] * shape[1] // size)
+    groups = (zero.T if compare == "column" and recipe.pattern is None else zero).reshape(-1, size)
+    return int(groups.sum(1).clip(min=k).sum())

@@ -20,7 +20,8 @@ from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
 from neuronrank_torch.model.structure import Decoder, Layer
 from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
 from neuronrank_torch.pruning.result import Calibration, Report
-from neuronrank_torch.pruning.scope import first_pruned, planned_layers
+from neuronrank_torch.pruning.scope import first_pruned, planned_layers, pruned_layers
+from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.runs.job import Job, read_inputs
 from neuronrank_torch.runs.prune_result import JobRecord, Plan, PruneResult
 from neuronrank_torch.saving.names import Names
@@ -58,7 +59,7 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
     if statistics is not None:
         statistics.check_model(source)
     model = streamed.model
-    layers, notes = planned_layers(model, recipe)
+    layers, notes = planned_layers(model, recipe, streamed.resident)
     notes[:0] = source.notes
     first = first_pruned(recipe, len(streamed.decoder.layers))[0]
     notes += [*evaluation_notes(inputs.text, inputs.eval_text, statistics), *saved]
@@ -66,7 +67,11 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
         notes.append("--allocate sets the ratio of each layer during the run: only the total below is exact")
     if inputs.text:
         calibration_sequences(tokenizer, recipe, inputs.text)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters()) - sum(
+        sparsity_type_of(recipe).shrinkage(block, recipe)
+        for layer in pruned_layers(streamed.decoder, recipe)[0]
+        for block in layer.blocks(include_attention=recipe.include_attention)
+    )
     tokens = {"tokens": recipe.nsamples * recipe.seqlen} if needs_text(recipe) else {}
     calibration = Calibration(**(tokens if statistics is None else statistics.calibration()))
     report = Report.of(streamed.decoder.measured(recipe), layers, parameters, calibration, notes=notes)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import LAYERS, Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -124,6 +125,44 @@ def test_a_dry_run_plans_what_a_run_does(run: Run, small: list[object], tmp_path
     assert planned["layers"] == done["layers"]
     assert planned["total"] == done["total"]
     assert planned["recipe"] == done["recipe"]
+
+
+@pytest.fixture
+def holed(model: Path, tmp_path: Path) -> Path:
+    """A model with more zeros in some rows of its last layer than a ratio of a half asks for."""
+    dense, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    with torch.no_grad():
+        dense.model.layers[LAYERS - 1].mlp.gate_proj.weight[:10, :30] = 0
+    dense.save_pretrained(tmp_path / "holed")
+    tokenizer.save_pretrained(tmp_path / "holed")
+    return tmp_path / "holed"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--sparsity_type", "2:4", "--nr-include-attention"],
+        ["--compare", "row"],
+        ["--compare", "column"],
+        ["--compare", "module", "--prune_method", "magnitude", "--sparsity_ratio", 0.04],
+        ["--sparsity_type", "neurons", "--sparsity_ratio", 0.3],
+        ["--pruning_last", 1, "--prune_method", "magnitude", "--sparsity_ratio", 0.04],
+    ],
+    ids=str,
+)
+def test_a_dry_run_counts_the_zeros_that_are_there(
+    run: Run, small: list[object], holed: Path, flags: list[Any]
+) -> None:
+    arguments = ["--model", holed, *small[2:], *flags, "--save", "out"]
+    planned, done = (json.loads(run("prune", *arguments, "--json", *more).stdout) for more in (["--dry-run"], []))
+    if "neurons" in flags:
+        assert done["total"]["removed"] == planned["total"]["removed"] == LAYERS * 3 * 32 * 19
+        assert done["layers"][-1]["modules"]["gate_proj"]["sparsity"] == 19 / 64
+    else:
+        assert done["total"] == planned["total"]
+        assert [layer["modules"] for layer in done["layers"]] == [layer["modules"] for layer in planned["layers"]]
+        assert done["layers"][-1]["modules"]["gate_proj"]["zeros_before"] == 300
+    assert done["total"]["parameters"] == planned["total"]["parameters"]
 
 
 @pytest.mark.parametrize("bos", ["window", "text"])

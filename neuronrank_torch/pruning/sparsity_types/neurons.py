@@ -62,12 +62,20 @@ class Neurons(SparsityType):
         del recipe
         return [("down_proj",)]
 
-    def planned(self, block: Block, recipe: Recipe) -> dict[str, ModuleReport]:
-        """The weights that are removed with the neurons."""
+    def planned(self, block: Block, recipe: Recipe, *, counted: bool = False) -> dict[str, ModuleReport]:
+        """The weights that are removed with the neurons. Which zeros are among them is not known before."""
+        del counted
         neurons = block.projections["down_proj"].weight.shape[1]
         goes = int(recipe.ratio * neurons)
         sizes = {role: weight.numel() for role, weight in block.weights.items()}
         return {block.prefix + role: ModuleReport(size, 0, goes * (size // neurons)) for role, size in sizes.items()}
+
+    def shrinkage(self, block: Block, recipe: Recipe) -> int:
+        """The parameters of the removed neurons, biases included."""
+        assert isinstance(block, Mlp)
+        own = [p.numel() for module in block.producers for p in module.parameters(recurse=False)]
+        own.append(block.projections["down_proj"].weight.numel())
+        return int(recipe.ratio * block.neurons) * (sum(own) // block.neurons)
 
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> None:
         """Remove the lowest-scoring neurons; with ``gram``, let the remaining ones compensate for them."""

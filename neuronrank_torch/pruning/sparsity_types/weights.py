@@ -30,13 +30,15 @@ class Weights(SparsityType):
         inputs = (*attention, "gate_proj", "down_proj")
         return [(role,) for role in inputs] if recipe.propagate == "pruned" else [inputs]
 
-    def planned(self, block: Block, recipe: Recipe) -> dict[str, ModuleReport]:
+    def planned(self, block: Block, recipe: Recipe, *, counted: bool = False) -> dict[str, ModuleReport]:
         """The number of zeros of each module; M of a pattern must divide its number of inputs."""
-        shapes = {role: (weight.shape[0], weight.shape[1]) for role, weight in block.weights.items()}
-        return {
-            block.prefix + role: ModuleReport(rows * columns, target_zeros(role, (rows, columns), recipe))
-            for role, (rows, columns) in shapes.items()
-        }
+        found = {}
+        for role, weight in block.weights.items():
+            zero = weight == 0 if counted else None
+            zeros = target_zeros(role, (weight.shape[0], weight.shape[1]), recipe, zero=zero)
+            before = 0 if zero is None else int(zero.sum())
+            found[block.prefix + role] = ModuleReport(weight.numel(), zeros, zeros_before=before)
+        return found
 
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> dict[str, Tensor]:
         """Zero the lowest-scoring weights of each module, scored on its dense weights; returns the masks."""
