@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, redirect_stdout
@@ -59,6 +60,13 @@ class Stages(ExitStack):
         self.task = self.bar.add_task("starting", total=None, steps="")
         self.stage = self.activity = ""
         self.printed = 0.0
+        #: The notes that were printed already.
+        self.noted: list[str] = []
+
+    def note(self, note: str) -> None:
+        """Print a note of the result before the work begins."""
+        self.noted.append(note)
+        warn(note)
 
     def __enter__(self) -> Stages:
         self.enter_context(redirect_stdout(sys.stderr))
@@ -80,15 +88,28 @@ class Stages(ExitStack):
         self.bar.update(self.task, description=stage, completed=done, total=total if total > 1 else None, steps=steps)
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line. On a terminal it is wrapped at spaces only, so that no flag is broken; elsewhere not at all."""
+    console = Console(stderr=err)
+    if console.is_terminal:
+        rest = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": "  "}
+        text = "\n".join(textwrap.wrap(text, console.width, **rest))  # type: ignore[arg-type]
+    click.echo(text, err=err)
+
+
 def warn(message: str) -> None:
     """Print a warning on stderr."""
-    click.echo(f"Warning: {message}", err=True)
+    say(f"Warning: {message}", err=True)
 
 
-def show(result: Printed, as_json: bool, print_text: Callable[[Printed], None]) -> None:
-    """Print the notes of a result as warnings, then the result: as JSON, or as text with ``print_text``."""
+def show(result: Printed, as_json: bool, print_text: Callable[[Printed], None], noted: Collection[str] = ()) -> None:
+    """Print the notes of a result as warnings, then the result: as JSON, or as text with ``print_text``.
+
+    Notes in ``noted`` were printed before.
+    """
     for note in getattr(result, "notes", ()):
-        warn(note)
+        if note not in noted:
+            warn(note)
     if as_json:
         print_json(result)
     else:

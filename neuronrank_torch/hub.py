@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR
 
 from huggingface_hub import errors
 from huggingface_hub.utils import logging
@@ -21,7 +22,7 @@ _REASONS: tuple[tuple[tuple[str, ...], str], ...] = (
 def quiet_hub() -> Iterator[None]:
     """Context without the warnings of the hub's client about each of its attempts."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(ERROR)
     try:
         yield
     finally:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
-from neuronrank_cli.console import Stages, perplexity_text, print_table, protocol, show, size_text, warn
+from neuronrank_cli.console import Stages, perplexity_text, print_table, protocol, say, show, size_text, warn
+from neuronrank_cli.verdict import changed, verdict
 from neuronrank_core.effort import EFFORTS, VARIANTS, candidates, passes_by_effort
 from neuronrank_core.methods import METHODS, exponents, mode, needs_text, requires, without_effect
 from neuronrank_core.recipe import PRESETS, Recipe
@@ -85,6 +87,7 @@ TABLES = {
     "Check all inputs and show what would be pruned, with estimates of memory and time.",
     is_flag=True,
 )
+@options.flag("--verbose", OUTPUT, "List the sparsity of every layer.", is_flag=True)
 @options.json_flag
 @click.pass_context
 def prune(ctx: click.Context, /, **flags: Any) -> None:
@@ -100,11 +103,14 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     if not (flags["save"] or flags["evaluate"] or flags["dry_run"]):
         raise click.UsageError("nothing to do with the result: give --save, --eval or --dry-run", ctx)
 
+    if not (flags["save"] or flags["dry_run"]):
+        warn("without --save, the pruned model is measured and not saved")
+
     with Stages() as stages:
         result = _run(recipe, options.given(ctx, flags), flags, stages)
     if not without_effect(recipe, ["signal"]):
         options.warn_of_signal(ctx, recipe.signal, result.recipe.signal)
-    show(result, flags["as_json"], print_result)
+    show(result, flags["as_json"], partial(print_result, verbose=flags["verbose"]), stages.noted)
 
 
 def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: Stages) -> PruneResult:
@@ -120,7 +126,7 @@ def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: 
     compared = candidates(recipe, given) if flags["effort"] == "best" else {}
     if len(compared) == 1:
         warn("--effort best is the same as good here: no other recipe applies to these settings")
-    return run_prune(job, recipe, stages, compared if len(compared) > 1 else {})
+    return run_prune(job, recipe, stages, compared if len(compared) > 1 else {}, stages.note)
 
 
 def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> None:
@@ -135,6 +141,8 @@ def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> 
         idle["effort"] = "with --update"
     if not flags["evaluate"]:
         idle |= dict.fromkeys(("eval_dataset", "eval_windows"), "without --eval")
+    if flags["as_json"]:
+        idle["verbose"] = "with --json"
     if not flags["save"]:
         idle |= dict.fromkeys(("force", "hidden_states"), "without --save")
     options.warn_of_idle(ctx, dict(sorted(idle.items())))
@@ -162,49 +170,59 @@ def _ignoring(recipe: Recipe, name: str) -> str:
     return f"{recipe.method} in {mode(recipe)} mode{off}"
 
 
-def print_result(result: PruneResult) -> None:
-    """Print the sparsity of each layer, the perplexities and the output of a run, or the estimates of a dry run."""
-    job, recipe, total, planned = result.job, result.recipe, result.total, result.plan is not None
+def print_result(result: PruneResult, *, verbose: bool = False) -> None:
+    """Print what a run did to the layers, the perplexities and the verdict, or the estimates of a dry run."""
+    job, recipe, planned = result.job, result.recipe, result.plan is not None
     goal = f"{recipe.sparsity_ratio:.4g} {recipe.sparsity_type}"
-    click.echo(f"{job.model}: {recipe.method}, {goal}{', planned' if planned else ''}")
-    _print_layers(result)
-    if total.removed:
-        verb = "to remove" if planned else "removed"
-        click.echo(f"parameters {verb}: {total.removed:,}; the whole model has {total.parameters:,}")
-    else:
-        verb = "to zero" if planned else "zeroed"
-        click.echo(f"parameters {verb}: {total.zeros:,} of {total.parameters:,} in the whole model")
+    say(f"{job.model}: {recipe.method}, {goal}{', planned' if planned else ''}")
+    (_print_layers if verbose else _print_summary)(result)
     if result.choice:
         _print_choice(result.choice)
     if result.perplexity and job.evaluation:
-        click.echo(f"perplexity before: {perplexity_text(result.perplexity.before)}")
-        click.echo(f"perplexity after:  {perplexity_text(result.perplexity.after)}")
-        click.echo(f"measured on: {protocol(job.evaluation.dataset, result.perplexity.after)}")
+        say(f"perplexity before: {perplexity_text(result.perplexity.before)}")
+        say(f"perplexity after:  {perplexity_text(result.perplexity.after)}")
+        say(f"measured on: {protocol(job.evaluation.dataset, result.perplexity.after)}")
     if result.plan:
+        say(f"weights: {changed(result)}")
         if result.calibration.tokens:
             text = result.calibration.dataset or job.dataset
-            click.echo(f"calibration: {recipe.nsamples} sequences of {recipe.seqlen} tokens of {text}")
+            say(f"calibration: {recipe.nsamples} sequences of {recipe.seqlen} tokens of {text}")
         _print_plan(result.plan)
-    elif job.save:
-        click.echo(f"saved to: {job.save}")
+        return
+    say(f"time: {_duration(result.seconds)}")
+    if job.save:
+        say(f"saved to: {job.save}")
+    for line in verdict(result):
+        say(line)
+
+
+def _print_summary(result: PruneResult) -> None:
+    """Print the sparsity of the layers in one line."""
+    gone = "removed" if result.total.removed else "zeros"
+    shares = [layer.sum(gone) / layer.sum("size") for layer in result.layers if layer.sum("size")]
+    low, high = min(shares, default=0.0), max(shares, default=0.0)
+    each = f"{low:.4%} in each" if low == high else f"{low:.2%} to {high:.2%} in each (--verbose lists them)"
+    lost, verb = getattr(result.total, gone), gone if gone == "removed" else "zero"
+    layers = f"{len(result.layers)} layer{'s' * (len(result.layers) != 1)}"
+    say(f"{layers}: {lost:,} of {result.total.prunable:,} weights {verb}, {each}")
 
 
 def _print_choice(choice: Choice) -> None:
     good, best = choice.perplexity["good"], choice.perplexity[choice.chosen]
     others = ", ".join(f"{name} {value:.4f}" for name, value in choice.perplexity.items() if name != choice.chosen)
     gain = "" if choice.chosen == "good" else f", {1 - best / good:.2%} below good"
-    click.echo(f"effort best: chose {choice.chosen}: held-out perplexity {best:.4f}{gain}; others: {others or 'none'}")
+    say(f"effort best: chose {choice.chosen}: held-out perplexity {best:.4f}{gain}; others: {others or 'none'}")
 
 
 def _print_plan(plan: Plan) -> None:
     parts = {name: size for name, size in plan.memory.items() if size}
     listed = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
-    click.echo(f"size of a layer: {size_text(plan.layer_bytes)}")
-    click.echo(f"peak memory: about {size_text(sum(parts.values()))}: {listed}")
-    click.echo(f"time: about {_duration(plan.seconds)}, extrapolated from the first layer")
+    say(f"size of a layer: {size_text(plan.layer_bytes)}")
+    say(f"peak memory: about {size_text(sum(parts.values()))}: {listed}")
+    say(f"time: about {_duration(plan.seconds)}, extrapolated from the first layer")
     if plan.efforts:
-        click.echo("by effort: " + ", ".join(f"{name} {_duration(seconds)}" for name, seconds in plan.efforts.items()))
-    click.echo("dry run: nothing was calibrated, pruned or saved")
+        say("by effort: " + ", ".join(f"{name} {_duration(seconds)}" for name, seconds in plan.efforts.items()))
+    say("dry run: nothing was calibrated, pruned or saved")
 
 
 def _duration(seconds: float) -> str:

@@ -35,6 +35,8 @@ class ModelSource:
         ``model_type`` of the configuration, such as ``llama``.
     notes : tuple of str
         What a user has to know about how it was read.
+    dtype : str
+        How most of its weights are stored, such as ``bfloat16`` or ``Q4_1``.
     """
 
     spec: str
@@ -42,6 +44,7 @@ class ModelSource:
     path: Path
     model_type: str
     notes: tuple[str, ...] = ()
+    dtype: str = ""
 
     def fingerprint(self) -> dict[str, list[int]]:
         """Size in bytes and modification time in nanoseconds of every file that affects the model, by name."""

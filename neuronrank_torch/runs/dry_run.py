@@ -11,7 +11,6 @@ from neuronrank_core import Recipe
 from neuronrank_core.methods import check_recipe, needs_text
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
 from neuronrank_torch.distributed.ranks import ALONE
-from neuronrank_torch.evaluation.seen_text import evaluation_notes
 from neuronrank_torch.evaluation.windows import STREAMED_TOKENS
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.kernels import TorchKernels
@@ -22,8 +21,9 @@ from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune
 from neuronrank_torch.pruning.result import Calibration, Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers, pruned_layers
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
+from neuronrank_torch.runs.early_notes import early_notes
 from neuronrank_torch.runs.job import Job, read_inputs
-from neuronrank_torch.runs.prune_result import JobRecord, Plan, PruneResult
+from neuronrank_torch.runs.prune_result import JobRecord, ModelSize, Plan, PruneResult
 from neuronrank_torch.saving.names import Names
 from neuronrank_torch.text.sequences import calibration_sequences, evaluation_windows, micro_batch
 
@@ -62,12 +62,13 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
     layers, notes = planned_layers(model, recipe, streamed.resident)
     notes[:0] = source.notes
     first = first_pruned(recipe, len(streamed.decoder.layers))[0]
-    notes += [*evaluation_notes(inputs.text, inputs.eval_text, statistics), *saved]
+    notes += [*early_notes(inputs, tokenizer, streamed.decoder), *saved]
     if recipe.allocate != "uniform":
         notes.append("--allocate sets the ratio of each layer during the run: only the total below is exact")
     if inputs.text:
         calibration_sequences(tokenizer, recipe, inputs.text)
-    parameters = sum(p.numel() for p in model.parameters()) - sum(
+    dense = ModelSize.of(source, sum(p.numel() for p in model.parameters()))
+    parameters = dense.parameters - sum(
         sparsity_type_of(recipe).shrinkage(block, recipe)
         for layer in pruned_layers(streamed.decoder, recipe)[0]
         for block in layer.blocks(include_attention=recipe.include_attention)
@@ -90,7 +91,8 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
         estimate(recipe),
         {name: sum(map(estimate, recipes)) for name, recipes in (efforts or {}).items()},
     )
-    return PruneResult(**vars(report), job=record, plan=plan)
+    faster = sparsity_type_of(report.recipe).speed(report.recipe)
+    return PruneResult(**vars(report), job=record, plan=plan, source=dense, faster=faster)
 
 
 #: Python, torch, transformers, and the activations of a micro-batch.
@@ -119,12 +121,12 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
     weights = [weight for block in blocks for weight in block.weights.values()]
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
     calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and job.hidden_states == "memory" else 0
-    evaluation = 0 if whole else min(eval_tokens, STREAMED_TOKENS)
+    evaluation = (1 if whole else 2) * min(eval_tokens, STREAMED_TOKENS)
     widest = max(weight.shape[1] for weight in weights)
     copies = 0 if weights[0].dtype == torch.float32 else 4 * sum(weight.numel() for weight in weights)
     return {
         "layers": sum(layers) if whole else max(layers),
-        "embeddings": model.bytes(REST) + model.bytes(HEAD),
+        "embeddings": (model.bytes(REST) + model.bytes(HEAD)) * (2 if eval_tokens else 1),  # Two models are compared.
         "hidden states": token * max(calibration, evaluation),
         "scoring": SCORING_BYTES * max(weight.numel() for weight in weights) + copies,
         "update": GRAM_BYTES * widest**2 if recipe.update != "none" else 0,

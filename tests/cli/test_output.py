@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command import LAYERS, Run
+from tiny import tiny_model
+from tiny_files import write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.prune
 from neuronrank_cli import console
-from neuronrank_cli.console import Stages
+from neuronrank_cli.console import Stages, size_text
 from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.text.sources import load_text
 
 
-def test_the_table(run: Run, small: list[object], measured: list[object]) -> None:
-    result = run("prune", *small, *measured, "--pruning_last", 2, "--prune_method", "wanda")
-    shown = result.stdout
+def test_the_table(run: Run, small: list[object]) -> None:
+    shown = run("prune", *small, "--pruning_last", 2, "--prune_method", "wanda", "--save", "out", "--verbose").stdout
     assert shown.splitlines()[0].endswith(": wanda, 0.5 unstructured")
     rows = re.findall(r"│\s+(\w+) │\s+([\d,]+) │\s+([\d,]+) │ ([\d.]+)% │\s+([\d.]+) │", shown)
     assert [row[:4] for row in rows] == [
@@ -29,12 +32,126 @@ def test_the_table(run: Run, small: list[object], measured: list[object]) -> Non
         ("3", "6,144", "3,072", "50.0000"),
         ("total", "12,288", "6,144", "50.0000"),
     ]
-    assert re.search(r"^parameters zeroed: 6,144 of [\d,]+ in the whole model$", shown, re.MULTILINE)
-    perplexities = re.findall(r"^perplexity (before|after): +([\d.]+) \(standard error [\d.]+\)$", shown, re.MULTILINE)
-    assert [name for name, _ in perplexities] == ["before", "after"]
-    assert perplexities[0][1] != perplexities[1][1]
-    assert re.search(r"^measured on: \S+text.txt, 2 windows of 32 tokens, BOS at every window$", shown, re.MULTILINE)
-    assert "saved to" not in shown
+
+
+def test_the_verdict(run: Run, small: list[object], measured: list[object], model: Path, tmp_path: Path) -> None:
+    result = run("prune", *small, *measured, "--pruning_last", 2, "--prune_method", "wanda", "--save", "out")
+    lines = result.stdout.splitlines()
+    dense, pruned = (AutoModelForCausalLM.from_pretrained(folder) for folder in (model, tmp_path / "out"))
+    windows = cut(model, small[3])
+    before, after = (window_losses(each, windows) for each in (dense, pruned))
+    moved = after - before
+    change, error = np.expm1(moved.mean()), np.exp(moved.mean()) * moved.std(ddof=1) / math.sqrt(len(moved))
+    kl = divergence_of(dense, pruned, windows)
+    parameters = sum(p.numel() for p in dense.parameters())
+    size = size_text((model / "model.safetensors").stat().st_size)
+    assert lines[1] == "2 layers: 6,144 of 12,288 weights zero, 50.0000% in each"
+    assert lines[-5:] == [
+        "saved to: out",
+        f"weights: 6,144 zero, {6144 / parameters:.2%} of the {parameters:,} parameters of the whole model",
+        f"size on disk: {size} safetensors float32 -> {size} safetensors float32",
+        f"perplexity: {change:+.2%} (standard error {error:.2%}); KL divergence {kl:.4g} nats per token",
+        "faster: no: zeros are computed and stored like other weights; next: neuronrank report out",
+    ]
+    perplexities = re.findall(r"^perplexity (before|after): +([\d.]+) \(standard", result.stdout, re.MULTILINE)
+    assert perplexities == [("before", f"{np.exp(before.mean()):.4f}"), ("after", f"{np.exp(after.mean()):.4f}")]
+    where = "2 windows of 32 tokens, BOS at every window"
+    assert re.search(rf"^measured on: \S+text.txt, {where}$", result.stdout, re.MULTILINE)
+
+
+def cut(model: Path, text: object) -> torch.Tensor:
+    """The first two windows of 32 tokens, each after a BOS token."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ids = tokenizer(Path(str(text)).read_text("utf-8"), add_special_tokens=False)["input_ids"]
+    return torch.tensor([[tokenizer.bos_token_id, *ids[start : start + 31]] for start in (0, 31)])
+
+
+def log_probabilities(model: Any, windows: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(windows).logits[:, :-1].double().log_softmax(-1)
+
+
+def window_losses(model: Any, windows: torch.Tensor) -> Any:
+    found = log_probabilities(model, windows).gather(2, windows[:, 1:, None])
+    return -found.mean((1, 2)).numpy()
+
+
+def divergence_of(dense: Any, pruned: Any, windows: torch.Tensor) -> float:
+    p, q = (log_probabilities(model, windows) for model in (dense, pruned))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        (
+            ["--sparsity_type", "neurons", "--sparsity_ratio", 0.3, "--save", "out"],
+            [
+                "weights: 7,296 removed, ",
+                "perplexity: not measured (--eval)",
+                "faster: yes: the removed neurons are neither computed nor stored; "
+                "next: neuronrank eval --model out --reference ",
+            ],
+        ),
+        (
+            ["--sparsity_type", "neurons", "--save", "out", "--eval", "--eval-windows", 1],
+            ["faster: yes: the removed neurons are neither computed nor stored; next: neuronrank compare "],
+        ),
+        (
+            ["--sparsity_type", "2:4", "--save", "o t"],
+            ["faster: only with kernels for 2:4 sparsity: without, ", "next: neuronrank eval --model 'o t' --ref"],
+        ),
+        (
+            ["--eval", "--eval-windows", 1],
+            [
+                " -> not saved (--save FOLDER)",
+                "perplexity: ",
+                "nats per token",
+                "next: the same command with --save FOLDER",
+            ],
+        ),
+        (["--sparsity_ratio", 0, "--save", "out"], ["weights: 0 zero, 0.00% of ", "none is new"]),
+        (["--dtype", "bfloat16", "--save", "out"], ["safetensors float32 -> ", "safetensors bfloat16\n"]),
+        (["--allocate", "neuronrank", "--save", "out"], ["in each (--verbose lists them)"]),
+        (["--dry-run", "--sparsity_type", "neurons"], ["weights: 12,288 to remove, "]),
+        (["--dry-run"], ["weights: 12,288 to be zero, "]),
+    ],
+    ids=str,
+)
+def test_the_verdict_of_other_runs(run: Run, small: list[object], flags: list[object], lines: list[str]) -> None:
+    result = run("prune", *small, *flags)
+    for line in lines:
+        assert line in result.stdout
+    unsaved = not {"--save", "--dry-run"}.intersection(flags)
+    assert result.stderr.startswith("Warning: without --save, ") == unsaved
+
+
+def test_a_gguf_file_grows_and_says_so(run: Run, small: list[object], tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tiny_model(layers=2, hidden=32, intermediate=64))
+    arguments = ["--model", tmp_path / "tiny.gguf", *small[2:], "--prune_method", "magnitude"]
+    shown = run("prune", *arguments, "--save", "out").stdout
+    stored = r"\d+ KiB GGUF F32 -> \d+ KiB safetensors"
+    assert re.search(rf"^size on disk: {stored} float32, half with --dtype bfloat16$", shown, re.MULTILINE)
+    shown = run("prune", *arguments, "--save", "half", "--dtype", "bfloat16").stdout
+    assert re.search(rf"^size on disk: {stored} bfloat16$", shown, re.MULTILINE)
+
+
+def test_what_is_known_before_the_run_is_said_before(run: Run, small: list[object], measured: list[object]) -> None:
+    update = ["--update", "least-squares", "--nsamples", 1, "--nr-include-attention"]
+    lines = run("prune", *small, *measured, *update, "--save", "out").stderr.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("calibrating"))
+    needed = "Warning: --update least-squares fits the 64 inputs of down_proj on 32 tokens: use --nsamples 2 or more"
+    assert [line for line in lines if line.startswith("Warning")] == lines[begin - 2 : begin]
+    assert lines[begin - 2].startswith("Warning: the evaluation text is the calibration text")
+    assert lines[begin - 1] == needed
+    assert "Warning" not in run("prune", *small, *update[:2], "--nsamples", 2, "--save", "two").stderr
+    tokens = len(AutoTokenizer.from_pretrained(small[1])(Path(str(small[3])).read_text("utf-8")).input_ids) - 1
+    many = ["--nsamples", tokens // 32 + 1, "--prune_method", "wanda"]
+    said = f"are drawn from a text of {tokens:,} tokens, so they overlap: --nsamples {tokens // 32} covers it once"
+    lines = run("prune", *small, *many, "--save", "many").stderr.splitlines()
+    assert said in lines[1]
+    assert "Warning" in run("prune", *small, *many, "--dry-run").stderr
+    assert "Warning" not in run("prune", *small, "--nsamples", tokens // 32, "--dry-run").stderr
 
 
 def test_eval_without_save_leaves_nothing(
@@ -52,13 +169,12 @@ def test_progress_in_a_log_file(
     stderr = run("prune", *small, "--batch-size", 1, *measured, "--save", "out").stderr
     assert stderr.splitlines() == [
         f"loading {small[1]}",
-        *(f"perplexity before pruning: {layer}" for layer in layers),
-        "perplexity before pruning: output head",
+        "Warning: the evaluation text is the calibration text: perplexity after pruning looks better than it is",
         *(f"calibrating {layer}" for layer in layers),
+        *(f"perplexity before pruning: {layer}" for layer in layers),
         *(f"perplexity after pruning: {layer}" for layer in layers),
         "perplexity after pruning: output head",
         "saving out",
-        "Warning: the evaluation text is the calibration text: perplexity after pruning looks better than it is",
     ]
 
 

@@ -20,6 +20,10 @@ class SparsityType(ABC):
     def handles(self, sparsity_type: str) -> bool:
         """Whether a value of ``--sparsity_type`` denotes this type."""
 
+    @abstractmethod
+    def speed(self, recipe: Recipe) -> str:
+        """Whether a pruned model is faster, and why."""
+
     def check(self, model: Any, decoder: Decoder, recipe: Recipe) -> None:
         """Refuse a dense model that this type cannot prune; raises InputError."""
         del model, decoder, recipe

@@ -24,6 +24,12 @@ class Weights(SparsityType):
         """``unstructured``, or N:M."""
         return sparsity_type == "unstructured" or ":" in sparsity_type
 
+    def speed(self, recipe: Recipe) -> str:
+        """Zeros are not, except in a pattern that kernels use."""
+        if recipe.pattern is None:
+            return "no: zeros are computed and stored like other weights"
+        return f"only with kernels for {recipe.sparsity_type} sparsity: without, zeros are computed like other weights"
+
     def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:
         """With pruned propagation, every module is updated on its inputs from the pruned modules before it."""
         attention = ("q_proj", "o_proj") if recipe.include_attention else ()
