@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from neuronrank_cli import config_file
-from neuronrank_cli.console import warn
+from neuronrank_cli.console import fold, warn
 from neuronrank_cli.failures import explain
 
 #: Exit code after Ctrl-C, as in shells.
@@ -167,10 +167,19 @@ class Command(click.Command):
                 # Padded, so that the explanations of all sections start in the same column.
                 formatter.write_dl([(term.ljust(30), text) for term, text in rows])
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the flags."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise _folded(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run. Exit with 1 for a failed run, 2 for invalid input and 130 after Ctrl-C, with one line and a hint."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _folded(error) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt as stop:
@@ -188,13 +197,19 @@ class Command(click.Command):
                 click.echo(traceback.format_exc(), err=True)
             failure = explain(error, {p.name: p.named(ctx) for p in self.params if isinstance(p, Flag) and p.name})
             # Invalid input fails in all processes, and the first reports it. Other failures may be of this one alone.
-            out = sys.stderr if is_first_process() or failure.exit_code == WRONG_INPUT else sys.__stderr__
-            click.echo(f"Error: {failure.message}", file=out)
+            out: Any = sys.stderr if is_first_process() or failure.exit_code == WRONG_INPUT else sys.__stderr__
+            click.echo(fold(f"Error: {failure.message}", out), file=out)
             if failure.hint:
-                click.echo(f"Hint: {failure.hint}", file=out)
+                click.echo(fold(f"Hint: {failure.hint}", out), file=out)
             for note in _notes(error):
-                click.echo(f"Note: {note}", file=out)
+                click.echo(fold(f"Note: {note}", out), file=out)
             ctx.exit(failure.exit_code)
+
+
+def _folded(error: click.UsageError) -> click.UsageError:
+    """An error of click whose message is wrapped at spaces, after the word that click puts before it."""
+    word = "Error: "
+    return click.UsageError(fold(word + error.format_message(), sys.stderr).removeprefix(word), error.ctx)
 
 
 def is_first_process() -> bool:

@@ -9,7 +9,7 @@ import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, redirect_stdout
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -88,13 +88,18 @@ class Stages(ExitStack):
         self.bar.update(self.task, description=stage, completed=done, total=total if total > 1 else None, steps=steps)
 
 
+def fold(text: str, file: IO[str]) -> str:
+    """A line as it is printed to a file: on a terminal wrapped at spaces, so that no flag is broken."""
+    console = Console(file=file)
+    if not console.is_terminal:
+        return text
+    rest: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": "  "}
+    return "\n".join(textwrap.wrap(text, console.width, **rest))
+
+
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line. On a terminal it is wrapped at spaces only, so that no flag is broken; elsewhere not at all."""
-    console = Console(stderr=err)
-    if console.is_terminal:
-        rest = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": "  "}
-        text = "\n".join(textwrap.wrap(text, console.width, **rest))  # type: ignore[arg-type]
-    click.echo(text, err=err)
+    """Print a line, see :func:`fold`."""
+    click.echo(fold(text, sys.stderr if err else sys.stdout), err=err)
 
 
 def warn(message: str) -> None:

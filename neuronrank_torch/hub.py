@@ -1,13 +1,13 @@
-"""What goes wrong with the Hugging Face hub, in one line."""
+"""The Hugging Face hub: uploads, and what goes wrong, in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import ERROR
 
-from huggingface_hub import errors
-from huggingface_hub.utils import logging
+from huggingface_hub import HfApi, errors
+from huggingface_hub.utils import logging, validate_repo_id
 
-from neuronrank_core.errors import first_line
+from neuronrank_core.errors import InputError, NeuronRankError, first_line
 
 #: Kinds of failure: types of the error or of one of its causes, and what to say. The first that fits counts.
 _REASONS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -40,3 +40,37 @@ def hub_reason(error: BaseException) -> str:
     if not found and isinstance(error, errors.HfHubHTTPError):
         found = f"the hub answered {error.response.status_code}"
     return found or first_line(error)
+
+
+def check_repository(name: str) -> None:
+    """Refuse a name that no repository on the hub can have.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        validate_repo_id(name)
+    except errors.HFValidationError as error:
+        raise InputError(f"--push-to-hub: {first_line(error)}", hint="for example --push-to-hub USER/NAME") from error
+
+
+def push_folder(folder: str, name: str) -> str:
+    """Upload a folder to a model repository, which is created (private) if it does not exist; return its address.
+
+    Raises
+    ------
+    NeuronRankError
+        If that fails. The folder is not changed.
+    """
+    api = HfApi()
+    try:
+        with quiet_hub():
+            api.create_repo(name, private=True, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message="Pruned by NeuronRank")
+    except Exception as error:  # Anything from a missing login to a lost connection.
+        raise NeuronRankError(
+            f"could not push to {name}: {hub_reason(error)}",
+            hint=f"the model is saved in {folder}; after `hf auth login`: hf upload {name} {folder}",
+        ) from error
+    return f"https://huggingface.co/{name}"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuronrank_cli import options
-from neuronrank_cli.command import OUTPUT, Command
+from neuronrank_cli.command import OUTPUT, Command, is_first_process
+from neuronrank_cli.command_line import command_line
 from neuronrank_cli.console import Stages, perplexity_text, print_table, protocol, say, show, size_text, warn
 from neuronrank_cli.verdict import changed, verdict
 from neuronrank_core.effort import EFFORTS, VARIANTS, candidates, passes_by_effort
@@ -87,6 +88,12 @@ TABLES = {
     "Check all inputs and show what would be pruned, with estimates of memory and time.",
     is_flag=True,
 )
+@options.flag(
+    "--push-to-hub",
+    OUTPUT,
+    "Upload the saved model to this repository of the Hugging Face hub; a new one is private.",
+    metavar="REPO",
+)
 @options.flag("--verbose", OUTPUT, "List the sparsity of every layer.", is_flag=True)
 @options.json_flag
 @click.pass_context
@@ -103,22 +110,31 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     if not (flags["save"] or flags["evaluate"] or flags["dry_run"]):
         raise click.UsageError("nothing to do with the result: give --save, --eval or --dry-run", ctx)
 
+    if flags["push_to_hub"] and not flags["save"]:
+        raise click.UsageError("--push-to-hub needs --save", ctx)
     if not (flags["save"] or flags["dry_run"]):
         warn("without --save, the pruned model is measured and not saved")
 
     with Stages() as stages:
-        result = _run(recipe, options.given(ctx, flags), flags, stages)
+        result = _run(recipe, options.given(ctx, flags), flags, stages, command_line(ctx))
     if not without_effect(recipe, ["signal"]):
         options.warn_of_signal(ctx, recipe.signal, result.recipe.signal)
     show(result, flags["as_json"], partial(print_result, verbose=flags["verbose"]), stages.noted)
+    if flags["push_to_hub"] and not flags["dry_run"] and is_first_process():
+        from neuronrank_torch.hub import push_folder
+
+        say(f"pushed to: {push_folder(flags['save'], flags['push_to_hub'])}", err=flags["as_json"])
 
 
-def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: Stages) -> PruneResult:
+def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: Stages, command: str) -> PruneResult:
     """Prune or plan. Imports torch here, because --help does not need it."""
+    from neuronrank_torch.hub import check_repository
     from neuronrank_torch.runs.dry_run import plan_prune
     from neuronrank_torch.runs.job import Evaluation, Job
     from neuronrank_torch.runs.prune import run_prune
 
+    if flags["push_to_hub"]:
+        check_repository(flags["push_to_hub"])
     evaluation = Evaluation(flags["eval_dataset"], recipe.seqlen, flags["eval_windows"], recipe.bos)
     job = Job(**options.fields_of(Job, flags), evaluation=evaluation if flags["evaluate"] else None)
     if flags["dry_run"]:
@@ -126,7 +142,7 @@ def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: 
     compared = candidates(recipe, given) if flags["effort"] == "best" else {}
     if len(compared) == 1:
         warn("--effort best is the same as good here: no other recipe applies to these settings")
-    return run_prune(job, recipe, stages, compared if len(compared) > 1 else {}, stages.note)
+    return run_prune(job, recipe, stages, compared if len(compared) > 1 else {}, stages.note, command)
 
 
 def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> None:
@@ -145,6 +161,8 @@ def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> 
         idle["verbose"] = "with --json"
     if not flags["save"]:
         idle |= dict.fromkeys(("force", "hidden_states"), "without --save")
+    if flags["dry_run"]:
+        idle["push_to_hub"] = "with --dry-run"
     options.warn_of_idle(ctx, dict(sorted(idle.items())))
 
 

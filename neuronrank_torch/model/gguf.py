@@ -35,6 +35,14 @@ def gguf_dtype(file: Path) -> str:
     return max(sizes, key=lambda name: sizes[name], default="")
 
 
+def gguf_license(file: Path) -> str:
+    """Licence that a GGUF file names; empty if it names none."""
+    from neuronrank_torch.model.gguf_internals import read_gguf
+
+    found = read_gguf(file).fields.get("general.license")
+    return bytes(found.parts[found.data[0]]).decode("utf-8", errors="replace") if found else ""
+
+
 class GgufWeights(WeightSource):
     """Tensors of a GGUF file, each dequantised when it is read, as transformers does for a whole file.
 

@@ -37,6 +37,8 @@ class ModelSource:
         What a user has to know about how it was read.
     dtype : str
         How most of its weights are stored, such as ``bfloat16`` or ``Q4_1``.
+    license : str
+        Its licence, if a GGUF file names one.
     """
 
     spec: str
@@ -45,6 +47,7 @@ class ModelSource:
     model_type: str
     notes: tuple[str, ...] = ()
     dtype: str = ""
+    license: str = ""
 
     def fingerprint(self) -> dict[str, list[int]]:
         """Size in bytes and modification time in nanoseconds of every file that affects the model, by name."""
@@ -111,6 +114,7 @@ def _download(name: str) -> Path:
     try:
         with quiet_transformers(), quiet_hub():
             read = [f"*{suffix}" for suffix in _READ]
+            read.append("README.md")  # Names the licence.
             copies = ["*/*", "consolidated*"]  # The same weights in other formats.
             return Path(snapshot_download(name, allow_patterns=read, ignore_patterns=copies))
     except Exception as error:  # Anything from a bad name to a lost connection.

@@ -23,6 +23,7 @@ from neuronrank_torch.pruning.result import Report, versions
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.pruning.store import LayerStore
+from neuronrank_torch.runs.card import model_cards
 from neuronrank_torch.runs.choice import Choice, Measured, compare_recipes
 from neuronrank_torch.runs.early_notes import early_notes
 from neuronrank_torch.runs.job import Inputs, Job, read_inputs
@@ -42,6 +43,7 @@ def run_prune(
     progress: Progress = silent,
     candidates: Mapping[str, Recipe] | None = None,
     warn: Callable[[str], object] = lambda note: None,
+    command: str = "",
 ) -> PruneResult:
     """Load a model, prune it, compare its perplexity and predictions with those before, and save it.
 
@@ -60,6 +62,8 @@ def run_prune(
         place of ``recipe``. They differ in how weights are chosen and updated, not in what is pruned.
     warn : callable
         Called with those notes of the result that are known before the work begins.
+    command : str
+        The command that repeats the run, for the model card.
 
     Returns
     -------
@@ -85,6 +89,7 @@ def run_prune(
             progress=progress,
             ranks=ranks,
             candidates=candidates or {},
+            command=command,
             dense=ModelSize.of(source, sum(p.numel() for p in whole.parameters())),
         )
         run = replace(run, early=run.check(whole))
@@ -105,6 +110,7 @@ class _Run(Inputs):
     progress: Progress
     ranks: Ranks
     candidates: Mapping[str, Recipe]
+    command: str
     dense: ModelSize
     early: Sequence[str] = ()
 
@@ -170,7 +176,9 @@ class _Run(Inputs):
         if folder is not None:
             saved = replace(self.source, kind="folder", path=folder, dtype=stored_dtype(shards(folder)))
             result = replace(result, output=ModelSize.of(saved, result.total.parameters))
-        staging.finish(to_json(result))
+        cards, notes = model_cards(result, self.source, self.command)
+        result = replace(result, notes=(*result.notes, *notes))
+        staging.finish(to_json(result), cards)
         return result
 
     def _choose(self, measured: Measured) -> tuple[Recipe, Choice | None]:

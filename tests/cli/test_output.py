@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.prune
 from neuronrank_cli import console
+from neuronrank_cli.commands.prune import _duration
 from neuronrank_cli.console import Stages, size_text
 from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.text.sources import load_text
@@ -327,3 +328,41 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         stages("perplexity", 5, 9, "windows")
         stages("perplexity", 6, 9, "windows")
     assert capsys.readouterr().err == "loading [red]\nperplexity\n"
+
+
+def test_lines_on_a_terminal_break_at_spaces(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "36")
+    text = (
+        "the flag --nr-include-attention is like --nr-skip-attention and /a/path/that/is/longer/than/forty/columns.txt"
+    )
+    console.warn(text)
+    shown = capsys.readouterr().err
+    lines = shown.splitlines()
+    assert " ".join(line.strip() for line in lines) == f"Warning: {text}"
+    assert all(len(line) <= 36 for line in lines if "/a/path" not in line)
+    assert len(lines) >= 4
+    monkeypatch.delenv("TTY_COMPATIBLE")
+    console.warn(text)
+    assert capsys.readouterr().err == f"Warning: {text}\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(90, "90 s"), (150, "2 min"), (3599, "1 h 0 min"), (323 * 60, "5 h 23 min"), (30, "30 s")]
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert _duration(seconds) == shown
+
+
+def test_errors_on_a_terminal_break_at_spaces(run: Run, small: list[object]) -> None:
+    wide = {"TTY_COMPATIBLE": "1", "COLUMNS": "30", "TERM": "xterm"}
+    for flags, message in (
+        (["--eval", "--push-to-hub", "me/x"], "Error: --push-to-hub needs --save"),
+        (["--save", "out", "--effort", "some"], "Error: Invalid value for '--effort': 'some' is not one of 'fast',"),
+        (["--save", "out", "--nr-q-active", 60], "Error: --nr-q-active is 60.0, allowed: a number in (0, 1) Hint:"),
+    ):
+        lines = run("prune", *small, *flags, env=wide, code=2).stderr.splitlines()
+        assert max(map(len, lines[2:])) <= 30
+        assert message in " ".join(line.strip() for line in lines)
