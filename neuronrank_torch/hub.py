@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from logging import ERROR
 
 from huggingface_hub import HfApi, errors
-from huggingface_hub.utils import logging, validate_repo_id
+from huggingface_hub.utils import logging
+from huggingface_hub.utils._validators import validate_repo_id
 
 from neuronrank_core.errors import InputError, NeuronRankError, first_line
 
