@@ -11,12 +11,15 @@ import click
 from click.core import ParameterSource
 
 from neuronrank_cli import config_file
+from neuronrank_cli.console import fold, warn
 from neuronrank_cli.failures import explain
 
 #: Exit code after Ctrl-C, as in shells.
 INTERRUPTED = 130
 #: Exit code of invalid input.
 WRONG_INPUT = 2
+#: Shows tracebacks if it is set.
+DEBUG = "NEURONRANK_DEBUG"
 #: Stands for a hyphen that a line is not broken at.
 _HYPHEN = "\N{NON-BREAKING HYPHEN}"
 #: The section that also lists --help.
@@ -40,7 +43,12 @@ class Flag(click.Option):
 
     def environment_name(self, ctx: click.Context) -> str:
         """Name of the environment variable that sets this flag."""
-        return f"{ctx.auto_envvar_prefix}_{self.opts[0].lstrip('-').replace('-', '_').upper()}"
+        return f"{ctx.auto_envvar_prefix}_{self.variable}"
+
+    @property
+    def variable(self) -> str:
+        """The flag's part of that name."""
+        return self.opts[0].lstrip("-").replace("-", "_").upper()
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         """Look up the flag in the environment; an empty value counts as unset."""
@@ -107,6 +115,19 @@ class Group(click.Group):
 
     context_class = _Context
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Names the environment variables that look like flags and are not."""
+        known = {
+            f"{ctx.auto_envvar_prefix}_{name}_{flag.variable}".upper(): None
+            for name, command in self.commands.items()
+            for flag in command.params
+            if isinstance(flag, Flag)
+        }
+        for variable in sorted(os.environ):
+            if variable.startswith(f"{ctx.auto_envvar_prefix}_") and variable not in {DEBUG, *known}:
+                warn(f"unknown environment variable {variable}{config_file.nearest(variable, known)}")
+        return super().invoke(ctx)
+
 
 class Command(click.Command):
     """A command whose help has sections, and whose failures are one line and a hint.
@@ -146,34 +167,49 @@ class Command(click.Command):
                 # Padded, so that the explanations of all sections start in the same column.
                 formatter.write_dl([(term.ljust(30), text) for term, text in rows])
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the flags."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise _folded(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run. Exit with 1 for a failed run, 2 for invalid input and 130 after Ctrl-C, with one line and a hint."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _folded(error) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt as stop:
             click.echo(f"Interrupted; {_kept(stop)}", err=True)
             ctx.exit(INTERRUPTED)
         except SystemExit as stop:
-            if os.environ.get("NEURONRANK_DEBUG") and stop.__cause__ is not None:
+            if os.environ.get(DEBUG) and stop.__cause__ is not None:
                 traceback.print_exc(file=sys.__stderr__)
             click.echo(f"Terminated; {_kept(stop)}", err=True)
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # The reader of stdout is gone: click exits without a message.
-            if os.environ.get("NEURONRANK_DEBUG"):
+            if os.environ.get(DEBUG):
                 click.echo(traceback.format_exc(), err=True)
             failure = explain(error, {p.name: p.named(ctx) for p in self.params if isinstance(p, Flag) and p.name})
             # Invalid input fails in all processes, and the first reports it. Other failures may be of this one alone.
-            out = sys.stderr if is_first_process() or failure.exit_code == WRONG_INPUT else sys.__stderr__
-            click.echo(f"Error: {failure.message}", file=out)
+            out: Any = sys.stderr if is_first_process() or failure.exit_code == WRONG_INPUT else sys.__stderr__
+            click.echo(fold(f"Error: {failure.message}", out), file=out)
             if failure.hint:
-                click.echo(f"Hint: {failure.hint}", file=out)
+                click.echo(fold(f"Hint: {failure.hint}", out), file=out)
             for note in _notes(error):
-                click.echo(f"Note: {note}", file=out)
+                click.echo(fold(f"Note: {note}", out), file=out)
             ctx.exit(failure.exit_code)
+
+
+def _folded(error: click.UsageError) -> click.UsageError:
+    """An error of click whose message is wrapped at spaces, after the word that click puts before it."""
+    word = "Error: "
+    return click.UsageError(fold(word + error.format_message(), sys.stderr).removeprefix(word), error.ctx)
 
 
 def is_first_process() -> bool:

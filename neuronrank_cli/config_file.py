@@ -50,7 +50,7 @@ def read(file: Path, ctx: click.Context) -> dict[str, Any]:
         if not isinstance(section, dict):
             raise click.UsageError(f"{file}: {name} is not in a section such as [{ctx.command.name}]", ctx)
         if name not in sections:
-            raise click.UsageError(f"{file}: [{name}] is not a command{_nearest(name, sections)}", ctx)
+            raise click.UsageError(f"{file}: [{name}] is not a command{nearest(name, sections)}", ctx)
     return _values(content.get(str(ctx.command.name), {}), f"{file}, [{ctx.command.name}]", ctx)
 
 
@@ -60,7 +60,7 @@ def _values(section: dict[str, Any], where: str, ctx: click.Context) -> dict[str
     for written, value in section.items():
         parameter = parameters.get(dashed(written))
         if parameter is None or parameter.name is None:
-            raise click.UsageError(f"{where}: unknown key {written}{_nearest(dashed(written), parameters)}", ctx)
+            raise click.UsageError(f"{where}: unknown key {written}{nearest(dashed(written), parameters)}", ctx)
         if parameter.name in values:
             raise click.UsageError(f"{where}: {written} is set twice", ctx)
         fits, allowed = _kind(parameter)
@@ -94,6 +94,7 @@ def dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A question after a name that is unknown, if one of the known names is similar; otherwise nothing."""
     near = difflib.get_close_matches(name, names, 1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, redirect_stdout
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -59,6 +60,13 @@ class Stages(ExitStack):
         self.task = self.bar.add_task("starting", total=None, steps="")
         self.stage = self.activity = ""
         self.printed = 0.0
+        #: The notes that were printed already.
+        self.noted: list[str] = []
+
+    def note(self, note: str) -> None:
+        """Print a note of the result before the work begins."""
+        self.noted.append(note)
+        warn(note)
 
     def __enter__(self) -> Stages:
         self.enter_context(redirect_stdout(sys.stderr))
@@ -80,15 +88,33 @@ class Stages(ExitStack):
         self.bar.update(self.task, description=stage, completed=done, total=total if total > 1 else None, steps=steps)
 
 
+def fold(text: str, file: IO[str]) -> str:
+    """A line as it is printed to a file: on a terminal wrapped at spaces, so that no flag is broken."""
+    console = Console(file=file)
+    if not console.is_terminal:
+        return text
+    rest: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": "  "}
+    return "\n".join(textwrap.wrap(text, console.width, **rest))
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line, see :func:`fold`."""
+    click.echo(fold(text, sys.stderr if err else sys.stdout), err=err)
+
+
 def warn(message: str) -> None:
     """Print a warning on stderr."""
-    click.echo(f"Warning: {message}", err=True)
+    say(f"Warning: {message}", err=True)
 
 
-def show(result: Printed, as_json: bool, print_text: Callable[[Printed], None]) -> None:
-    """Print the notes of a result as warnings, then the result: as JSON, or as text with ``print_text``."""
+def show(result: Printed, as_json: bool, print_text: Callable[[Printed], None], noted: Collection[str] = ()) -> None:
+    """Print the notes of a result as warnings, then the result: as JSON, or as text with ``print_text``.
+
+    Notes in ``noted`` were printed before.
+    """
     for note in getattr(result, "notes", ()):
-        warn(note)
+        if note not in noted:
+            warn(note)
     if as_json:
         print_json(result)
     else:

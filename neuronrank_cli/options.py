@@ -46,7 +46,10 @@ def _exponent(field: str, flag: str, text: str) -> RecipeFlag:
     return RecipeFlag(field, flag, float, text, default_text)
 
 
-_SPARSITY_HELP = "unstructured; N:M such as 2:4, to zero N of every M weights; or neurons, to remove whole neurons."
+_SPARSITY_HELP = (
+    "unstructured; N:M such as 2:4, to zero N of every M weights; or neurons, to remove whole neurons. Weights that are"
+    " already zero count; where there are more than asked for, all stay zero."
+)
 _BOS_HELP = "Where to add a beginning-of-sequence token, if the tokenizer adds one: to every window or to the text."
 
 #: Flags by section of the help.

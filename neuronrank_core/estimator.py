@@ -198,6 +198,8 @@ class NeuronRank:
     def mask(self, weight: ArrayLike, ratio: float | None = None, axis: int = 0) -> NDArray[np.bool_]:
         """Choose the weights to zero, exactly ``int(ratio * size)`` of each comparison group.
 
+        Weights that are zero already are chosen first; a group that has more of them keeps them all.
+
         Parameters
         ----------
         weight : array

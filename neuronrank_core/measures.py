@@ -24,11 +24,17 @@ class Divergence:
         99th percentile of the same over the predicted tokens.
     agreement : float
         Fraction of the predicted tokens at which both models have the same most likely token.
+    perplexity_change : float
+        Relative change of the perplexity: 0.1 where the model's is 10 % above the reference's.
+    perplexity_change_error : float or None
+        Its standard error, see :func:`perplexity_change`.
     """
 
     kl_mean: float
     kl_p99: float
     agreement: float
+    perplexity_change: float = 0.0
+    perplexity_change_error: float | None = None
 
 
 def log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
@@ -73,7 +79,7 @@ def same_top(a: ArrayLike, b: ArrayLike) -> NDArray[np.bool_]:
     return np.asarray(np.argmax(a, axis=-1) == np.argmax(b, axis=-1))
 
 
-def divergence(kl: ArrayLike, same: ArrayLike) -> Divergence:
+def divergence(kl: ArrayLike, same: ArrayLike, reference_nll: ArrayLike, nll: ArrayLike) -> Divergence:
     """Summarise all predicted tokens.
 
     Parameters
@@ -82,10 +88,36 @@ def divergence(kl: ArrayLike, same: ArrayLike) -> Divergence:
         From :func:`kl_divergence`.
     same : bool array, shape (tokens,)
         From :func:`same_top`.
+    reference_nll, nll : array, shape (windows,)
+        See :func:`perplexity_change`.
     """
     values = np.asarray(kl, dtype=np.float64)
     agreement = np.asarray(same, dtype=np.float64).mean()
-    return Divergence(float(values.mean()), float(np.quantile(values, _TAIL)), float(agreement))
+    change = perplexity_change(reference_nll, nll)
+    return Divergence(float(values.mean()), float(np.quantile(values, _TAIL)), float(agreement), *change)
+
+
+def perplexity_change(reference_nll: ArrayLike, nll: ArrayLike) -> tuple[float, float | None]:
+    """Relative change of a perplexity, and its standard error over windows of equal length.
+
+    The windows are compared in pairs: what makes a window hard for both models cancels. The error is that of
+    :func:`perplexity_standard_error` for the differences, so it is far smaller than those of the two perplexities.
+
+    Parameters
+    ----------
+    reference_nll, nll : array, shape (windows,)
+        Mean negative log-likelihood of each window, in nats, before and after.
+
+    Returns
+    -------
+    change : float
+        ``after / before - 1``.
+    standard_error : float or None
+        None for a single window.
+    """
+    moved = np.asarray(nll, dtype=np.float64) - np.asarray(reference_nll, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        return float(np.expm1(moved.mean())), perplexity_standard_error(moved)
 
 
 def perplexity_standard_error(nll: ArrayLike) -> float | None:

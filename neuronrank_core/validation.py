@@ -21,12 +21,16 @@ def number(
     ends = "()" if open_ends else "[]"
     allowed = f"{kind} in {ends[0]}{low:g}, {high:g}{ends[1]}"
 
+    def hint(value: Any) -> str:
+        """A percentage in place of a fraction gets a hint."""
+        return f"did you mean {value / 100:g}?" if value >= 2 and check(value / 100) else ""
+
     def check(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
             return False
         return math.isfinite(value) and (low < value < high if open_ends else low <= value <= high)
 
-    return field(default=default, metadata={"check": check, "allowed": allowed})
+    return field(default=default, metadata={"check": check, "allowed": allowed, "hint": hint if high == 1 else None})
 
 
 def one_of(default: Any, choices: Collection[Any]) -> Any:
@@ -58,4 +62,5 @@ def validate(instance: Any) -> None:
         if (value is None and f.default is None) or "check" not in f.metadata:
             continue
         if not f.metadata["check"](value):
-            raise InvalidValueError(f.name, value, f.metadata["allowed"])
+            hint = f.metadata.get("hint") if isinstance(value, (int, float)) else None
+            raise InvalidValueError(f.name, value, f.metadata["allowed"], hint=hint(value) if hint else "")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from neuronrank_cli import options
-from neuronrank_cli.command import OUTPUT, Command
-from neuronrank_cli.console import Stages, perplexity_text, print_table, protocol, show, size_text, warn
+from neuronrank_cli.command import OUTPUT, Command, is_first_process
+from neuronrank_cli.command_line import command_line
+from neuronrank_cli.console import Stages, perplexity_text, print_table, protocol, say, show, size_text, warn
+from neuronrank_cli.verdict import changed, verdict
 from neuronrank_core.effort import EFFORTS, VARIANTS, candidates, passes_by_effort
 from neuronrank_core.errors import InputError
 from neuronrank_core.methods import METHODS, exponents, mode, needs_text, requires, without_effect
@@ -88,6 +91,13 @@ TABLES = {
     "Check all inputs and show what would be pruned, with estimates of memory and time.",
     is_flag=True,
 )
+@options.flag(
+    "--push-to-hub",
+    OUTPUT,
+    "Upload the saved model to this repository of the Hugging Face hub; a new one is private.",
+    metavar="REPO",
+)
+@options.flag("--verbose", OUTPUT, "List the sparsity of every layer.", is_flag=True)
 @options.json_flag
 @click.pass_context
 def prune(ctx: click.Context, /, **flags: Any) -> None:
@@ -105,23 +115,35 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     if not (flags["save"] or flags["evaluate"] or flags["dry_run"]):
         raise click.UsageError("nothing to do with the result: give --save, --eval or --dry-run", ctx)
 
+    if flags["push_to_hub"] and not flags["save"]:
+        raise click.UsageError("--push-to-hub needs --save", ctx)
+    if not (flags["save"] or flags["dry_run"]):
+        warn("without --save, the pruned model is measured and not saved")
+
     given = options.given(ctx, flags)
     with Stages() as stages:
         try:
-            result = _run(recipe, given, flags, stages)
+            result = _run(recipe, given, flags, stages, command_line(ctx))
         except InputError as error:
             raise _by_effort(error, given, flags["effort"]) from error.__cause__
     if not without_effect(recipe, ["signal"]):
         options.warn_of_signal(ctx, recipe.signal, result.recipe.signal)
-    show(result, flags["as_json"], print_result)
+    show(result, flags["as_json"], partial(print_result, verbose=flags["verbose"]), stages.noted)
+    if flags["push_to_hub"] and not flags["dry_run"] and is_first_process():
+        from neuronrank_torch.hub import push_folder
+
+        say(f"pushed to: {push_folder(flags['save'], flags['push_to_hub'])}", err=flags["as_json"])
 
 
-def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: Stages) -> PruneResult:
+def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: Stages, command: str) -> PruneResult:
     """Prune or plan. Imports torch here, because --help does not need it."""
+    from neuronrank_torch.hub import check_repository
     from neuronrank_torch.runs.dry_run import plan_prune
     from neuronrank_torch.runs.job import Evaluation, Job
     from neuronrank_torch.runs.prune import run_prune
 
+    if flags["push_to_hub"]:
+        check_repository(flags["push_to_hub"])
     evaluation = Evaluation(flags["eval_dataset"], recipe.seqlen, flags["eval_windows"], recipe.bos)
     job = Job(**options.fields_of(Job, flags), evaluation=evaluation if flags["evaluate"] else None)
     if flags["dry_run"]:
@@ -133,7 +155,7 @@ def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: 
     compared = candidates(recipe, given) if flags["effort"] == "best" else {}
     if len(compared) == 1:
         warn("--effort best is the same as good here: no other recipe applies to these settings")
-    return run_prune(job, recipe, stages, compared if len(compared) > 1 else {})
+    return run_prune(job, recipe, stages, compared if len(compared) > 1 else {}, stages.note, command)
 
 
 def _by_effort(error: InputError, given: Collection[str], effort: str | None) -> InputError:
@@ -157,8 +179,12 @@ def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> 
         idle["effort"] = "with --update"
     if not flags["evaluate"]:
         idle |= dict.fromkeys(("eval_dataset", "eval_windows"), "without --eval")
+    if flags["as_json"]:
+        idle["verbose"] = "with --json"
     if not flags["save"]:
         idle |= dict.fromkeys(("force", "hidden_states"), "without --save")
+    if flags["dry_run"]:
+        idle["push_to_hub"] = "with --dry-run"
     options.warn_of_idle(ctx, dict(sorted(idle.items())))
 
 
@@ -184,53 +210,66 @@ def _ignoring(recipe: Recipe, name: str) -> str:
     return f"{recipe.method} in {mode(recipe)} mode{off}"
 
 
-def print_result(result: PruneResult) -> None:
-    """Print the sparsity of each layer, the perplexities and the output of a run, or the estimates of a dry run."""
-    job, recipe, total, planned = result.job, result.recipe, result.total, result.plan is not None
+def print_result(result: PruneResult, *, verbose: bool = False) -> None:
+    """Print what a run did to the layers, the perplexities and the verdict, or the estimates of a dry run."""
+    job, recipe, planned = result.job, result.recipe, result.plan is not None
     goal = f"{recipe.sparsity_ratio:.4g} {recipe.sparsity_type}"
-    click.echo(f"{job.model}: {recipe.method}, {goal}{', planned' if planned else ''}")
-    _print_layers(result)
-    if total.removed:
-        verb = "to remove" if planned else "removed"
-        click.echo(f"parameters {verb}: {total.removed:,}; the whole model has {total.parameters:,}")
-    else:
-        verb = "to zero" if planned else "zeroed"
-        click.echo(f"parameters {verb}: {total.zeros:,} of {total.parameters:,} in the whole model")
+    say(f"{job.model}: {recipe.method}, {goal}{', planned' if planned else ''}")
+    (_print_layers if verbose else _print_summary)(result)
     if result.choice:
         _print_choice(result.choice)
     if result.perplexity and job.evaluation:
-        click.echo(f"perplexity before: {perplexity_text(result.perplexity.before)}")
-        click.echo(f"perplexity after:  {perplexity_text(result.perplexity.after)}")
-        click.echo(f"measured on: {protocol(job.evaluation.dataset, result.perplexity.after)}")
+        say(f"perplexity before: {perplexity_text(result.perplexity.before)}")
+        say(f"perplexity after:  {perplexity_text(result.perplexity.after)}")
+        say(f"measured on: {protocol(job.evaluation.dataset, result.perplexity.after)}")
     if result.plan:
+        say(f"weights: {changed(result)}")
         if result.calibration.tokens:
             text = result.calibration.dataset or job.dataset
-            click.echo(f"calibration: {recipe.nsamples} sequences of {recipe.seqlen} tokens of {text}")
+            say(f"calibration: {recipe.nsamples} sequences of {recipe.seqlen} tokens of {text}")
         _print_plan(result.plan)
-    elif job.save:
-        click.echo(f"saved to: {job.save}")
+        return
+    say(f"time: {_duration(result.seconds)}")
+    if job.save:
+        say(f"saved to: {job.save}")
+    for line in verdict(result):
+        say(line)
+
+
+def _print_summary(result: PruneResult) -> None:
+    """Print the sparsity of the layers in one line."""
+    gone = "removed" if result.total.removed else "zeros"
+    shares = [layer.sum(gone) / layer.sum("size") for layer in result.layers if layer.sum("size")]
+    low, high = min(shares, default=0.0), max(shares, default=0.0)
+    each = f"{low:.4%} in each" if low == high else f"{low:.2%} to {high:.2%} in each (--verbose lists them)"
+    lost, verb = getattr(result.total, gone), gone if gone == "removed" else "zero"
+    layers = f"{len(result.layers)} layer{'s' * (len(result.layers) != 1)}"
+    say(f"{layers}: {lost:,} of {result.total.prunable:,} weights {verb}, {each}")
 
 
 def _print_choice(choice: Choice) -> None:
     good, best = choice.perplexity["good"], choice.perplexity[choice.chosen]
     others = ", ".join(f"{name} {value:.4f}" for name, value in choice.perplexity.items() if name != choice.chosen)
     gain = "" if choice.chosen == "good" else f", {1 - best / good:.2%} below good"
-    click.echo(f"effort best: chose {choice.chosen}: held-out perplexity {best:.4f}{gain}; others: {others or 'none'}")
+    say(f"effort best: chose {choice.chosen}: held-out perplexity {best:.4f}{gain}; others: {others or 'none'}")
 
 
 def _print_plan(plan: Plan) -> None:
     parts = {name: size for name, size in plan.memory.items() if size}
     listed = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
-    click.echo(f"size of a layer: {size_text(plan.layer_bytes)}")
-    click.echo(f"peak memory: about {size_text(sum(parts.values()))}: {listed}")
-    click.echo(f"time: about {_duration(plan.seconds)}, extrapolated from the first layer")
+    say(f"size of a layer: {size_text(plan.layer_bytes)}")
+    say(f"peak memory: about {size_text(sum(parts.values()))}: {listed}")
+    say(f"time: about {_duration(plan.seconds)}, extrapolated from the first layer")
     if plan.efforts:
-        click.echo("by effort: " + ", ".join(f"{name} {_duration(seconds)}" for name, seconds in plan.efforts.items()))
-    click.echo("dry run: nothing was calibrated, pruned or saved")
+        say("by effort: " + ", ".join(f"{name} {_duration(seconds)}" for name, seconds in plan.efforts.items()))
+    say("dry run: nothing was calibrated, pruned or saved")
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def _print_layers(result: PruneResult) -> None:

@@ -90,10 +90,23 @@ def module_ratio(module: str, ratio: float, recipe: Recipe, *, gated: bool) -> f
 
 
 def target_zeros(
-    module: str, shape: tuple[int, int], recipe: Recipe, ratio: float | None = None, *, gated: bool = True
+    module: str,
+    shape: tuple[int, int],
+    recipe: Recipe,
+    ratio: float | None = None,
+    zero: Array | None = None,
+    *,
+    gated: bool = True,
 ) -> int:
-    """Number of weights of a module that :func:`prune_mask` marks, by default at the recipe's ratio."""
+    """Number of weights of a module that :func:`prune_mask` marks, by default at the recipe's ratio.
+
+    With ``zero``, which says where the weights are zero already: number of zeros afterwards. It is larger where a
+    comparison group has more zeros than are to be marked.
+    """
     compare = recipe.compare or method_for(module, recipe).compare(module)
     ratio = module_ratio(module, recipe.ratio if ratio is None else ratio, recipe, gated=gated)
     size, k = comparison_group(shape, ratio=ratio, compare=compare, pattern=recipe.pattern, where=module)
-    return k * (shape[0] * shape[1] // size)
+    if zero is None:
+        return k * (shape[0] * shape[1] // size)
+    groups = (zero.T if compare == "column" and recipe.pattern is None else zero).reshape(-1, size)
+    return int(groups.sum(1).clip(min=k).sum())

@@ -1,4 +1,7 @@
-"""Select exactly k weights of every comparison group; ties go to the lowest index."""
+"""Select exactly k weights of every comparison group; ties go to the lowest index.
+
+Weights that are zero already are among the first. A group with more than k of them has more than k zeros afterwards.
+"""
 
 import math
 from collections.abc import Callable

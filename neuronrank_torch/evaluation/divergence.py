@@ -64,7 +64,8 @@ def compare_predictions(
     bos = None if bos_token(tokenizers[0]) is None else bos_mode
     dense, own = (from_windows([window.nll[i] for window in scores], seqlen, bos) for i in range(2))
     kl, same = (np.concatenate([getattr(window, name) for window in scores]) for name in ("kl", "same"))
-    return dense, own, divergence(kl, same)
+    nll = (np.array([window.nll[i] for window in scores]) / (seqlen - 1) for i in range(2))
+    return dense, own, divergence(kl, same, *nll)
 
 
 def _check_vocabulary(pair: tuple[Evaluated, Evaluated], tokenizers: tuple[Any, Any]) -> None:

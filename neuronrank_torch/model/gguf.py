@@ -25,6 +25,24 @@ def gguf_shapes(file: Path) -> list[tuple[int, ...]]:
     return [tuple(map(int, tensor.shape)) for tensor in read_gguf(file).tensors]
 
 
+def gguf_dtype(file: Path) -> str:
+    """Name of the type of most of the bytes in a GGUF file, such as ``Q4_1``."""
+    from neuronrank_torch.model.gguf_internals import read_gguf
+
+    sizes: dict[str, int] = {}
+    for tensor in read_gguf(file).tensors:
+        sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_bytes)
+    return max(sizes, key=lambda name: sizes[name], default="")
+
+
+def gguf_license(file: Path) -> str:
+    """Licence that a GGUF file names; empty if it names none."""
+    from neuronrank_torch.model.gguf_internals import read_gguf
+
+    found = read_gguf(file).fields.get("general.license")
+    return bytes(found.parts[found.data[0]]).decode("utf-8", errors="replace") if found else ""
+
+
 class GgufWeights(WeightSource):
     """Tensors of a GGUF file, each dequantised when it is read, as transformers does for a whole file.
 

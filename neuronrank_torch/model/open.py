@@ -14,12 +14,12 @@ from neuronrank_core.errors import InputError, InvalidValueError, NeuronRankErro
 from neuronrank_torch.model.converted import ConvertedWeights
 from neuronrank_torch.model.device import check_device
 from neuronrank_torch.model.folder import check_folder, check_size
-from neuronrank_torch.model.gguf import GgufWeights, gguf_shapes
+from neuronrank_torch.model.gguf import GgufWeights, gguf_dtype, gguf_license, gguf_shapes
 from neuronrank_torch.model.quantised import FORMATS, Dequantised, take_quantisation
 from neuronrank_torch.model.quiet import quiet_transformers
 from neuronrank_torch.model.source import ModelSource, locate
 from neuronrank_torch.model.streaming import StreamedModel
-from neuronrank_torch.model.tensor_files import shards
+from neuronrank_torch.model.tensor_files import shards, stored_dtype
 from neuronrank_torch.model.weights import LoadedWeights, SafetensorsWeights, WeightSource, stored_tensors
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -98,6 +98,8 @@ def _open(spec: str, dtype: Dtype, device: str | torch.device, *, streamed: bool
         weights: WeightSource | None = None
         if streamed:
             model, weights = _skeleton(config, path, dtype, stored)
+        stored_as = gguf_dtype(path) if stored is None else stored_dtype(shards(path))
+        licence = gguf_license(path) if stored is None else ""
         layout = weights
         if weights is None or not weights.fit(model):
             dense = stored if isinstance(stored, Dequantised) else None
@@ -105,7 +107,7 @@ def _open(spec: str, dtype: Dtype, device: str | torch.device, *, streamed: bool
             weights = LoadedWeights(model)
     opened = StreamedModel(model, weights, target, layout) if streamed else model.to(target)
     notes = stored.notes if isinstance(stored, Dequantised) else ()
-    return opened, tokenizer, ModelSource(spec, kind, path, model.config.model_type, notes)
+    return opened, tokenizer, ModelSource(spec, kind, path, model.config.model_type, notes, stored_as, licence)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from neuronrank_core.errors import InputError, first_line
+from neuronrank_core.errors import InputError
+from neuronrank_torch.hub import hub_reason, quiet_hub
 from neuronrank_torch.model.gguf import is_gguf
 from neuronrank_torch.model.quiet import quiet_transformers
 from neuronrank_torch.model.tensor_files import shards
@@ -34,6 +35,10 @@ class ModelSource:
         ``model_type`` of the configuration, such as ``llama``.
     notes : tuple of str
         What a user has to know about how it was read.
+    dtype : str
+        How most of its weights are stored, such as ``bfloat16`` or ``Q4_1``.
+    license : str
+        Its licence, if a GGUF file names one.
     """
 
     spec: str
@@ -41,6 +46,8 @@ class ModelSource:
     path: Path
     model_type: str
     notes: tuple[str, ...] = ()
+    dtype: str = ""
+    license: str = ""
 
     def fingerprint(self) -> dict[str, list[int]]:
         """Size in bytes and modification time in nanoseconds of every file that affects the model, by name."""
@@ -105,14 +112,15 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        with quiet_transformers():
+        with quiet_transformers(), quiet_hub():
             read = [f"*{suffix}" for suffix in _READ]
+            read.append("README.md")  # Names the licence.
             copies = ["*/*", "consolidated*"]  # The same weights in other formats.
             return Path(snapshot_download(name, allow_patterns=read, ignore_patterns=copies))
     except Exception as error:  # Anything from a bad name to a lost connection.
         raise InputError(
-            f"{name} is not a local folder and could not be downloaded: {first_line(error)}",
-            hint="check the path or the name; a gated model needs `hf auth login`",
+            f"{name} is not a local folder and could not be downloaded: {hub_reason(error)}",
+            hint="check the path or the name, and the connection",
         ) from error
 
 

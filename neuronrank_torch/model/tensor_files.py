@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -50,13 +52,24 @@ def join_shards(shards: list[Path], folder: Path) -> None:
                 shutil.copyfileobj(stream, joined, 1 << 20)
 
 
-def read_header(shard: Path) -> tuple[dict[str, dict[str, list[int]]], int]:
+def read_header(shard: Path) -> tuple[dict[str, dict[str, Any]], int]:
     """Header entries of a safetensors file by tensor name, and the offset in bytes at which the data starts."""
     with shard.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         tensors = json.loads(stream.read(length))
     tensors.pop("__metadata__", None)
     return tensors, 8 + length
+
+
+def stored_dtype(shards: Sequence[Path]) -> str:
+    """Precision of most of the bytes in safetensors files: that of torch by its name, otherwise as in the files."""
+    sizes: dict[str, int] = {}
+    for shard in shards:
+        for tensor in read_header(shard)[0].values():
+            begin, end = tensor["data_offsets"]
+            sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - begin
+    most = max(sizes, key=lambda name: sizes[name], default="")
+    return {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(most, most)
 
 
 def shards(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Prunes one decoder layer: calibrate, score and mask, update, propagate."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -93,10 +93,10 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     # Score and mask; update the modules that read the first inputs.
     keeps_dense = plan.updating and plan.sparsity_type.keeps_dense_weights
     dense = [block.copied() for block in blocks] if keeps_dense else blocks
-    sizes = [weight.numel() for block in blocks for weight in block.weights.values()]
+    before = module_reports(blocks)
     chosen = [
-        plan.sparsity_type.remove(block, plan.context(before, table), gram if plan.updating else None)
-        for block, before, table in zip(blocks, dense, tables, strict=True)
+        plan.sparsity_type.remove(block, plan.context(unpruned, table), gram if plan.updating else None)
+        for block, unpruned, table in zip(blocks, dense, tables, strict=True)
     ]
 
     # Update the modules that read outputs of pruned modules, with one pass per stage.
@@ -105,13 +105,13 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
         with gram:
             run.feed(keep=False)
         gram.sum_over(ranks)
-        for block, before, table, choice in zip(blocks, dense, tables, chosen, strict=True):
-            plan.sparsity_type.refit(block, plan.context(before, table), choice, gram)
+        for block, unpruned, table, choice in zip(blocks, dense, tables, chosen, strict=True):
+            plan.sparsity_type.refit(block, plan.context(unpruned, table), choice, gram)
 
     # Propagate.
     if outputs_needed and not keep:
         run.feed(keep=True)
-    return _report(run.index, blocks, sizes, _notes(run.index, blocks, tables, plan.recipe), started)
+    return _report(run.index, blocks, before, _notes(run.index, blocks, tables, plan.recipe), started)
 
 
 def _dense_outputs(run: LayerRun, blocks: Sequence[Block]) -> DenseOutputs:
@@ -125,10 +125,10 @@ def prune_by_statistics(
 ) -> LayerReport:
     """Prune blocks by existing statistics, or by their weights alone."""
     started = time.perf_counter()
-    sizes = [weight.numel() for block in blocks for weight in block.weights.values()]
+    before = module_reports(blocks)
     for block, table in zip(blocks, tables, strict=True):
         plan.sparsity_type.remove(block, plan.context(block, table), None)
-    return _report(index, blocks, sizes, _notes(index, blocks, tables, plan.recipe), started)
+    return _report(index, blocks, before, _notes(index, blocks, tables, plan.recipe), started)
 
 
 def starved(block: Block, table: Table, recipe: Recipe) -> bool:
@@ -155,17 +155,23 @@ def _notes(index: int | str, blocks: Sequence[Block], tables: Sequence[Table], r
     )
 
 
-def module_reports(blocks: Sequence[Block], sizes: Sequence[int] | None = None) -> dict[str, ModuleReport]:
-    """Current sparsity of each module, by name; ``sizes`` are the original numbers of weights, if some were removed."""
+def module_reports(
+    blocks: Sequence[Block], before: Mapping[str, ModuleReport] | None = None
+) -> dict[str, ModuleReport]:
+    """Current sparsity of each module, by name; ``before`` is what this function returned before pruning."""
     weights = {block.prefix + role: weight for block in blocks for role, weight in block.weights.items()}
-    before = sizes or [weight.numel() for weight in weights.values()]
+    now = {name: ModuleReport(weight.numel(), int((weight == 0).sum())) for name, weight in weights.items()}
     return {
-        name: ModuleReport(size, int((weight == 0).sum()), size - weight.numel())
-        for (name, weight), size in zip(weights.items(), before, strict=True)
+        name: ModuleReport(was.size, now[name].zeros, was.size - now[name].size, was.zeros)
+        for name, was in (before or now).items()
     }
 
 
 def _report(
-    index: int | str, blocks: Sequence[Block], sizes: Sequence[int], notes: tuple[str, ...], started: float
+    index: int | str,
+    blocks: Sequence[Block],
+    before: Mapping[str, ModuleReport],
+    notes: tuple[str, ...],
+    started: float,
 ) -> LayerReport:
-    return LayerReport(index, module_reports(blocks, sizes), round(time.perf_counter() - started, 3), notes)
+    return LayerReport(index, module_reports(blocks, before), round(time.perf_counter() - started, 3), notes)

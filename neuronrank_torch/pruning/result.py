@@ -26,17 +26,20 @@ class ModuleReport:
         Number of weights that are zero now.
     removed : int
         Number of weights that were removed with their neurons.
+    zeros_before : int
+        Number of weights that were zero before pruning.
     sparsity : float
-        Fraction of ``size`` that is zero or removed; computed.
+        Fraction of ``size`` that was removed; where nothing was removed, that is zero. Computed.
     """
 
     size: int
     zeros: int
     removed: int = 0
+    zeros_before: int = 0
     sparsity: float = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sparsity", (self.zeros + self.removed) / self.size if self.size else 0.0)
+        object.__setattr__(self, "sparsity", (self.removed or self.zeros) / self.size if self.size else 0.0)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class LayerReport:
     notes: tuple[str, ...] = ()
 
     def sum(self, what: str) -> int:
-        """Sum of ``size``, ``zeros`` or ``removed`` over the modules."""
+        """Sum of a field over the modules."""
         return sum(getattr(module, what) for module in self.modules.values())
 
 
@@ -79,12 +82,15 @@ class Total:
         Number of those that are zero now.
     removed : int
         Number of those that were removed with their neurons.
+    zeros_before : int
+        Number of those that were zero before pruning.
     """
 
     parameters: int
     prunable: int
     zeros: int
     removed: int
+    zeros_before: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ class Report:
         notes: Iterable[str] = (),
     ) -> Report:
         """The report of a run that pruned these layers, with their sums; ``parameters`` are the model's now."""
-        sums = (sum(layer.sum(what) for layer in layers) for what in ("size", "zeros", "removed"))
+        sums = (sum(layer.sum(what) for layer in layers) for what in ("size", "zeros", "removed", "zeros_before"))
         total = Total(parameters, *sums)
         return cls(decided(recipe), tuple(layers), total, calibration, seconds, tuple(notes), versions())
 

@@ -1,17 +1,31 @@
 """Scope of a run, computed from shapes alone, so that unsupported requests fail before any costly work."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from neuronrank_core import InputError, Recipe
 from neuronrank_core.methods import requires
 from neuronrank_core.statistics.table import SAMPLE, SIGNAL
+from neuronrank_torch.model.streaming import Resident
 from neuronrank_torch.model.structure import Decoder, Layer, find_decoder, untied_head
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 
+#: Fraction of zeros from which a module counts as pruned. Unpruned checkpoints have a few, above all quantised ones.
+PRUNED = 0.01
 
-def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[str]]:
+
+def planned_layers(model: Any, recipe: Recipe, resident: Resident | None = None) -> tuple[list[LayerReport], list[str]]:
     """The layers (and the head) that a recipe prunes in a model, with the numbers of zeros.
+
+    Parameters
+    ----------
+    model : transformers model
+        May be on the meta device.
+    recipe : Recipe
+    resident : callable, optional
+        Context in which a layer or the head has its weights. With it, weights that are zero already are counted: in
+        all layers if the first one, or one of the last two units, has more than a few.
 
     Returns
     -------
@@ -35,10 +49,16 @@ def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[
     if recipe.prune_lm_head:
         blocks["lm_head"] = [untied_head(model)]
     kind = sparsity_type_of(recipe)
-    return [
-        LayerReport(unit, {name: report for block in parts for name, report in kind.planned(block, recipe).items()})
-        for unit, parts in blocks.items()
-    ], notes
+
+    def planned(unit: int | str, *, counted: bool) -> LayerReport:
+        with resident(unit) if counted and resident else nullcontext():
+            parts = [kind.planned(block, recipe, counted=counted).items() for block in blocks[unit]]
+        return LayerReport(unit, {name: report for part in parts for name, report in part})
+
+    units = [*blocks]
+    ends = [planned(unit, counted=True) for unit in {*units[:1], *units[-2:]}] if resident else []
+    pruned = any(end.sum("zeros_before") >= PRUNED * end.sum("size") for end in ends)
+    return [planned(unit, counted=pruned) for unit in units], notes
 
 
 def pruned_layers(decoder: Decoder, recipe: Recipe) -> tuple[list[Layer], list[str]]:

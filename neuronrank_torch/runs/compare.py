@@ -17,14 +17,13 @@ from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel, Unit
 from neuronrank_torch.progress import Progress, silent
+from neuronrank_torch.pruning.scope import PRUNED
 from neuronrank_torch.runs.evaluate import measure_both
 from neuronrank_torch.runs.job import Evaluation
 from neuronrank_torch.text.sequences import check_room
 
 #: Number of forward passes; the fastest one counts.
 PASSES = 5
-#: Fraction of zeros from which a module counts as pruned. Unpruned checkpoints have a few, above all quantised ones.
-PRUNED = 0.01
 #: Number of matrices that a note names.
 LISTED = 4
 

@@ -11,7 +11,6 @@ from neuronrank_core import Recipe
 from neuronrank_core.methods import check_recipe, needs_text
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
 from neuronrank_torch.distributed.ranks import ALONE
-from neuronrank_torch.evaluation.seen_text import evaluation_notes
 from neuronrank_torch.evaluation.windows import STREAMED_TOKENS
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.kernels import TorchKernels
@@ -21,11 +20,12 @@ from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
 from neuronrank_torch.model.structure import Layer
 from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
 from neuronrank_torch.pruning.result import Calibration, Report
-from neuronrank_torch.pruning.scope import first_pruned, planned_layers
+from neuronrank_torch.pruning.scope import first_pruned, planned_layers, pruned_layers
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
+from neuronrank_torch.runs.early_notes import early_notes
 from neuronrank_torch.runs.job import Job, read_inputs
 from neuronrank_torch.runs.own_text import first_token
-from neuronrank_torch.runs.prune_result import JobRecord, Plan, PruneResult
+from neuronrank_torch.runs.prune_result import JobRecord, ModelSize, Plan, PruneResult
 from neuronrank_torch.saving.names import Names
 from neuronrank_torch.text.sequences import calibration_sequences, evaluation_windows, micro_batch
 
@@ -62,10 +62,10 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
         statistics.check_model(source)
     model = streamed.model
     text, eval_text = inputs.texts(tokenizer)
-    layers, notes = planned_layers(model, recipe)
+    layers, notes = planned_layers(model, recipe, streamed.resident)
     notes[:0] = source.notes
     first = first_pruned(recipe, len(streamed.decoder.layers))[0]
-    notes += [*evaluation_notes(text, eval_text, statistics), *saved]
+    notes += [*early_notes(inputs, text, eval_text, tokenizer, streamed.decoder), *saved]
     if inputs.writes_text:
         first_token(tokenizer)
         check_positions(model, recipe.seqlen)
@@ -77,7 +77,12 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
         notes.append("--allocate sets the ratio of each layer during the run: only the total below is exact")
     if text:
         calibration_sequences(tokenizer, recipe, text)
-    parameters = sum(p.numel() for p in model.parameters())
+    dense = ModelSize.of(source, sum(p.numel() for p in model.parameters()))
+    parameters = dense.parameters - sum(
+        sparsity_type_of(recipe).shrinkage(block, recipe)
+        for layer in pruned_layers(streamed.decoder, recipe)[0]
+        for block in layer.blocks(include_attention=recipe.include_attention)
+    )
     tokens = {"tokens": recipe.nsamples * recipe.seqlen} if needs_text(recipe) else {}
     calibration = Calibration(**(tokens if statistics is None else statistics.calibration()))
     report = Report.of(streamed.decoder.measured(recipe), layers, parameters, calibration, notes=notes)
@@ -96,7 +101,8 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
         estimate(recipe),
         {name: sum(map(estimate, recipes)) for name, recipes in (efforts or {}).items()},
     )
-    return PruneResult(**vars(report), job=record, plan=plan)
+    faster = sparsity_type_of(report.recipe).speed(report.recipe)
+    return PruneResult(**vars(report), job=record, plan=plan, source=dense, faster=faster)
 
 
 #: Python, torch, transformers, and the activations of a micro-batch.
@@ -128,12 +134,12 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
     calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and job.hidden_states == "memory" else 0
     if recipe.update != "none" and len(sparsity_type_of(recipe).stages(recipe)) > 1:
         calibration *= 2  # The outputs of the dense MLP are kept too.
-    evaluation = 0 if job.save is None else min(eval_tokens, STREAMED_TOKENS)
+    evaluation = (1 if whole else 2) * min(eval_tokens, STREAMED_TOKENS)
     widest = max(weight.shape[1] for weight in weights)
     copies = 0 if weights[0].dtype == torch.float32 else 4 * sum(weight.numel() for weight in weights)
     return {
         "layers": sum(layers) if whole else max(layers),
-        "embeddings": model.bytes(REST) + model.bytes(HEAD),
+        "embeddings": (model.bytes(REST) + model.bytes(HEAD)) * (2 if eval_tokens else 1),  # Two models are compared.
         "hidden states": token * max(calibration, evaluation),
         "scoring": SCORING_BYTES * max(weight.numel() for weight in weights) + copies,
         "update": GRAM_BYTES * widest**2 if recipe.update != "none" else 0,

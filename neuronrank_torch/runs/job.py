@@ -5,14 +5,19 @@ from functools import partial
 from typing import Any, Literal
 
 from neuronrank_core import Recipe
+from neuronrank_core.measures import Divergence
 from neuronrank_core.methods import needs_text
 from neuronrank_torch.calibration.hidden_states import HiddenStates
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
+from neuronrank_torch.evaluation.divergence import compare_predictions
 from neuronrank_torch.evaluation.perplexity import Perplexity, evaluate
+from neuronrank_torch.evaluation.windows import Evaluated
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.model.device import choose_device
+from neuronrank_torch.model.limits import check_tokens
 from neuronrank_torch.model.open import Dtype
+from neuronrank_torch.text.sequences import evaluation_windows
 from neuronrank_torch.text.sources import SELF, Documents, read_documents
 
 
@@ -41,6 +46,18 @@ class Evaluation:
         """Measure a model's perplexity; options as of :func:`neuronrank_torch.evaluation.perplexity.evaluate`."""
         how: dict[str, Any] = {"seqlen": self.seqlen, "windows": self.windows, "bos_mode": self.bos}
         return evaluate(model, tokenizer, text, **how, **options)
+
+    def check(self, model: Any, tokenizer: Any, text: str) -> None:
+        """Refuse a text that is too short, or windows that a model cannot process; raises InputError."""
+        how: dict[str, Any] = {"seqlen": self.seqlen, "windows": self.windows, "bos_mode": self.bos}
+        check_tokens(model, evaluation_windows(tokenizer, text, **how))
+
+    def compare(
+        self, reference: Evaluated, model: Evaluated, tokenizer: Any, text: str, **options: Any
+    ) -> tuple[Perplexity, Perplexity, Divergence]:
+        """Measure two models; as :func:`neuronrank_torch.evaluation.divergence.compare_predictions`."""
+        how: dict[str, Any] = {"seqlen": self.seqlen, "windows": self.windows, "bos_mode": self.bos}
+        return compare_predictions(reference, model, (tokenizer, tokenizer), text, **how, **options)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A whole run from a model's name to a saved folder: what ``neuronrank prune`` calls."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,33 +9,47 @@ from neuronrank_core import Recipe
 from neuronrank_core.methods import decided
 from neuronrank_torch.distributed.process_group import launched
 from neuronrank_torch.distributed.ranks import Ranks
-from neuronrank_torch.evaluation.perplexity import Perplexity
-from neuronrank_torch.evaluation.seen_text import evaluation_notes
+from neuronrank_torch.evaluation.windows import Evaluated
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.files.journal import JOURNAL_FORMAT
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.model.source import ModelSource
-from neuronrank_torch.model.streaming import Resident, StreamedModel
+from neuronrank_torch.model.streaming import StreamedModel
+from neuronrank_torch.model.structure import find_decoder
+from neuronrank_torch.model.tensor_files import shards, stored_dtype
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.pruning.result import Report, versions
 from neuronrank_torch.pruning.scope import planned_layers
+from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.pruning.store import LayerStore
+from neuronrank_torch.runs.card import model_cards
 from neuronrank_torch.runs.choice import Choice, Measured, compare_recipes
+from neuronrank_torch.runs.early_notes import early_notes
 from neuronrank_torch.runs.job import Inputs, Job, read_inputs
 from neuronrank_torch.runs.own_text import write_text
-from neuronrank_torch.runs.prune_result import JobRecord, PerplexityChange, PruneResult
+from neuronrank_torch.runs.prune_result import JobRecord, ModelSize, PerplexityChange, PruneResult
 from neuronrank_torch.saving.model_writer import ModelWriter
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.schema import to_json
-from neuronrank_torch.text.sequences import calibration_sequences
 from neuronrank_torch.text.sources import SELF, Documents, text_fingerprint
+
+#: Name of the measurement of the pruned model in ``progress``.
+_AFTER = "perplexity after pruning"
+
+#: Name of the measurement of the pruned model in ``progress``.
+_AFTER = "perplexity after pruning"
 
 
 def run_prune(
-    job: Job, recipe: Recipe, progress: Progress = silent, candidates: Mapping[str, Recipe] | None = None
+    job: Job,
+    recipe: Recipe,
+    progress: Progress = silent,
+    candidates: Mapping[str, Recipe] | None = None,
+    warn: Callable[[str], object] = lambda note: None,
+    command: str = "",
 ) -> PruneResult:
-    """Load a model, measure its perplexity, prune it, measure again and save it.
+    """Load a model, prune it, compare its perplexity and predictions with those before, and save it.
 
     A run that saves reads, prunes and writes one layer at a time, and resumes an interrupted run of the same command.
     A run that does not save loads the whole model. Processes started by torchrun share the texts; only the first
@@ -50,6 +64,10 @@ def run_prune(
     candidates : dict of Recipe, optional
         From :func:`neuronrank_core.effort.candidates`: the one that is best on held-out calibration text is used in
         place of ``recipe``. They differ in how weights are chosen and updated, not in what is pruned.
+    warn : callable
+        Called with those notes of the result that are known before the work begins.
+    command : str
+        The command that repeats the run, for the model card.
 
     Returns
     -------
@@ -68,6 +86,7 @@ def run_prune(
         load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if job.save is None else open_model
         model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
         text, eval_text = inputs.texts(tokenizer)
+        whole = model if job.save is None else model.model
         run = _Run(
             **vars(inputs),
             text=text,
@@ -77,11 +96,14 @@ def run_prune(
             progress=progress,
             ranks=ranks,
             candidates=candidates or {},
+            command=command,
+            dense=ModelSize.of(source, sum(p.numel() for p in whole.parameters())),
         )
+        run = replace(run, early=run.check(whole))
+        for note in run.early:
+            warn(note)
         if job.save is None:
-            run.check(model)
             return run.with_text(ranks.from_first, model).in_memory(model)
-        run.check(model.model)
         with run.staging(model, job.save) as staging:
             return run.with_text(staging.own_text).streamed(model, staging)
 
@@ -97,6 +119,9 @@ class _Run(Inputs):
     progress: Progress
     ranks: Ranks
     candidates: Mapping[str, Recipe]
+    command: str
+    dense: ModelSize
+    early: Sequence[str] = ()
 
     def identity(self) -> dict[str, Any]:
         """Everything the result depends on. An unfinished run is resumed only if all of it is unchanged."""
@@ -124,20 +149,26 @@ class _Run(Inputs):
             return ModelWriter(target, model, self.identity(), force=self.job.force, **options)
         return Receiver(target, model, **options)
 
-    def check(self, model: Any) -> None:
-        """Refuse, before anything expensive, a model that cannot be pruned, other statistics, or too short a text."""
+    def check(self, model: Any) -> list[str]:
+        """Refuse, before anything expensive, a model that cannot be pruned, other statistics, or too short a text.
+
+        Returns
+        -------
+        list of str
+            Notes for the user on what was asked.
+        """
         if self.statistics is not None:
             self.statistics.check_model(self.source)
         planned_layers(model, self.recipe)
-        if self.text and self.job.evaluation:  # Otherwise drawing sequences is the first step anyway.
-            calibration_sequences(self.tokenizer, self.recipe, self.text)
+        if self.job.evaluation:
+            self.job.evaluation.check(model, self.tokenizer, self.eval_text)
+        return early_notes(self, self.text, self.eval_text, self.tokenizer, find_decoder(model))
 
     def in_memory(self, model: Any) -> PruneResult:
         """Prune a loaded model."""
-        before = self._measure("before", model)
         recipe, choice = self._choose(lambda name, measure: measure())
         report = self._prune(model, recipe)
-        return self._result(report, before, self._measure("after", model), choice)
+        return self._result(report, self._measure(Evaluated(model, stage=_AFTER)), choice)
 
     def with_text(self, own_text: Callable[[Callable[[], list[str]]], list[str]], model: Any = None) -> "_Run":
         """The same run, with its calibration text, if the model has to write it: ``model``, or one that is loaded."""
@@ -152,13 +183,18 @@ class _Run(Inputs):
         done = min(len(staging.units_done()), layers)
         if done:
             self.progress(f"resuming: {done} of {layers} layers are finished", done, layers, "layers")
-        before = staging.measured("before", lambda: self._measure("before", model.model, model.resident))
         recipe, choice = self._choose(staging.measured)
         report = self._prune(model.model, recipe, staging)
-        after = self._measure("after", model.model, staging.pruned)
-        result = self._result(report, before, after, choice, staging.notes())
+        change = self._measure(Evaluated(model.model, staging.pruned, _AFTER))
         self.progress(f"saving {self.job.save}", 0, 1, "folders")
-        staging.finish(self.tokenizer, to_json(result))
+        folder = staging.complete(self.tokenizer)
+        result = self._result(report, change, choice, staging.notes())
+        if folder is not None:
+            saved = replace(self.source, kind="folder", path=folder, dtype=stored_dtype(shards(folder)))
+            result = replace(result, output=ModelSize.of(saved, result.total.parameters))
+        cards, notes = model_cards(result, self.source, self.command)
+        result = replace(result, notes=(*result.notes, *notes))
+        staging.finish(to_json(result), cards)
         return result
 
     def _choose(self, measured: Measured) -> tuple[Recipe, Choice | None]:
@@ -186,24 +222,19 @@ class _Run(Inputs):
             ranks=self.ranks,
         )
 
-    def _measure(self, when: str, model: Any, resident: Resident | None = None) -> dict[str, Any] | None:
+    def _measure(self, pruned: Evaluated) -> PerplexityChange | None:
+        """Measure the pruned model beside the original one, whose layers are read once more."""
         if self.job.evaluation is None:
             return None
-        how = {"batch_size": self.job.batch_size or 1, "progress": self.progress, "ranks": self.ranks}
-        stage = f"perplexity {when} pruning"
-        measure = self.job.evaluation.measure
-        return measure(model, self.tokenizer, self.eval_text, stage=stage, resident=resident, **how).to_dict()
+        dense = self._reopen()
+        how: dict[str, Any] = {"batch_size": self.job.batch_size or 1, "progress": self.progress, "ranks": self.ranks}
+        reference = Evaluated(dense.model, dense.resident, "perplexity before pruning")
+        return PerplexityChange(*self.job.evaluation.compare(reference, pruned, self.tokenizer, self.eval_text, **how))
 
     def _result(
-        self,
-        report: Report,
-        before: dict[str, Any] | None,
-        after: dict[str, Any] | None,
-        choice: Choice | None,
-        saved: Iterable[str] = (),
+        self, report: Report, change: PerplexityChange | None, choice: Choice | None, saved: Iterable[str] = ()
     ) -> PruneResult:
-        seen = evaluation_notes(self.text, self.eval_text, self.statistics)
-        notes = (*self.source.notes, *report.notes, *seen, *saved)
-        change = PerplexityChange(Perplexity(**before), Perplexity(**after)) if before and after else None
+        notes = (*self.early, *self.source.notes, *report.notes, *saved)
         job = JobRecord(**vars(self.job), model_type=self.source.model_type, processes=self.ranks.size)
-        return PruneResult(**{**vars(report), "notes": notes}, job=job, perplexity=change, choice=choice)
+        about: dict[str, Any] = {"source": self.dense, "faster": sparsity_type_of(report.recipe).speed(report.recipe)}
+        return PruneResult(**{**vars(report), "notes": notes}, job=job, perplexity=change, choice=choice, **about)

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from neuronrank_core.measures import Divergence
 from neuronrank_torch.evaluation.perplexity import Perplexity
+from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.pruning.result import Report
 from neuronrank_torch.runs.choice import Choice
 from neuronrank_torch.runs.job import Job
@@ -35,10 +37,41 @@ class PerplexityChange:
     ----------
     before, after : Perplexity
         Before and after pruning.
+    divergence : Divergence or None
+        How far the predictions after pruning are from those before; null in results of earlier versions.
     """
 
     before: Perplexity
     after: Perplexity
+    divergence: Divergence | None = None
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Size of a model, and how it is stored.
+
+    Parameters
+    ----------
+    parameters : int
+        Number of parameters.
+    bytes : int
+        Size of its weight files, in bytes.
+    format : str
+        ``safetensors`` or ``GGUF``.
+    dtype : str
+        How most of the weights are stored, such as ``bfloat16`` or ``Q4_1``.
+    """
+
+    parameters: int
+    bytes: int
+    format: str
+    dtype: str
+
+    @classmethod
+    def of(cls, source: ModelSource, parameters: int) -> "ModelSize":
+        """The size of a model in files, which has so many parameters."""
+        stored = "GGUF" if source.kind == "gguf" else "safetensors"
+        return cls(parameters, source.weight_bytes(), stored, source.dtype)
 
 
 @dataclass(frozen=True)
@@ -77,6 +110,12 @@ class PruneResult(Report):
         Null unless it is a dry run.
     choice : Choice or None
         Null without ``--effort best``.
+    source : ModelSize or None
+        The model that came in; null in results of earlier versions.
+    output : ModelSize or None
+        The saved model; null without ``--save``, and in a dry run.
+    faster : str
+        Whether the pruned model is faster, and why.
     schema : int
         Version of this format.
     """
@@ -85,4 +124,7 @@ class PruneResult(Report):
     perplexity: PerplexityChange | None = None
     plan: Plan | None = None
     choice: Choice | None = None
+    source: ModelSize | None = None
+    output: ModelSize | None = None
+    faster: str = ""
     schema: int = 1

@@ -1,6 +1,6 @@
 """Writes a pruned model, one shard at a time. The folder gets its name when the model is complete."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -147,23 +147,8 @@ class ModelWriter(OutputWriter, LayerStore):
                 tensors |= self.names.copies()
             write_durably(self.shard(unit), lambda path: write_shard(tensors, path))
 
-    def finish(self, tokenizer: Any, report: dict[str, Any]) -> None:
-        """Complete the model and give it the output's name.
-
-        Parameters
-        ----------
-        tokenizer : transformers.PreTrainedTokenizerBase
-        report : dict
-            Content of ``neuronrank.json``: settings and figures of the run. Strings as keys, no NaN.
-
-        Raises
-        ------
-        NeuronRankError
-            If writing fails, or the output has come into existence meanwhile and must not be replaced.
-        ValueError, TypeError
-            If the report cannot be written as JSON.
-        """
-        file = self.output / REPORT_NAME
+    def complete(self, tokenizer: Any) -> Path:
+        """Write everything but the result, and return the folder in which it is; raises NeuronRankError on failure."""
         model = self.model.model
         with self.saving():
             self._write(REST)
@@ -181,5 +166,28 @@ class ModelWriter(OutputWriter, LayerStore):
                 if model.can_generate():
                     model.generation_config.save_pretrained(self.output)
                 tokenizer.save_pretrained(self.output)
+        return self.output
+
+    def finish(self, report: dict[str, Any], texts: Mapping[str, str] | None = None) -> None:
+        """Give the completed model the output's name.
+
+        Parameters
+        ----------
+        report : dict
+            Content of ``neuronrank.json``: settings and figures of the run. Strings as keys, no NaN.
+        texts : dict of str, optional
+            Content of more files, by name.
+
+        Raises
+        ------
+        NeuronRankError
+            If writing fails, or the output has come into existence meanwhile and must not be replaced.
+        ValueError, TypeError
+            If the report cannot be written as JSON.
+        """
+        file = self.output / REPORT_NAME
+        with self.saving():
+            for name, text in (texts or {}).items():
+                (self.output / name).write_text(text, encoding="utf-8")
             write_json(file, report)
             self.publish(file)

@@ -123,5 +123,8 @@ class Receiver(LayerStore):
         """None: only the first rank reports."""
         return []
 
+    def complete(self, tokenizer: object) -> None:
+        """Nothing to do: the first rank writes."""
+
     def finish(self, *parts: object) -> None:
         """Nothing to do: the first rank completes the output."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from neuronrank_core.errors import InputError, first_line
+from neuronrank_core.errors import InputError
+from neuronrank_torch.hub import hub_reason, quiet_hub
 from neuronrank_torch.text.conversations import MESSAGES_HINT, Conversation
 
 Split = Literal["calibration", "evaluation"]
@@ -182,10 +183,11 @@ def _hub_documents(spec: str, split: Split) -> Iterator[str | Conversation]:
             hint="pip install 'neuronrank[hub]'",
         ) from error
     try:
-        rows = datasets.load_dataset(name, config or None, split=named_split or _HUB_SPLITS[split])
+        with quiet_hub():
+            rows = datasets.load_dataset(name, config or None, split=named_split or _HUB_SPLITS[split])
     except Exception as error:  # The package has no common base class for its errors.
         raise InputError(
-            f"{spec} is not a local file and could not be downloaded: {first_line(error)}",
+            f"{spec} is not a local file and could not be downloaded: {hub_reason(error)}",
             hint="check the path or the name: name[:config[:split]]",
         ) from error
     if "text" in rows.column_names:

@@ -59,7 +59,13 @@ def test_the_examples(run: Run, small: list[object], model: Path, tmp_path: Path
         zeros = int((weight == 0).sum())
         if name in modules:
             assert zeros == weight.numel() // 2
-            assert modules[name] == {"size": weight.numel(), "zeros": zeros, "removed": 0, "sparsity": 0.5}
+            assert modules[name] == {
+                "size": weight.numel(),
+                "zeros": zeros,
+                "removed": 0,
+                "zeros_before": 0,
+                "sparsity": 0.5,
+            }
             assert torch.equal(weight[weight != 0], dense[name][weight != 0])
         else:
             assert torch.equal(weight, dense[name])

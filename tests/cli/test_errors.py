@@ -28,6 +28,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException, cause: BaseExcep
     ("arguments", "message"),
     [
         ("--sparsity_ratio 1.5", "--sparsity_ratio is 1.5, allowed: a number in [0, 1]"),
+        ("--sparsity_type neurons --sparsity_ratio 1", "--sparsity_ratio is 1.0, allowed: below 1, which would remove"),
         ("--nr_q_active 1", "--nr-q-active is 1.0, allowed: a number in (0, 1)"),
         ("--pruning_last 0", "--pruning_last is 0, allowed: a whole number"),
         ("--sparsity_type 4:2", "--sparsity_type is '4:2', allowed: unstructured, neurons, or N:M"),
@@ -161,3 +162,16 @@ def test_control_c_while_saving(run: Run, small: list[object], tmp_path: Path, m
 def test_a_reader_that_leaves_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     fail(monkeypatch, BrokenPipeError(errno.EPIPE, "Broken pipe"))
     assert run("eval", "--model", "m", code=1).stderr == ""
+
+
+def test_a_percentage_gets_a_hint(run: Run, small: list[object]) -> None:
+    shown = run("prune", *small, "--save", "out", "--sparsity_ratio", 50, code=2).stderr
+    assert shown == "Error: --sparsity_ratio is 50.0, allowed: a number in [0, 1]\nHint: did you mean 0.5?\n"
+
+
+def test_unknown_environment_variables_are_named(run: Run, small: list[object]) -> None:
+    env = {"NEURONRANK_PRUNE_NSAMPLE": "3", "NEURONRANK_EVAL_SEQLEN": "8", "NEURONRANK_DEBUG": ""}
+    shown = run("prune", *small, "--dry-run", env=env).stderr.splitlines()
+    assert [line for line in shown if "environment" in line] == [
+        "Warning: unknown environment variable NEURONRANK_PRUNE_NSAMPLE; did you mean NEURONRANK_PRUNE_NSAMPLES?",
+    ]

@@ -25,7 +25,7 @@ from neuronrank_torch.runs.prune_result import Plan, PruneResult
 from neuronrank_torch.schema import to_json
 
 #: Those that this file tests by what they print or call.
-ACTIONS = {"evaluate", "dry_run", "as_json", "preset", "effort"}
+ACTIONS = {"evaluate", "dry_run", "as_json", "preset", "effort", "verbose", "push_to_hub"}
 
 
 @pytest.fixture
@@ -33,8 +33,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the commands asked for, instead of doing it."""
     seen: dict[str, Any] = {}
 
-    def run_prune(job: Job, recipe: Recipe, progress: Any, candidates: Any) -> PruneResult:
+    def run_prune(job: Job, recipe: Recipe, progress: Any, candidates: Any, warn: Any, command: str) -> PruneResult:
         assert callable(progress)
+        assert callable(warn)
+        assert command.startswith("neuronrank prune --model ")
         seen.update(job=job, recipe=recipe, planned=False, candidates=candidates)
         return RESULT
 

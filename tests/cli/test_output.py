@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from command import LAYERS, Run
+from tiny import tiny_model
+from tiny_files import write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.prune
 from neuronrank_cli import console
-from neuronrank_cli.console import Stages
+from neuronrank_cli.commands.prune import _duration
+from neuronrank_cli.console import Stages, size_text
 from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.text.sources import load_text
 
 
-def test_the_table(run: Run, small: list[object], measured: list[object]) -> None:
-    result = run("prune", *small, *measured, "--pruning_last", 2, "--prune_method", "wanda")
-    shown = result.stdout
+def test_the_table(run: Run, small: list[object]) -> None:
+    shown = run("prune", *small, "--pruning_last", 2, "--prune_method", "wanda", "--save", "out", "--verbose").stdout
     assert shown.splitlines()[0].endswith(": wanda, 0.5 unstructured")
     rows = re.findall(r"│\s+(\w+) │\s+([\d,]+) │\s+([\d,]+) │ ([\d.]+)% │\s+([\d.]+) │", shown)
     assert [row[:4] for row in rows] == [
@@ -28,12 +33,126 @@ def test_the_table(run: Run, small: list[object], measured: list[object]) -> Non
         ("3", "6,144", "3,072", "50.0000"),
         ("total", "12,288", "6,144", "50.0000"),
     ]
-    assert re.search(r"^parameters zeroed: 6,144 of [\d,]+ in the whole model$", shown, re.MULTILINE)
-    perplexities = re.findall(r"^perplexity (before|after): +([\d.]+) \(standard error [\d.]+\)$", shown, re.MULTILINE)
-    assert [name for name, _ in perplexities] == ["before", "after"]
-    assert perplexities[0][1] != perplexities[1][1]
-    assert re.search(r"^measured on: \S+text.txt, 2 windows of 32 tokens, BOS at every window$", shown, re.MULTILINE)
-    assert "saved to" not in shown
+
+
+def test_the_verdict(run: Run, small: list[object], measured: list[object], model: Path, tmp_path: Path) -> None:
+    result = run("prune", *small, *measured, "--pruning_last", 2, "--prune_method", "wanda", "--save", "out")
+    lines = result.stdout.splitlines()
+    dense, pruned = (AutoModelForCausalLM.from_pretrained(folder) for folder in (model, tmp_path / "out"))
+    windows = cut(model, small[3])
+    before, after = (window_losses(each, windows) for each in (dense, pruned))
+    moved = after - before
+    change, error = np.expm1(moved.mean()), np.exp(moved.mean()) * moved.std(ddof=1) / math.sqrt(len(moved))
+    kl = divergence_of(dense, pruned, windows)
+    parameters = sum(p.numel() for p in dense.parameters())
+    size = size_text((model / "model.safetensors").stat().st_size)
+    assert lines[1] == "2 layers: 6,144 of 12,288 weights zero, 50.0000% in each"
+    assert lines[-5:] == [
+        "saved to: out",
+        f"weights: 6,144 zero, {6144 / parameters:.2%} of the {parameters:,} parameters of the whole model",
+        f"size on disk: {size} safetensors float32 -> {size} safetensors float32",
+        f"perplexity: {change:+.2%} (standard error {error:.2%}); KL divergence {kl:.4g} nats per token",
+        "faster: no: zeros are computed and stored like other weights; next: neuronrank report out",
+    ]
+    perplexities = re.findall(r"^perplexity (before|after): +([\d.]+) \(standard", result.stdout, re.MULTILINE)
+    assert perplexities == [("before", f"{np.exp(before.mean()):.4f}"), ("after", f"{np.exp(after.mean()):.4f}")]
+    where = "2 windows of 32 tokens, BOS at every window"
+    assert re.search(rf"^measured on: \S+text.txt, {where}$", result.stdout, re.MULTILINE)
+
+
+def cut(model: Path, text: object) -> torch.Tensor:
+    """The first two windows of 32 tokens, each after a BOS token."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ids = tokenizer(Path(str(text)).read_text("utf-8"), add_special_tokens=False)["input_ids"]
+    return torch.tensor([[tokenizer.bos_token_id, *ids[start : start + 31]] for start in (0, 31)])
+
+
+def log_probabilities(model: Any, windows: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(windows).logits[:, :-1].double().log_softmax(-1)
+
+
+def window_losses(model: Any, windows: torch.Tensor) -> Any:
+    found = log_probabilities(model, windows).gather(2, windows[:, 1:, None])
+    return -found.mean((1, 2)).numpy()
+
+
+def divergence_of(dense: Any, pruned: Any, windows: torch.Tensor) -> float:
+    p, q = (log_probabilities(model, windows) for model in (dense, pruned))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        (
+            ["--sparsity_type", "neurons", "--sparsity_ratio", 0.3, "--save", "out"],
+            [
+                "weights: 7,296 removed, ",
+                "perplexity: not measured (--eval)",
+                "faster: yes: the removed neurons are neither computed nor stored; "
+                "next: neuronrank eval --model out --reference ",
+            ],
+        ),
+        (
+            ["--sparsity_type", "neurons", "--save", "out", "--eval", "--eval-windows", 1],
+            ["faster: yes: the removed neurons are neither computed nor stored; next: neuronrank compare "],
+        ),
+        (
+            ["--sparsity_type", "2:4", "--save", "o t"],
+            ["faster: only with kernels for 2:4 sparsity: without, ", "next: neuronrank eval --model 'o t' --ref"],
+        ),
+        (
+            ["--eval", "--eval-windows", 1],
+            [
+                " -> not saved (--save FOLDER)",
+                "perplexity: ",
+                "nats per token",
+                "next: the same command with --save FOLDER",
+            ],
+        ),
+        (["--sparsity_ratio", 0, "--save", "out"], ["weights: 0 zero, 0.00% of ", "none is new"]),
+        (["--dtype", "bfloat16", "--save", "out"], ["safetensors float32 -> ", "safetensors bfloat16\n"]),
+        (["--allocate", "neuronrank", "--save", "out"], ["in each (--verbose lists them)"]),
+        (["--dry-run", "--sparsity_type", "neurons"], ["weights: 12,288 to remove, "]),
+        (["--dry-run"], ["weights: 12,288 to be zero, "]),
+    ],
+    ids=str,
+)
+def test_the_verdict_of_other_runs(run: Run, small: list[object], flags: list[object], lines: list[str]) -> None:
+    result = run("prune", *small, *flags)
+    for line in lines:
+        assert line in result.stdout
+    unsaved = not {"--save", "--dry-run"}.intersection(flags)
+    assert result.stderr.startswith("Warning: without --save, ") == unsaved
+
+
+def test_a_gguf_file_grows_and_says_so(run: Run, small: list[object], tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tiny_model(layers=2, hidden=32, intermediate=64))
+    arguments = ["--model", tmp_path / "tiny.gguf", *small[2:], "--prune_method", "magnitude"]
+    shown = run("prune", *arguments, "--save", "out").stdout
+    stored = r"\d+ KiB GGUF F32 -> \d+ KiB safetensors"
+    assert re.search(rf"^size on disk: {stored} float32, half with --dtype bfloat16$", shown, re.MULTILINE)
+    shown = run("prune", *arguments, "--save", "half", "--dtype", "bfloat16").stdout
+    assert re.search(rf"^size on disk: {stored} bfloat16$", shown, re.MULTILINE)
+
+
+def test_what_is_known_before_the_run_is_said_before(run: Run, small: list[object], measured: list[object]) -> None:
+    update = ["--update", "least-squares", "--nsamples", 1, "--nr-include-attention"]
+    lines = run("prune", *small, *measured, *update, "--save", "out").stderr.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("calibrating"))
+    needed = "Warning: --update least-squares fits the 64 inputs of down_proj on 32 tokens: use --nsamples 2 or more"
+    assert [line for line in lines if line.startswith("Warning")] == lines[begin - 2 : begin]
+    assert lines[begin - 2].startswith("Warning: the evaluation text is the calibration text")
+    assert lines[begin - 1] == needed
+    assert "Warning" not in run("prune", *small, *update[:2], "--nsamples", 2, "--save", "two").stderr
+    tokens = len(AutoTokenizer.from_pretrained(small[1])(Path(str(small[3])).read_text("utf-8")).input_ids) - 1
+    many = ["--nsamples", tokens // 32 + 1, "--prune_method", "wanda"]
+    said = f"are drawn from a text of {tokens:,} tokens, so they overlap: --nsamples {tokens // 32} covers it once"
+    lines = run("prune", *small, *many, "--save", "many").stderr.splitlines()
+    assert said in lines[1]
+    assert "Warning" in run("prune", *small, *many, "--dry-run").stderr
+    assert "Warning" not in run("prune", *small, "--nsamples", tokens // 32, "--dry-run").stderr
 
 
 def test_eval_without_save_leaves_nothing(
@@ -51,13 +170,12 @@ def test_progress_in_a_log_file(
     stderr = run("prune", *small, "--batch-size", 1, *measured, "--save", "out").stderr
     assert stderr.splitlines() == [
         f"loading {small[1]}",
-        *(f"perplexity before pruning: {layer}" for layer in layers),
-        "perplexity before pruning: output head",
+        "Warning: the evaluation text is the calibration text: perplexity after pruning looks better than it is",
         *(f"calibrating {layer}" for layer in layers),
+        *(f"perplexity before pruning: {layer}" for layer in layers),
         *(f"perplexity after pruning: {layer}" for layer in layers),
         "perplexity after pruning: output head",
         "saving out",
-        "Warning: the evaluation text is the calibration text: perplexity after pruning looks better than it is",
     ]
 
 
@@ -126,6 +244,44 @@ def test_a_dry_run_plans_what_a_run_does(run: Run, small: list[object], tmp_path
     assert planned["recipe"] == done["recipe"]
 
 
+@pytest.fixture
+def holed(model: Path, tmp_path: Path) -> Path:
+    """A model with more zeros in some rows of its last layer than a ratio of a half asks for."""
+    dense, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    with torch.no_grad():
+        dense.model.layers[LAYERS - 1].mlp.gate_proj.weight[:10, :30] = 0
+    dense.save_pretrained(tmp_path / "holed")
+    tokenizer.save_pretrained(tmp_path / "holed")
+    return tmp_path / "holed"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--sparsity_type", "2:4", "--nr-include-attention"],
+        ["--compare", "row"],
+        ["--compare", "column"],
+        ["--compare", "module", "--prune_method", "magnitude", "--sparsity_ratio", 0.04],
+        ["--sparsity_type", "neurons", "--sparsity_ratio", 0.3],
+        ["--pruning_last", 1, "--prune_method", "magnitude", "--sparsity_ratio", 0.04],
+    ],
+    ids=str,
+)
+def test_a_dry_run_counts_the_zeros_that_are_there(
+    run: Run, small: list[object], holed: Path, flags: list[Any]
+) -> None:
+    arguments = ["--model", holed, *small[2:], *flags, "--save", "out"]
+    planned, done = (json.loads(run("prune", *arguments, "--json", *more).stdout) for more in (["--dry-run"], []))
+    if "neurons" in flags:
+        assert done["total"]["removed"] == planned["total"]["removed"] == LAYERS * 3 * 32 * 19
+        assert done["layers"][-1]["modules"]["gate_proj"]["sparsity"] == 19 / 64
+    else:
+        assert done["total"] == planned["total"]
+        assert [layer["modules"] for layer in done["layers"]] == [layer["modules"] for layer in planned["layers"]]
+        assert done["layers"][-1]["modules"]["gate_proj"]["zeros_before"] == 300
+    assert done["total"]["parameters"] == planned["total"]["parameters"]
+
+
 @pytest.mark.parametrize("bos", ["window", "text"])
 def test_eval_prints_perplexity_with_its_protocol(run: Run, model: Path, text: Path, bos: str) -> None:
     arguments = ["--model", model, "--dataset", text, "--seqlen", 48, "--windows", 3, "--bos", bos, "--batch-size", 2]
@@ -172,3 +328,41 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         stages("perplexity", 5, 9, "windows")
         stages("perplexity", 6, 9, "windows")
     assert capsys.readouterr().err == "loading [red]\nperplexity\n"
+
+
+def test_lines_on_a_terminal_break_at_spaces(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "36")
+    text = (
+        "the flag --nr-include-attention is like --nr-skip-attention and /a/path/that/is/longer/than/forty/columns.txt"
+    )
+    console.warn(text)
+    shown = capsys.readouterr().err
+    lines = shown.splitlines()
+    assert " ".join(line.strip() for line in lines) == f"Warning: {text}"
+    assert all(len(line) <= 36 for line in lines if "/a/path" not in line)
+    assert len(lines) >= 4
+    monkeypatch.delenv("TTY_COMPATIBLE")
+    console.warn(text)
+    assert capsys.readouterr().err == f"Warning: {text}\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(90, "90 s"), (150, "2 min"), (3599, "1 h 0 min"), (323 * 60, "5 h 23 min"), (30, "30 s")]
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert _duration(seconds) == shown
+
+
+def test_errors_on_a_terminal_break_at_spaces(run: Run, small: list[object]) -> None:
+    wide = {"TTY_COMPATIBLE": "1", "COLUMNS": "30", "TERM": "xterm"}
+    for flags, message in (
+        (["--eval", "--push-to-hub", "me/x"], "Error: --push-to-hub needs --save"),
+        (["--save", "out", "--effort", "some"], "Error: Invalid value for '--effort': 'some' is not one of 'fast',"),
+        (["--save", "out", "--nr-q-active", 60], "Error: --nr-q-active is 60.0, allowed: a number in (0, 1) Hint:"),
+    ):
+        lines = run("prune", *small, *flags, env=wide, code=2).stderr.splitlines()
+        assert max(map(len, lines[2:])) <= 30
+        assert message in " ".join(line.strip() for line in lines)

@@ -12,7 +12,14 @@ from scipy.special import log_softmax as scipy_log_softmax
 from scipy.special import rel_entr
 from scipy.stats import sem
 
-from neuronrank_core.measures import divergence, kl_divergence, log_softmax, perplexity_standard_error, same_top
+from neuronrank_core.measures import (
+    divergence,
+    kl_divergence,
+    log_softmax,
+    perplexity_change,
+    perplexity_standard_error,
+    same_top,
+)
 
 
 def logits(seed: int, positions: int = 7, vocabulary: int = 23, spread: float = 4.0) -> np.ndarray:
@@ -61,9 +68,10 @@ def test_of_ties_the_lowest_index_counts() -> None:
 
 def test_summary_of_the_tokens() -> None:
     kl = np.arange(101.0)[::-1] ** 2
-    found = divergence(kl, np.arange(101) % 4 == 0)
+    found = divergence(kl, np.arange(101) % 4 == 0, [1.0, 2.0], [1.5, 2.25])
     assert (found.kl_mean, found.kl_p99) == (pytest.approx(3350.0), 99.0**2)
     assert found.agreement == pytest.approx(26 / 101)
+    assert (found.perplexity_change, found.perplexity_change_error) == perplexity_change([1.0, 2.0], [1.5, 2.25])
 
 
 @given(st.lists(st.floats(0.5, 9.0), min_size=2, max_size=20))
@@ -81,3 +89,13 @@ def test_standard_error_is_the_spread_of_perplexities_of_many_texts() -> None:
 
 def test_a_single_window_has_no_standard_error() -> None:
     assert perplexity_standard_error([2.0]) is None
+
+
+def test_the_change_of_a_perplexity_is_compared_in_pairs() -> None:
+    rng = np.random.default_rng(3)
+    hard = rng.uniform(1.0, 5.0, size=(3000, 24))  # Windows differ much more than the two models do.
+    moved = 0.2 + 0.03 * rng.standard_exponential((3000, 24))
+    found = [perplexity_change(one, one + by) for one, by in zip(hard, moved, strict=True)]
+    assert found[0][0] == pytest.approx(np.exp((hard + moved)[0].mean()) / np.exp(hard[0].mean()) - 1)
+    assert np.mean([e for _, e in found if e is not None]) == pytest.approx(np.std([c for c, _ in found]), rel=0.05)
+    assert perplexity_change([1.0], [1.5]) == (pytest.approx(math.exp(0.5) - 1), None)

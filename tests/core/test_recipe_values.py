@@ -52,6 +52,28 @@ def refused(field: str, value: object) -> None:
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "hint"),
+    [
+        ("sparsity_ratio", 50, "did you mean 0.5?"),
+        ("sparsity_ratio", 62.5, "did you mean 0.625?"),
+        ("q_active", 60, "did you mean 0.6?"),
+        ("q_active", 100, ""),
+        ("sparsity_ratio", 1.5, ""),
+        ("sparsity_ratio", 101, ""),
+        ("sparsity_ratio", -50, ""),
+        ("sparsity_ratio", "50", ""),
+        ("weight_exp", 50, ""),
+        ("tfidf_mode", "page", ""),
+    ],
+)
+def test_a_percentage_in_place_of_a_fraction_gets_a_hint(field: str, value: object, hint: str) -> None:
+    make: Callable[..., object] = Recipe
+    with pytest.raises(InvalidValueError) as error:
+        make(**{field: value})
+    assert error.value.hint == hint
+
+
 @pytest.mark.parametrize("value", [math.nan, INF, -INF, True, False, "0.5", [0.5], 1j], ids=repr)
 @pytest.mark.parametrize("field", [*REAL, "q_active", *WHOLE])
 def test_what_is_no_finite_number_is_refused(field: str, value: object) -> None:

@@ -50,5 +50,6 @@ def save_model(
     target = check_output(path, force)
     with staging(model, target, force=force) as stage:
         keep_all(stage)
-        stage.finish(tokenizer or tiny_tokenizer(), report or {})
+        stage.complete(tokenizer or tiny_tokenizer())
+        stage.finish(report or {})
     return target

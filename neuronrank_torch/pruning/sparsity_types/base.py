@@ -20,6 +20,10 @@ class SparsityType(ABC):
     def handles(self, sparsity_type: str) -> bool:
         """Whether a value of ``--sparsity_type`` denotes this type."""
 
+    @abstractmethod
+    def speed(self, recipe: Recipe) -> str:
+        """Whether a pruned model is faster, and why."""
+
     def check(self, model: Any, decoder: Decoder, recipe: Recipe) -> None:
         """Refuse a dense model that this type cannot prune; raises InputError."""
         del model, decoder, recipe
@@ -32,14 +36,19 @@ class SparsityType(ABC):
         """
 
     @abstractmethod
-    def planned(self, block: Block, recipe: Recipe) -> dict[str, ModuleReport]:
-        """What will be removed from a block, computed from its shapes alone.
+    def planned(self, block: Block, recipe: Recipe, *, counted: bool = False) -> dict[str, ModuleReport]:
+        """What will be removed from a block, computed from its shapes; with ``counted``, also from its zeros.
 
         Raises
         ------
         InvalidValueError
             If the shapes do not allow it.
         """
+
+    def shrinkage(self, block: Block, recipe: Recipe) -> int:
+        """Number of parameters that leave the model with what is removed from a block."""
+        del block, recipe
+        return 0
 
     @abstractmethod
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> Any:

@@ -1,12 +1,13 @@
 """Removal of whole neurons, which leaves a smaller model with an unchanged architecture."""
 
 import copy
+import math
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 
-from neuronrank_core import InputError, Recipe, ScoringContext
+from neuronrank_core import InputError, InvalidValueError, Recipe, ScoringContext
 from neuronrank_core.errors import first_line
 from neuronrank_core.selection.whole_neurons import kept_neurons
 from neuronrank_core.update.least_squares import absorb
@@ -29,6 +30,11 @@ class Neurons(SparsityType):
         """``neurons``."""
         return sparsity_type == "neurons"
 
+    def speed(self, recipe: Recipe) -> str:
+        """Smaller matrices are."""
+        del recipe
+        return "yes: the removed neurons are neither computed nor stored"
+
     def check(self, model: Any, decoder: Decoder, recipe: Recipe) -> None:
         """Refuse a model if its class, configured to the new width, would not have the shapes of the pruned model."""
         hint = "neurons of this model family cannot be removed yet: prune weights instead"
@@ -41,6 +47,14 @@ class Neurons(SparsityType):
                 hint=hint,
             )
         kept = dense - int(recipe.ratio * dense)
+        if not kept:
+            most = math.floor(100 * (dense - 1) / dense) / 100
+            raise InvalidValueError(
+                "sparsity_ratio",
+                recipe.ratio,
+                f"below 1, which would remove all {dense} neurons of a layer",
+                hint=f"try --sparsity_ratio {most:g} or less",
+            )
         if kept != dense and (wrong := sorted(_resized(model, config, name, kept) ^ _narrowed(model, decoder))):
             raise InputError(
                 f"with fewer neurons, `{wrong[0]}` of {type(model).__name__} would not have the shape that its"
@@ -53,12 +67,21 @@ class Neurons(SparsityType):
         del recipe
         return [("down_proj",)]
 
-    def planned(self, block: Block, recipe: Recipe) -> dict[str, ModuleReport]:
-        """The weights that are removed with the neurons."""
+    def planned(self, block: Block, recipe: Recipe, *, counted: bool = False) -> dict[str, ModuleReport]:
+        """The weights that are removed with the neurons. Which zeros are among them is not known before."""
+        del counted
         neurons = block.projections["down_proj"].weight.shape[1]
         goes = int(recipe.ratio * neurons)
         sizes = {role: weight.numel() for role, weight in block.weights.items()}
         return {block.prefix + role: ModuleReport(size, 0, goes * (size // neurons)) for role, size in sizes.items()}
+
+    def shrinkage(self, block: Block, recipe: Recipe) -> int:
+        """The parameters of the removed neurons, biases included."""
+        assert isinstance(block, Mlp)
+        own = [p.numel() for module in block.producers for p in module.parameters(recurse=False)]
+        own.append(block.projections["down_proj"].weight.numel())
+        removed: int = int(recipe.ratio * block.neurons) * (sum(own) // block.neurons)
+        return removed
 
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> None:
         """Remove the lowest-scoring neurons; with ``gram``, let the remaining ones compensate for them."""

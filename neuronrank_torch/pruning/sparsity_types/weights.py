@@ -24,21 +24,27 @@ class Weights(SparsityType):
         """``unstructured``, or N:M."""
         return sparsity_type == "unstructured" or ":" in sparsity_type
 
+    def speed(self, recipe: Recipe) -> str:
+        """Zeros are not, except in a pattern that kernels use."""
+        if recipe.pattern is None:
+            return "no: zeros are computed and stored like other weights"
+        return f"only with kernels for {recipe.sparsity_type} sparsity: without, zeros are computed like other weights"
+
     def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:
         """With pruned propagation, every module is updated on its inputs from the pruned modules before it."""
         attention = ("q_proj", "o_proj") if recipe.include_attention else ()
         inputs = (*attention, "gate_proj", "down_proj")
         return [(role,) for role in inputs] if recipe.propagate == "pruned" else [inputs]
 
-    def planned(self, block: Block, recipe: Recipe) -> dict[str, ModuleReport]:
+    def planned(self, block: Block, recipe: Recipe, *, counted: bool = False) -> dict[str, ModuleReport]:
         """The number of zeros of each module; M of a pattern must divide its number of inputs."""
-        shapes = {role: (weight.shape[0], weight.shape[1]) for role, weight in block.weights.items()}
-        return {
-            block.prefix + role: ModuleReport(
-                rows * columns, target_zeros(role, (rows, columns), recipe, gated=block.gated)
-            )
-            for role, (rows, columns) in shapes.items()
-        }
+        found = {}
+        for role, weight in block.weights.items():
+            zero = weight == 0 if counted else None
+            zeros = target_zeros(role, (weight.shape[0], weight.shape[1]), recipe, zero=zero, gated=block.gated)
+            before = 0 if zero is None else int(zero.sum())
+            found[block.prefix + role] = ModuleReport(weight.numel(), zeros, zeros_before=before)
+        return found
 
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> dict[str, Tensor]:
         """Zero the lowest-scoring weights of each module, scored on its dense weights; returns the masks."""

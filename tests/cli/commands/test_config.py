@@ -26,8 +26,8 @@ BASE = ("--model", "m", "--save", "s")
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
-    def run_prune(job: Job, recipe: Recipe, progress: Any, candidates: Any) -> PruneResult:
-        del progress, candidates
+    def run_prune(job: Job, recipe: Recipe, progress: Any, candidates: Any, warn: Any, command: str) -> PruneResult:
+        del progress, candidates, warn, command
         seen.update(job=job, recipe=recipe)
         return RESULT
 

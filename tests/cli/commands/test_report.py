@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
@@ -54,7 +55,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a dense model, two pruned ones, and statistics with the text behind them; names hold markup."""
     folder = tmp_path_factory.mktemp("report")
     model, text = folder / "<b>tiny", folder / "<i>text.txt"
-    write_model(model, tiny_model(layers=3, hidden=32, intermediate=64), bos=False)
+    dense = tiny_model(layers=3, hidden=32, intermediate=64)
+    with torch.no_grad():
+        dense.model.layers[1].mlp.up_proj.weight[:, :3] = 0  # Zeros of neurons that stay are not removed weights.
+    write_model(model, dense, bos=False)
     text.write_text(" ".join(f"{HOSTILE} {i}" for i in range(40)), encoding="utf-8")
     common = ["--model", model, "--dataset", text, *BUDGET]
     neuronrank("collect", *common, "--save", folder / "stats")
@@ -189,6 +193,9 @@ def test_removed_neurons_and_doc_mode(place: Path) -> None:
     page = Page(place / "smaller.html")
     assert page.text.count("layer 1: 25.00%") == 3
     assert "Whole neurons were removed" in page.text
+    assert "4,608 of 18,432 weights are removed" in page.text
+    assert "removed weights take none" in page.text
+    assert "zeros take" not in page.text
     assert "each sequence as a group" in page.text
     assert "add --nr-tfidf-mode topic" in page.text
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +20,7 @@ from neuronrank_core import (
     prune_mask,
     select,
 )
-from neuronrank_core.selection.masks import gradual_mask, module_ratio
+from neuronrank_core.selection.masks import gradual_mask, module_ratio, target_zeros
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -176,3 +178,23 @@ def test_a_broken_weight_is_an_error_that_names_its_module(method: str) -> None:
     layer.weights["up_proj"][1, 1] = np.nan
     with pytest.raises(NonFiniteError, match="layer 3 up_proj"):
         prune_mask("up_proj", layer.context(Recipe(method=method)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # By hand: zeros afterwards of a matrix whose first row is zero but for its last weight.
+        ({"sparsity_type": "2:4"}, (3 + 4) + 2 * 4),
+        ({"sparsity_ratio": 0.5, "compare": "row"}, 7 + 2 * 4),
+        ({"sparsity_ratio": 0.5, "compare": "column"}, 7 + 1),
+        ({"sparsity_ratio": 0.5, "compare": "module"}, 12),
+        ({"sparsity_ratio": 0.25, "compare": "module"}, 7),
+    ],
+)
+def test_zeros_of_a_matrix_that_has_some(settings: dict[str, Any], expected: int) -> None:
+    weight = np.arange(1.0, 25.0).reshape(3, 8)
+    weight[0, :7] = 0
+    recipe = Recipe("magnitude", **settings)
+    assert target_zeros("up_proj", weight.shape, recipe, zero=weight == 0) == expected
+    mask = prune_mask("up_proj", ScoringContext(0, recipe, {"up_proj": weight}, None))
+    assert ((weight == 0) | mask).sum() == expected

@@ -157,7 +157,8 @@ class TestJournal:
             assert stage.units_done() == []
             assert names(folder) == ["lock", "model"]
             keep_all(stage)
-            stage.finish(tiny_tokenizer(), {})
+            stage.complete(tiny_tokenizer())
+            stage.finish({})
         assert names(tmp_path) == ["out"]
         assert "a" not in names(tmp_path / "out")
 
@@ -189,7 +190,8 @@ class TestJournal:
             ):
                 pass
             keep_all(stage)
-            stage.finish(tiny_tokenizer(), {})
+            stage.complete(tiny_tokenizer())
+            stage.finish({})
         assert names(tmp_path) == ["out"]
 
     def test_hidden_states_on_disk_leave_no_file(self, tmp_path):
@@ -230,7 +232,8 @@ class TestFails:
             with staging(model, target, force=True) as stage:
                 keep_all(stage)
                 start()
-                stage.finish(tiny_tokenizer(), {})
+                stage.complete(tiny_tokenizer())
+                stage.finish({})
 
         with pytest.raises(NeuronRankError, match=r"could not save to .*No space left") as caught:
             run()
@@ -245,7 +248,8 @@ class TestFails:
         stop()
         with staging(model, tmp_path / "out") as stage:
             assert stage.units_done() == [0, 1]
-            stage.finish(tiny_tokenizer(), {})
+            stage.complete(tiny_tokenizer())
+            stage.finish({})
         assert names(tmp_path) == ["out"]
         assert torch.equal(logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
 
