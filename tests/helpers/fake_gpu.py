@@ -89,8 +89,7 @@ def _as_index(index: Any) -> Any:
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     plain_args, plain_kwargs = tree_map_only(OnGpu, values, (args, kwargs))
-    if plain_kwargs.get("device") is not None:
-        plain_kwargs["device"] = torch.device("cpu")
+    plain_args, plain_kwargs = tree_map_only(torch.device, lambda _: torch.device("cpu"), (plain_args, plain_kwargs))
     devices = _judge(func, args, kwargs)
     result = func(*plain_args, **plain_kwargs)
     if func._schema.is_mutable and isinstance(result, Tensor):
