@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.utils import backend_registration
 
 aten = torch.ops.aten
 #: Operations that FakeTensorMode cannot judge, because their result depends on values, and why each is allowed. Each
@@ -37,17 +37,16 @@ _INDEXED = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
 DEVICE = "fakegpu:0"
 
 
-class _Module(_DummyBackendModule):
-    def is_available(self) -> bool:
-        """No: other tests of this process must not find an accelerator."""
-        return False
-
-    device_count = is_available
+#: Older versions of torch lack what registers the device; where CUDA is, the tests run on that.
+EXISTS = hasattr(backend_registration, "_setup_privateuseone_for_python_backend") and not torch.cuda.is_available()
 
 
 @cache
 def _register() -> FakeTensorMode:
-    _setup_privateuseone_for_python_backend("fakegpu", backend_module=_Module())
+    module = backend_registration._DummyBackendModule()
+    # Other tests of this process must not find an accelerator.
+    module.is_available = module.device_count = lambda: 0  # type: ignore[method-assign]
+    backend_registration._setup_privateuseone_for_python_backend("fakegpu", backend_module=module)
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 

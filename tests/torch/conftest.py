@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from fake_gpu import DEVICE, fake_gpu
+from fake_gpu import DEVICE, EXISTS, fake_gpu
 from tiny_files import small, write_folder, write_gguf
 
 from neuronrank_core.kernels import Kernels
@@ -22,7 +22,7 @@ from neuronrank_torch.kernels import TorchKernels
 # More threads only wait for each other on matrices this small.
 torch.set_num_threads(1)
 
-BACKENDS = ["numpy", "cpu", DEVICE, *(["cuda"] if torch.cuda.is_available() else [])]
+BACKENDS = ["numpy", "cpu", *([DEVICE] if EXISTS else []), *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_gpu import NEED_VALUES, fake_gpu, moved, values
+from fake_gpu import EXISTS, NEED_VALUES, fake_gpu, moved, values
 from plain import plain
 from pruning import TEXT, pruned, recipe, small
 from safetensors.torch import load_file
@@ -27,6 +27,7 @@ from neuronrank_torch.runs.verify.checks import check_layer
 from neuronrank_torch.runs.verify.reference import observe
 from neuronrank_torch.text.sequences import calibration_sequences
 
+pytestmark = pytest.mark.skipif(not EXISTS, reason="torch cannot register a device in Python, or has CUDA")
 RECIPES: dict[str, dict[str, Any]] = {
     **{name: {"method": name} for name in METHODS},
     "topics": {"method": "neuronrank_tfidf", "tfidf_mode": "topic", "signal": "activated"},
