@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils import backend_registration
 
 aten = torch.ops.aten
 #: Operations that FakeTensorMode cannot judge, because their result depends on values, and why each is allowed. Each

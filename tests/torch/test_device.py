@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from backends import signal
 from fake_gpu import EXISTS, NEED_VALUES, fake_gpu, moved, values
+from layers import random_row
 from plain import plain
 from pruning import TEXT, pruned, recipe, small
 from safetensors.torch import load_file
@@ -18,9 +23,10 @@ from tiny import tiny_model, tiny_tokenizer
 from tiny_files import write_folder
 from torch import nn
 
-from neuronrank_core import InputError, Recipe
+from neuronrank_core import InputError, NeuronStatistics, Recipe
 from neuronrank_core.methods import METHODS
-from neuronrank_torch import Job, run_prune
+from neuronrank_torch import Job, TorchKernels, run_prune
+from neuronrank_torch.distributed.process_group import ProcessGroup
 from neuronrank_torch.evaluation.windows import Evaluated, score_windows
 from neuronrank_torch.model.device import check_device
 from neuronrank_torch.runs.verify.checks import check_layer
@@ -126,6 +132,39 @@ def test_a_streamed_run_writes_what_it_writes_on_a_cpu(device: str, tmp_path: Pa
         files[where] = load_file(save / "model.safetensors")
     for name, tensor in files["cpu"].items():
         assert torch.equal(tensor == 0, files[device][name] == 0), name
+
+
+def test_processes_that_share_a_gpu_send_by_way_of_the_cpu(device: str) -> None:
+    group = ProcessGroup()
+    group._direct = group._broken = False
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        total = group.sum_in_order(torch.ones(3, 2).to(device))
+    finally:
+        dist.destroy_process_group()
+    assert total.device.type == "fakegpu"
+    assert values(total).tolist() == [[1, 1]] * 3
+
+
+def test_a_sample_is_copied_once_and_freed_with_the_table(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[tuple[int, ...]] = []
+    tensor = TorchKernels._tensor
+    monkeypatch.setattr(TorchKernels, "_tensor", lambda self, a: (copied.append(a.shape), tensor(self, a))[1])
+    kernels, chosen = TorchKernels(device), Recipe(tfidf_mode="topic", tfidf_k=8)
+    rows = signal(0, 90, 40, whole=False)
+    one, two = (random_row(np.random.default_rng(i), i, 60) for i in (0, 1))
+    for table in (one, two, one):
+        found, core = NeuronStatistics(table, chosen, kernels), NeuronStatistics(table, chosen)
+        assert np.array_equal(found.df, core.df)
+        np.testing.assert_allclose(found.tf, core.tf, rtol=1e-5)
+    assert copied.count(one.sample.shape) == 3
+    tau = kernels.quantile_threshold(rows, 0.5)
+    held = weakref.ref(kernels._held[1])
+    kernels.active_tokens(rows, tau, np.zeros(90, int), 1)
+    assert copied.count((90, 40)) == 1
+    del rows
+    gc.collect()
+    assert held() is None
 
 
 def test_a_device_that_exists_only_in_part_is_refused(device: str) -> None:

@@ -1,0 +1,90 @@
+"""The next layer is read in a thread while one is at work; here on the CPU, where the copy itself is not early."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_model, tiny_tokenizer
+from torch import Tensor
+
+from neuronrank_torch.model.open import load_model, open_model
+from neuronrank_torch.model.read_ahead import ReadAhead
+from neuronrank_torch.model.streaming import HEAD, StreamedModel
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    tiny_model(layers=3, tied=False).save_pretrained(tmp_path)
+    tiny_tokenizer(True).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def opened(spec: str, monkeypatch: pytest.MonkeyPatch) -> tuple[StreamedModel, list[tuple[str, bool]]]:
+    """A model that reads ahead, and each name that is read, with whether the main thread does it."""
+    model, _, _ = open_model(spec, dtype="bfloat16")
+    model.read_ahead, reads, read = ReadAhead(CPU), [], model.source.tensor
+
+    def noted(name: str) -> Tensor:
+        reads.append((name, threading.current_thread() is threading.main_thread()))
+        return read(name)
+
+    monkeypatch.setattr(model.source, "tensor", noted)
+    return model, reads
+
+
+def test_layers_have_their_weights_and_each_is_read_once(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, reads = opened(spec, monkeypatch)
+    whole = dict(load_model(spec, dtype="bfloat16")[0].named_parameters())
+    for unit in (0, 1, 2, HEAD):
+        with model.resident(unit):
+            for name, tensor in model.tensors(unit).items():
+                assert tensor.dtype == torch.bfloat16
+                assert torch.equal(tensor, whole[name])
+    assert sorted(name for name, _ in reads) == sorted(n for unit in (0, 1, 2, HEAD) for n in model.units[unit])
+    # Nothing announced layer 0, and the head is not read early.
+    late = {name for name, main in reads if main}
+    assert late == {*model.units[0], *model.units[HEAD]}
+
+
+def test_another_order_and_another_source_get_their_own_weights(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = opened(spec, monkeypatch)
+    whole = dict(load_model(spec, dtype="bfloat16")[0].named_parameters())
+    for unit in (0, 2, 0, 1):
+        with model.resident(unit):
+            assert all(torch.equal(tensor, whole[name]) for name, tensor in model.tensors(unit).items())
+    with model.resident(2, lambda name: torch.full_like(whole[name], 7)):
+        assert all((tensor == 7).all() for tensor in model.tensors(2).values())
+
+
+def test_an_error_of_the_thread_is_raised_when_its_layer_is_used() -> None:
+    ahead = ReadAhead(CPU)
+
+    def read(name: str) -> Tensor:
+        raise OSError(5, name)
+
+    ahead.start(1, {"a": torch.float32}, read)
+    with pytest.raises(OSError, match="a"):
+        ahead.take(1)
+    assert ahead.take(1) == {}
+
+
+def test_without_room_the_layer_is_read_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = ReadAhead(CPU)
+
+    def read(name: str) -> Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    ahead.start(1, {"a": torch.float32}, read)
+    assert ahead.take(1) == {}
+
+
+def test_what_was_read_shares_no_memory_with_its_source() -> None:
+    ahead, stored = ReadAhead(CPU), torch.ones(3)
+    ahead.start(1, {"a": torch.float32}, lambda name: stored)
+    ahead.take(1)["a"].zero_()
+    assert stored.tolist() == [1, 1, 1]
