@@ -22,7 +22,8 @@ class ReadAhead:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
+        stream: Any = torch.cuda.Stream
+        self._stream: Any = stream(device) if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._started: tuple[object, Future[dict[str, Tensor]]] | None = None
 

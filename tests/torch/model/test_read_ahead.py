@@ -73,11 +73,11 @@ def test_an_error_of_the_thread_is_raised_when_its_layer_is_used() -> None:
     assert ahead.take(1) == {}
 
 
-def test_without_room_the_layer_is_read_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_the_layer_is_read_in_its_turn() -> None:
     ahead = ReadAhead(CPU)
 
     def read(name: str) -> Tensor:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        raise torch.cuda.OutOfMemoryError(f"CUDA out of memory: {name}")
 
     ahead.start(1, {"a": torch.float32}, read)
     assert ahead.take(1) == {}
