@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
+from transformers.core_model_loading import WeightConverter
 
+from neuronrank_core import Recipe
+from neuronrank_torch import Job
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.model.read_ahead import ReadAhead
 from neuronrank_torch.model.streaming import HEAD, StreamedModel
+from neuronrank_torch.runs.dry_run import estimate_memory
 
 CPU = torch.device("cpu")
 
@@ -88,3 +93,30 @@ def test_what_was_read_shares_no_memory_with_its_source() -> None:
     ahead.start(1, {"a": torch.float32}, lambda name: stored)
     ahead.take(1)["a"].zero_()
     assert stored.tolist() == [1, 1, 1]
+
+
+def test_a_conversion_may_begin_while_another_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model("mixtral", layers=2, hidden=32, intermediate=48).save_pretrained(tmp_path)
+    tiny_tokenizer(True).save_pretrained(tmp_path)
+    model, _, _ = open_model(str(tmp_path))
+    names = [f"model.layers.{i}.mlp.experts.gate_up_proj" for i in (0, 1)]
+    alone = {name: model.source.tensor(name) for name in names}
+    convert, inside = WeightConverter.convert, []
+
+    def interrupted(self: WeightConverter, *args: Any, **kwargs: Any) -> Any:
+        if not inside:
+            inside.append(True)
+            inside.append(model.source.tensor(names[1]))
+        return convert(self, *args, **kwargs)
+
+    monkeypatch.setattr(WeightConverter, "convert", interrupted)
+    assert torch.equal(model.source.tensor(names[0]), alone[names[0]])
+    assert torch.equal(inside[1], alone[names[1]])
+
+
+def test_the_estimate_counts_the_layer_that_is_read_early(spec: str) -> None:
+    model, _, _ = open_model(spec)
+    recipe, job = Recipe(nsamples=2, seqlen=16), Job(model=spec, save="out")
+    without = estimate_memory(model, recipe, job, 0)
+    model.read_ahead = ReadAhead(CPU)
+    assert estimate_memory(model, recipe, job, 0) == {**without, "layers": 2 * model.bytes(0)}
