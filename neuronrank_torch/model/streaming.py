@@ -15,6 +15,8 @@ from neuronrank_torch.model.weights import WeightSource, stored_tensors
 #: Index of a decoder layer, ``lm_head`` if its weight is not tied, or ``embeddings`` for everything else.
 Unit = int | str
 HEAD, REST = "lm_head", "embeddings"
+#: Types of devices to which the next layer is copied early; elsewhere it is only prefetched from the disk.
+READS_AHEAD = ("cuda",)
 #: Context in which a unit has its weights in memory.
 Resident = Callable[[Unit], AbstractContextManager[None]]
 
@@ -40,8 +42,7 @@ class StreamedModel:
         self, model: Any, source: WeightSource, device: torch.device, layout: WeightSource | None = None
     ) -> None:
         self.model, self.source, self.device, self.layout = model, source, device, layout or source
-        #: Copies the next layer early; None if it is only prefetched from the disk.
-        self.read_ahead = ReadAhead(device) if device.type == "cuda" else None
+        self.read_ahead = ReadAhead(device) if device.type in READS_AHEAD else None
         self.decoder = find_decoder(model)
         self.units = self._divide()
         for unit in self.units:

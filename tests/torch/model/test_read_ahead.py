@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from pruning import TEXT
 from tiny import tiny_model, tiny_tokenizer
+from tiny_files import write_model
 from torch import Tensor
 from transformers.core_model_loading import WeightConverter
 
 from neuronrank_core import Recipe
-from neuronrank_torch import Job
+from neuronrank_torch import Evaluation, Job, run_prune
+from neuronrank_torch.model import streaming
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.model.read_ahead import ReadAhead
 from neuronrank_torch.model.streaming import HEAD, StreamedModel
@@ -120,3 +123,27 @@ def test_the_estimate_counts_the_layer_that_is_read_early(spec: str) -> None:
     without = estimate_memory(model, recipe, job, 0)
     model.read_ahead = ReadAhead(CPU)
     assert estimate_memory(model, recipe, job, 0) == {**without, "layers": 2 * model.bytes(0)}
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_run_that_reads_ahead_writes_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Any
+) -> None:
+    source = write_model(tmp_path / "source", tiny_model(family, layers=3, hidden=32, intermediate=48, tied=False))
+    (tmp_path / "text").write_text(TEXT, encoding="utf-8")
+    taken: list[object] = []
+    take = ReadAhead.take
+    monkeypatch.setattr(ReadAhead, "take", lambda self, unit: (found := take(self, unit), taken.append(bool(found)))[0])
+    written = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(streaming, "READS_AHEAD", devices)
+        save = tmp_path / f"out{len(devices)}"
+        evaluation = Evaluation(str(tmp_path / "text"), seqlen=32, windows=3)
+        run_prune(
+            Job(str(source), str(tmp_path / "text"), str(save), device="cpu", evaluation=evaluation),
+            Recipe(nsamples=3, seqlen=32),
+        )
+        written.append((save / "model.safetensors").read_bytes())
+    assert written[0] == written[1]
+    # Opening the model announces layer 0 to the first pass; the second one reads that itself, the third pruned layers.
+    assert taken.count(True) == 5
