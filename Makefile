@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup demo test test-fast lint format docs tutorial-check dist wheel-check clean
+.PHONY: help setup demo test test-fast lint format docs tutorial-check dist wheel-check gpu-check clean
 
 help:
 	@echo "make setup      the environment in .venv, with the offline model"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint       style, types, import contract"
 	@echo "make docs       the documentation, in docs/_build/index.html; a warning is an error"
 	@echo "make tutorial-check   whether the tutorial's commands print what it shows"
+	@echo "make gpu-check  what a GPU computes and at what cost, in out/gpu-check.md (PYTHON=..., MODEL=...); installs nothing"
 	@echo "make dist       the sdist and the wheel, in dist (wheel-check: prune with the wheel in a fresh environment)"
 
 .venv/.base: pyproject.toml constraints.txt
@@ -70,6 +71,10 @@ wheel-check: dist
 	cd $(FRESH) && venv/bin/neuronrank eval --model pruned --seqlen 128 --windows 4
 	test "$$($(FRESH)/venv/bin/python -m zipfile --list dist/*.whl | grep --count py.typed)" = 3
 	rm -rf $(FRESH)
+
+# With the interpreter as it is: machines with a GPU may have no network. Without a GPU it is a rehearsal.
+gpu-check:
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu_check.py --out out/gpu-check $(if $(MODEL),--model $(MODEL))
 
 clean:
 	rm -rf .venv out build dist docs/_build *.egg-info

@@ -1,6 +1,7 @@
 """The core's kernels on torch tensors: same names and results, tested for equality."""
 
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from neuronrank_core.statistics import topics as kmeans
 
 #: Maximum number of tokens of a document that are reduced at a time on a CPU.
 BLOCK_TOKENS = 64
+#: CUDA compute capabilities whose float64 is at least half as fast as float32; elsewhere it takes 32 times as long.
+FAST_DOUBLE = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
 
 
 class TorchKernels:
@@ -24,9 +27,21 @@ class TorchKernels:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        self._held: tuple[weakref.ref[NDArray[np.float32]], Tensor] | None = None
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.as_tensor(array, device=self.device)
+
+    def _sample(self, sample: NDArray[np.float32]) -> Tensor:
+        """The sample on the device: copied once for all kernels, and freed there when the array is."""
+        if self._held is None or self._held[0]() is not sample:
+            self._held = None  # First, so that two samples are never on the device.
+            self._held = weakref.ref(sample, self._forget), self._tensor(sample)
+        return self._held[1]
+
+    def _forget(self, sample: weakref.ref[NDArray[np.float32]]) -> None:
+        if self._held is not None and self._held[0] is sample:
+            self._held = None
 
     def asarray(self, vector: NDArray[Any], like: Tensor) -> Tensor:
         """Convert a final vector to the device and precision of a weight."""
@@ -44,7 +59,7 @@ class TorchKernels:
         """q-quantile of each neuron's sampled signal (the order statistic at or above it)."""
         tfidf.check_quantile(q)
         rank = math.ceil(q * (len(sample) - 1)) + 1
-        return np.asarray(kth_smallest(self._tensor(sample).T.contiguous(), rank).flatten().cpu())
+        return np.asarray(kth_smallest(self._sample(sample).T.contiguous(), rank).flatten().cpu())
 
     def _membership(self, labels: NDArray[np.int64], groups: int) -> Tensor:
         return (self._tensor(labels) == torch.arange(groups, device=self.device)[:, None]).float()
@@ -53,19 +68,19 @@ class TorchKernels:
         self, sample: NDArray[np.float32], tau: NDArray[np.float32], labels: NDArray[np.int64], groups: int
     ) -> Counts:
         """Tokens of each group at or above the threshold; float32 counts exactly up to 2^24 tokens."""
-        fires = (self._tensor(sample) >= self._tensor(tau)).float()
+        fires = (self._sample(sample) >= self._tensor(tau)).float()
         return np.asarray((self._membership(labels, groups) @ fires).cpu()).astype(np.int64)
 
     def group_means(self, sample: NDArray[np.float32], labels: NDArray[np.int64], groups: int) -> Vector:
         """Mean signal of each group's tokens."""
         member = self._membership(labels, groups)
-        means = member @ self._tensor(sample) / member.sum(1, keepdim=True).clamp(min=1)
+        means = member @ self._sample(sample) / member.sum(1, keepdim=True).clamp(min=1)
         return np.asarray(means.cpu(), dtype=np.float64)
 
     def topics(self, sample: NDArray[np.float32], k: int, seed: int) -> NDArray[np.int64]:
         """Cosine k-means on a random projection, with the core's random numbers."""
         projection, initial = kmeans.topic_draws(sample.shape[0], sample.shape[1], k, seed)
-        rows = unit_rows(self._tensor(sample) @ self._tensor(projection))
+        rows = unit_rows(self._sample(sample) @ self._tensor(projection))
         return np.asarray(spherical_kmeans(rows, rows[self._tensor(initial)])[0].cpu())
 
     def lowest_k(self, scores: Tensor, k: int) -> Tensor:
@@ -73,6 +88,9 @@ class TorchKernels:
         if k == 0:
             return torch.zeros_like(scores, dtype=torch.bool)
         kth = kth_smallest(scores, k)
+        if not scores.is_cpu:  # More work than below, but the host does not wait for the device.
+            ties, below = scores == kth, scores < kth
+            return below | (ties & (ties.cumsum(1, dtype=torch.int32) <= k - below.sum(1, keepdim=True)))
         mask = scores <= kth
         surplus = mask.count_nonzero(1) - k
         crowded = surplus.nonzero().flatten()
@@ -131,8 +149,24 @@ def open_gates(gate: Tensor, threshold: float) -> Tensor:
 
 
 def inverse(matrix: Tensor) -> Tensor:
-    """Inverse of a symmetric positive definite matrix, computed in double precision."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(matrix.double())).to(matrix.dtype)
+    """Inverse of a symmetric positive definite matrix, in double precision where the device computes it fast."""
+    double = matrix if _slow_double(matrix.device) else matrix.double()
+    return cholesky_inverse(double).to(matrix.dtype)
+
+
+def cholesky_inverse(matrix: Tensor) -> Tensor:
+    """Inverse of a symmetric positive definite matrix, in its own precision.
+
+    In float32, the error is about 1e-6 of the largest element for Gram matrices with the damping of the update. A step
+    of Newton's method would double it: its residual is rounded to float32 too, and in float64 costs more than it saves.
+    """
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+
+def _slow_double(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) not in FAST_DOUBLE
+    return device.type == "mps"  # It has no double precision.
 
 
 def unit_rows(rows: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ def launched() -> AbstractContextManager[Ranks]:
 class ProcessGroup(Ranks):
     """The default process group of torch.distributed as a context manager.
 
-    NumPy arrays and CPU tensors are sent with gloo, CUDA tensors with nccl. An exception that leaves the context on one
+    NumPy arrays and CPU tensors are sent with gloo, CUDA tensors with nccl; if there are more processes on a machine
+    than GPUs, with gloo by way of the CPU, as nccl needs a GPU for each. An exception that leaves the context on one
     rank is raised on the first rank too, with a note that names the rank. The other ranks exit silently with
     ``SystemExit`` and the same exit code.
 
@@ -55,8 +56,10 @@ class ProcessGroup(Ranks):
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        #: Whether tensors of a GPU are sent from the GPU.
+        self._direct = cuda and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if self._direct else "gloo", timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise NeuronRankError(
                 f"the processes of this run cannot connect to each other: {error}",
@@ -146,7 +149,8 @@ class ProcessGroup(Ranks):
     def sum_in_order(self, matrix: Tensor) -> Tensor:
         """See :class:`Ranks`. Each rank adds up one band of rows, which transfers as little data as a ring."""
         rows = -(-len(matrix) // self.size)
-        padded = matrix.new_zeros(self.size * rows, *matrix.shape[1:])
+        # Zeros of the device from which the matrix is sent.
+        padded = matrix.new_zeros(self.size * rows, *matrix.shape[1:], device=None if self._direct else "cpu")
         padded[: len(matrix)] = matrix
         parts = torch.empty_like(padded)
         self._synchronise()
@@ -156,7 +160,7 @@ class ProcessGroup(Ranks):
             for other in others:
                 total += other
             dist.all_gather([*padded.view(self.size, rows, -1)], total)
-        return padded[: len(matrix)]
+        return padded[: len(matrix)].to(matrix.device)
 
     def agree(self, what: str, tensors: Iterable[Tensor]) -> None:
         """See :class:`Ranks`. Compares sums of the tensors' bits."""

@@ -1,5 +1,6 @@
 """Checkpoints whose tensors transformers renames, joins or splits when it loads them: read and written by unit."""
 
+import copy
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,7 +45,9 @@ class _Group:
         if self.converter is None:
             return {self.target: read(self.names[0])}
         patterns = self.converter.source_patterns
-        return _convert(self.converter, self.target, [(patterns[i], read(name)) for i, name in self.parts], model)
+        parts = [(patterns[i], read(name)) for i, name in self.parts]
+        # A converter collects the parts of one target; a thread may read the next layer meanwhile.
+        return _convert(copy.deepcopy(self.converter), self.target, parts, model)
 
     def store(self, tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
         """Tensors of the checkpoint from those that :meth:`load` gives; the reverse of it."""

@@ -8,18 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuronrank_torch.model.read_ahead import ReadAhead
 from neuronrank_torch.model.structure import find_decoder
 from neuronrank_torch.model.weights import WeightSource, stored_tensors
 
 #: Index of a decoder layer, ``lm_head`` if its weight is not tied, or ``embeddings`` for everything else.
 Unit = int | str
 HEAD, REST = "lm_head", "embeddings"
+#: Types of devices to which the next layer is copied early; elsewhere it is only prefetched from the disk.
+READS_AHEAD = ("cuda",)
 #: Context in which a unit has its weights in memory.
 Resident = Callable[[Unit], AbstractContextManager[None]]
 
 
 class StreamedModel:
     """A transformers model that keeps embeddings and norms in memory, and layers and head only while they are used.
+
+    On CUDA, the next layer is copied to the device while one is at work, so that two are there.
 
     Parameters
     ----------
@@ -37,6 +42,7 @@ class StreamedModel:
         self, model: Any, source: WeightSource, device: torch.device, layout: WeightSource | None = None
     ) -> None:
         self.model, self.source, self.device, self.layout = model, source, device, layout or source
+        self.read_ahead = ReadAhead(device) if device.type in READS_AHEAD else None
         self.decoder = find_decoder(model)
         self.units = self._divide()
         for unit in self.units:
@@ -93,13 +99,20 @@ class StreamedModel:
         return sum(self._get(name).nbytes for name in self.units.get(unit, ()))
 
     def _bring(self, unit: Unit, read: Callable[[str], Tensor]) -> None:
-        """Load a unit, and have the system prefetch the next one."""
+        """Load a unit, and begin to copy or prefetch the next one."""
+        early = self.read_ahead.take(unit) if self.read_ahead is not None else {}
+        own = read == self.source.tensor
         for name in self.units[unit]:
             # Always copied: the tensor may be part of a mapped file, which has another alignment and is read again.
-            self._assign(name, read(name).to(self.device, self._get(name).dtype, copy=True))
+            tensor = early[name] if own and early else read(name).to(self.device, self._get(name).dtype, copy=True)
+            self._assign(name, tensor)
         order = list(self.units)
         for following in order[order.index(unit) + 1 :][:1]:
-            self.source.prefetch(self.units[following])
+            if self.read_ahead is not None and own and following != HEAD:  # Not every run needs the head.
+                dtypes = {name: self._get(name).dtype for name in self.units[following]}
+                self.read_ahead.start(following, dtypes, self.source.tensor)
+            else:
+                self.source.prefetch(self.units[following])
 
     def _release(self, unit: Unit) -> None:
         for name in self.units[unit]:

@@ -138,7 +138,8 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
     widest = max(weight.shape[1] for weight in weights)
     copies = 0 if weights[0].dtype == torch.float32 else 4 * sum(weight.numel() for weight in weights)
     return {
-        "layers": sum(layers) if whole else max(layers),
+        # On a GPU, the next layer is there too.
+        "layers": sum(layers) if whole else max(layers) * (1 + (model.read_ahead is not None)),
         "embeddings": (model.bytes(REST) + model.bytes(HEAD)) * (2 if eval_tokens else 1),  # Two models are compared.
         "hidden states": token * max(calibration, evaluation),
         "scoring": SCORING_BYTES * max(weight.numel() for weight in weights) + copies,

@@ -6,11 +6,13 @@ This folder must not become a package: as one it would be called ``torch`` and h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from fake_gpu import DEVICE, EXISTS, fake_gpu
 from tiny_files import small, write_folder, write_gguf
 
 from neuronrank_core.kernels import Kernels
@@ -20,13 +22,14 @@ from neuronrank_torch.kernels import TorchKernels
 # More threads only wait for each other on matrices this small.
 torch.set_num_threads(1)
 
-BACKENDS = ["numpy", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+BACKENDS = ["numpy", "cpu", *([DEVICE] if EXISTS else []), *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
-def kernels(request: pytest.FixtureRequest) -> Kernels:
+@pytest.fixture(scope="module", params=BACKENDS)
+def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     """Each backend in turn; the reference among them, so that a test cannot ask what it does not do itself."""
-    return NumpyKernels() if request.param == "numpy" else TorchKernels(request.param)
+    with fake_gpu() if request.param == DEVICE else nullcontext():
+        yield NumpyKernels() if request.param == "numpy" else TorchKernels(request.param)
 
 
 @pytest.fixture(autouse=True)
