@@ -97,5 +97,7 @@ def test_the_change_of_a_perplexity_is_compared_in_pairs() -> None:
     moved = 0.2 + 0.03 * rng.standard_exponential((3000, 24))
     found = [perplexity_change(one, one + by) for one, by in zip(hard, moved, strict=True)]
     assert found[0][0] == pytest.approx(np.exp((hard + moved)[0].mean()) / np.exp(hard[0].mean()) - 1)
-    assert np.mean([e for _, e in found if e is not None]) == pytest.approx(np.std([c for c, _ in found]), rel=0.05)
+    assert np.mean([e for _, e in found if e is not None]) == pytest.approx(
+        np.std([c for c, _ in found]), rel=0.08
+    )  # Skewed.
     assert perplexity_change([1.0], [1.5]) == (pytest.approx(math.exp(0.5) - 1), None)

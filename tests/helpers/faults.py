@@ -16,6 +16,11 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+def weights_and_settings(folder: Path) -> dict[str, bytes]:
+    """Every file of an output but those that record the run itself: its command and its time."""
+    return {name: content for name, content in tree(folder).items() if name not in ("neuronrank.json", "README.md")}
+
+
 def refused(run: Run, *arguments: object, code: int, says: str, hint: str = "") -> str:
     """Run a command that fails: one line with ``says``, one hint, an exit code, and nothing lost or half-written.
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from command import LAYERS, Run
-from faults import tree
+from faults import weights_and_settings
 
 from neuronrank_cli.app import _terminate
 from neuronrank_torch.pruning.prune import _PruneRun
@@ -34,7 +34,7 @@ def _as_the_program_does() -> Iterator[None]:
 def whole(run: Run, small: Flags) -> dict[str, bytes]:
     """What a run that nobody disturbs saves; its report, which has times in it, aside."""
     run("prune", *small, "--save", "whole")
-    return {name: content for name, content in tree(Path("whole")).items() if name != "neuronrank.json"}
+    return weights_and_settings(Path("whole"))
 
 
 def at_layer(monkeypatch: pytest.MonkeyPatch, layer: int, act: Callable[[], Any]) -> Callable[[], None]:
@@ -59,9 +59,7 @@ def goes_on(run: Run, small: Flags, whole: dict[str, bytes], after: int) -> None
     """The same command finishes with the same bits and leaves nothing else."""
     resumed = run("prune", *small, "--save", "out")
     assert (f"resuming: {after} of {LAYERS} layers are finished" in resumed.stderr) == (after > 0)
-    out = tree(Path("out"))
-    assert out.pop("neuronrank.json")
-    assert out == whole
+    assert weights_and_settings(Path("out")) == whole
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["out", "whole"]
 
 
