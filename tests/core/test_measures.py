@@ -81,3 +81,14 @@ def test_standard_error_is_the_spread_of_perplexities_of_many_texts() -> None:
 
 def test_a_single_window_has_no_standard_error() -> None:
     assert perplexity_standard_error([2.0]) is None
+
+
+def test_standard_error_of_a_difference_is_the_spread_of_differences_of_many_texts() -> None:
+    rng = np.random.default_rng(1)
+    texts = 3.0 + 0.5 * rng.standard_exponential((2000, 40))  # Hard windows are hard for both models.
+    other = texts + 0.1 + 0.05 * rng.standard_normal(texts.shape)
+    errors = [perplexity_standard_error(one, two) for one, two in zip(texts, other, strict=True)]
+    spread = (np.exp(texts.mean(1)) - np.exp(other.mean(1))).std()
+    assert np.mean([e for e in errors if e is not None]) == pytest.approx(spread, rel=0.05)
+    assert perplexity_standard_error(texts[0], texts[0]) == 0.0
+    assert perplexity_standard_error([2.0], [3.0]) is None
