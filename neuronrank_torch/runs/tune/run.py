@@ -9,8 +9,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from neuronrank_core import InputError, InvalidValueError, Recipe, __version__
 from neuronrank_core.errors import add_note
-from neuronrank_core.methods import decided
 from neuronrank_core.measures import NOISE, perplexity_standard_error
+from neuronrank_core.methods import decided
 from neuronrank_core.search_space import DEFAULT_METHODS, Space, canonical
 from neuronrank_core.statistics.table import RESIDUAL
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder

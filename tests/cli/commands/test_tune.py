@@ -144,14 +144,14 @@ def test_the_file_says_what_it_is_and_what_was_measured(run: Run, searched: list
     assert "has no effect" not in run("prune", "--config", "best.toml", "--dry-run").stderr
 
 
-def test_standard_errors_are_those_of_paired_differences(
-    run: Run, searched: list[object], small: list[object]
-) -> None:
+def test_standard_errors_are_those_of_paired_differences(run: Run, searched: list[object], small: list[object]) -> None:
     result = json.loads(run(*searched, "--eval-windows", 5, "--save", "best.toml", "--json").stdout)
     run("prune", "--config", "best.toml", "--save", "best")
     # By hand, from two saved models.
     for trial in result["trials"][:2]:
-        run("prune", "--model", small[1], "--stats", "stats", "--prune_method", trial["start"], "--save", trial["start"])
+        run(
+            "prune", "--model", small[1], "--stats", "stats", "--prune_method", trial["start"], "--save", trial["start"]
+        )
         nll = []
         for name in (trial["start"], "best"):
             pruned, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
