@@ -156,8 +156,9 @@ class Report:
             for tag, cells in [("th", ("layer", "weights", gone, "share", "seconds")), *(("td", row) for row in rows)]
         )
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        listed = f"<ul>{notes}</ul>" if notes else ""
         return (
-            f"<p>{escape(self._summary())}</p>{f'<ul>{notes}</ul>' if notes else ''}<details><summary>by layer</summary>"
+            f"<p>{escape(self._summary())}</p>{listed}<details><summary>by layer</summary>"
             f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table></details>"
         )
 
