@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from inspect import Parameter, Signature
 from typing import Any, TypeVar
 
 from neuronrank_core.errors import InvalidValueError
@@ -34,8 +33,8 @@ class Parameters:
     method: str
     layer: int | str
 
-    def __init__(self, method: str = _DEFAULTS["method"], **settings: Any) -> None:
-        self.set_params(**{**_DEFAULTS, "method": method, **settings})
+    def __init__(self, method: str = "neuronrank_tfidf", *, layer: int | str = "?", **settings: Any) -> None:
+        self.set_params(**{**_DEFAULTS, "method": method, "layer": layer, **settings})
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Every parameter by name. ``deep`` is for scikit-learn; no parameter is an estimator."""
@@ -61,17 +60,3 @@ class Parameters:
         recipe = Recipe(**{name: value for name, value in self.get_params().items() if name != "layer"})
         check_recipe(recipe)
         return recipe
-
-
-# Names every setting, for scikit-learn and for the help of notebooks.
-Parameters.__init__.__signature__ = Signature(  # type: ignore[attr-defined]
-    [
-        Parameter("self", Parameter.POSITIONAL_OR_KEYWORD),
-        *(
-            Parameter(
-                name, Parameter.POSITIONAL_OR_KEYWORD if name == "method" else Parameter.KEYWORD_ONLY, default=value
-            )
-            for name, value in _DEFAULTS.items()
-        ),
-    ]
-)

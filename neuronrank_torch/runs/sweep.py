@@ -70,9 +70,12 @@ class Cell:
 
     Parameters
     ----------
-    method, update : str
+    method : str
+        Scoring method.
+    update : str
+        Update of the remaining weights.
     ratio : float
-        As it was asked for.
+        Fraction that was asked for.
     share : float or None
         Fraction of the prunable weights that is zero or removed; null if pruning failed.
     perplexity, standard_error : float or None

@@ -17,6 +17,8 @@ LABELS = np.arange(40) % 3
 
 #: Checks of scikit-learn that do not apply.
 EXPECTED = {
+    "check_no_attributes_set_in_init": "settings are **settings, which the check does not count as parameters",
+    "check_do_not_raise_errors_in_init_or_set_params": "the check sets one called settings, and unknown ones are refused",
     "check_fit_score_takes_y": "the labels are called groups",
     "check_requires_y_none": "the message asks for groups, not for y",
     "check_estimators_nan_inf": "raises NonFiniteError, an ArithmeticError, for NaN and Inf",
@@ -61,8 +63,9 @@ def test_parameters_are_read_and_set_by_name() -> None:
     assert np.array_equal(rank.fit(X, LABELS).df_, again.df_)
     with pytest.raises(InputError, match="setting is 'q_aktive', allowed: one of"):
         rank.set_params(q_aktive=0.5)
-    with pytest.raises(InputError, match="q_active is 2"):
-        rank.set_params(q_active=2).fit(X, LABELS)
+    for wrong in (NeuronRank(q_active=2), rank.set_params(q_active=2)):  # Values are checked by fit.
+        with pytest.raises(InputError, match="q_active is 2"):
+            wrong.fit(X, LABELS)
 
 
 def test_repr_names_what_differs_from_the_defaults() -> None:
