@@ -18,7 +18,7 @@ LABELS = np.arange(40) % 3
 #: Checks of scikit-learn that do not apply.
 EXPECTED = {
     "check_no_attributes_set_in_init": "settings are **settings, which the check does not count as parameters",
-    "check_do_not_raise_errors_in_init_or_set_params": "the check sets one called settings, and unknown ones are refused",
+    "check_do_not_raise_errors_in_init_or_set_params": "it sets one called settings, which is refused",
     "check_fit_score_takes_y": "the labels are called groups",
     "check_requires_y_none": "the message asks for groups, not for y",
     "check_estimators_nan_inf": "raises NonFiniteError, an ArithmeticError, for NaN and Inf",
