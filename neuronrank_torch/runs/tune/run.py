@@ -234,7 +234,8 @@ class _TuneRun:
         return perplexity_standard_error(*([sum_of / (self.seqlen - 1) for sum_of in sums] for sums in (nll, best)))
 
     def _entry(self, trial: FrozenTrial, recipe: Recipe, perplexity: float, best: FrozenTrial) -> Trial:
-        error = self._difference_error(trial.user_attrs[NLL], best.user_attrs[NLL])
+        nll = [one.user_attrs[NLL] for one in (trial, best) if NLL in one.user_attrs]  # Not in those of older versions.
+        error = self._difference_error(*nll) if len(nll) == 2 else None
         return Trial(trial.number, trial.user_attrs.get(START), perplexity, decided(recipe), error)
 
     def _test(self, best: Recipe) -> HeldOut | None:

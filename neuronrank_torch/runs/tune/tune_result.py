@@ -22,7 +22,7 @@ class Trial:
         With the defaults of the method filled in.
     standard_error : float or None
         Standard error of the difference between this perplexity and that of the best trial, over the windows, which
-        both have in common; null for a single window.
+        both have in common; null for a single window, and if an earlier version measured one of them.
     """
 
     number: int
