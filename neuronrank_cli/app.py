@@ -16,6 +16,7 @@ from neuronrank_cli.commands.evaluate import evaluate
 from neuronrank_cli.commands.merge import merge
 from neuronrank_cli.commands.prune import prune
 from neuronrank_cli.commands.report import report
+from neuronrank_cli.commands.sweep import sweep
 from neuronrank_cli.commands.tune import tune
 from neuronrank_cli.commands.verify import verify
 from neuronrank_cli.config_file import dashed
@@ -44,7 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (prune, evaluate, collect, merge, tune, config, verify, report, compare):
+for command in (prune, evaluate, collect, merge, tune, sweep, config, verify, report, compare):
     cli.add_command(command)
 
 

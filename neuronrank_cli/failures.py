@@ -8,7 +8,11 @@ from neuronrank_core import InvalidValueError, NeuronRankError
 from neuronrank_core.errors import first_line
 
 #: Fields that have another name in errors than in the commands.
-_SAME = {"topics": "tfidf_k", "windows": "eval_windows"}
+_SAME = {
+    **{"topics": "tfidf_k", "windows": "eval_windows"},
+    # Of flags that can be repeated.
+    **{"method": "methods", "sparsity_ratio": "ratios", "update": "updates"},
+}
 #: Parts of the messages of allocators that raise a general exception.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory", "ALLOC_FAILED")
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -45,7 +49,7 @@ def explain(error: Exception, flags: Mapping[str, str]) -> Failure:
         return Failure(f"out of memory: {first_line(error)}", f"lower {smaller}; {disk}or try another --device", 1)
     if isinstance(error, InvalidValueError):
         field = error.field if error.field in flags else _SAME.get(error.field, error.field)
-        message = f"{flags.get(field, field)} is {error.value!r}, allowed: {error.allowed}"
+        message = f"{flags.get(field, error.field)} is {error.value!r}, allowed: {error.allowed}"
         return Failure(message, error.hint or "see --help", error.exit_code)
     if isinstance(error, NeuronRankError):
         return Failure(first_line(error), error.hint, error.exit_code)

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neuronrank_core.errors import InputError, InvalidValueError
 from neuronrank_core.kernels import Counts, Vector
-from neuronrank_core.methods import METHODS, check_recipe, method_of, mode, requires
+from neuronrank_core.methods import method_of, mode, requires
 from neuronrank_core.methods.context import ScoringContext
+from neuronrank_core.parameters import Parameters
 from neuronrank_core.recipe import Recipe
-from neuronrank_core.selection.masks import prune_mask
+from neuronrank_core.selection.masks import mask_by
 from neuronrank_core.selection.whole_neurons import kept_neurons
 from neuronrank_core.statistics.neurons import NeuronStatistics
 from neuronrank_core.statistics.table import INPUTS, SAMPLE, LayerStatistics, document_statistics, merge
 
-#: Fields of a recipe that apply without a language model.
-SETTINGS = frozenset({"sparsity_type", "compare", "seed"}).union(*(method.reads for method in METHODS.values())) - {
-    "signal",
-    "tokens_per_document",
-}
 #: Gated-MLP modules that stand for the weights of any layer: into the neurons (axis 0) and out of them (axis 1).
 _ROLES = ("gate_proj", "down_proj")
 
@@ -34,7 +29,7 @@ class NotFittedError(InputError, AttributeError):
         super().__init__("NeuronRank is not fitted yet", hint="call fit(activations, groups) first")
 
 
-class NeuronRank:
+class NeuronRank(Parameters):
     """Scores and prunes the neurons of one layer, and the weights on either side of them.
 
     A neuron has one activation per row: it is a hidden unit (a row is an example) or a channel (a row is a position in
@@ -55,15 +50,13 @@ class NeuronRank:
     Raises
     ------
     InvalidValueError
-        If a setting is unknown or out of range.
-    """
+        If a setting is unknown. Values are checked by :meth:`fit`.
 
-    def __init__(self, method: str = "neuronrank_tfidf", *, layer: int | str = "?", **settings: Any) -> None:
-        for name in sorted(settings.keys() - SETTINGS):
-            raise InvalidValueError("setting", name, "one of " + ", ".join(sorted(SETTINGS)))
-        self.recipe, self.layer = Recipe(method=method, **settings), layer
-        check_recipe(self.recipe)
-        self._fitted: ScoringContext | None = None
+    Notes
+    -----
+    Follows the conventions of scikit-learn, without importing it: ``clone``, ``get_params``, ``set_params``, the last
+    step of a ``Pipeline``. Every parameter is an attribute.
+    """
 
     def fit(
         self,
@@ -95,30 +88,34 @@ class NeuronRank:
         Raises
         ------
         InputError
-            If array shapes do not match, groups are missing, or groups are given in token mode.
+            If a setting is out of range, array shapes do not match, groups are missing, or groups are given in token
+            mode.
         NonFiniteError
             If an activation or input is NaN or Inf.
         """
+        recipe = self.recipe
         a = _matrix("activations", activations)
         x = None if inputs is None else _matrix("inputs", inputs, rows=len(a))
         out = np.ones((1, a.shape[1])) if outgoing is None else _matrix("outgoing", outgoing, columns=a.shape[1])
-        table = self._table(a, x, self._split(groups, len(np.asarray(activations)), len(a)))
+        table = self._table(recipe, a, x, self._split(recipe, groups, len(np.asarray(activations)), len(a)))
         labels = None if groups is None else table.sample_documents()
-        grouped = mode(self.recipe)
-        neurons = NeuronStatistics(table, self.recipe, layer=self.layer, labels=labels, mode=grouped)
+        grouped = mode(recipe)
+        neurons = NeuronStatistics(table, recipe, layer=self.layer, labels=labels, mode=grouped)
         # There is no weight into the neurons yet: an empty array states their number by its shape.
         weights = dict(zip(_ROLES, (np.empty((a.shape[1], 0)), out), strict=True))
-        self._fitted = ScoringContext(self.layer, self.recipe, weights, table, known={grouped: neurons})
+        self._fitted = ScoringContext(self.layer, recipe, weights, table, known={grouped: neurons})
+        self.n_features_in_ = a.shape[1]
         return self
 
-    def _split(self, groups: ArrayLike | None, samples: int, rows: int) -> list[NDArray[np.int64]]:
+    @staticmethod
+    def _split(recipe: Recipe, groups: ArrayLike | None, samples: int, rows: int) -> list[NDArray[np.int64]]:
         """Row indices of each group, in ascending order of the labels."""
         if groups is None:
-            if mode(self.recipe) == "doc" and SAMPLE in requires(self.recipe):
+            if mode(recipe) == "doc" and SAMPLE in requires(recipe):
                 hint = 'label each sample, or use tfidf_mode "topic" (rows are clustered) or "token" (rows are groups)'
-                raise InputError(f"IDF of {self.recipe.method} needs groups", hint=hint)
+                raise InputError(f"IDF of {recipe.method} needs groups", hint=hint)
             return [np.arange(rows)]
-        if mode(self.recipe) == "token":
+        if mode(recipe) == "token":
             raise InputError("groups were given, but in token mode every row is a group", hint="leave groups out")
         labels = np.asarray(groups)
         if labels.shape != (samples,):
@@ -127,7 +124,7 @@ class NeuronRank:
         _, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         return np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
 
-    def _table(self, a: Vector, x: Vector | None, split: list[NDArray[np.int64]]) -> LayerStatistics:
+    def _table(self, recipe: Recipe, a: Vector, x: Vector | None, split: list[NDArray[np.int64]]) -> LayerStatistics:
         """Statistics with one row per group; a group takes the place of a document."""
         return merge(
             document_statistics(
@@ -135,7 +132,7 @@ class NeuronRank:
                 signal=abs(a[rows]),
                 gate=a[rows],
                 inputs={"down_proj": a[rows]} | ({} if x is None else {"gate_proj": x[rows]}),
-                threshold=self.recipe.threshold,
+                threshold=recipe.threshold,
                 tokens_per_document=len(a),
                 layer=self.layer,
             )
@@ -144,13 +141,13 @@ class NeuronRank:
 
     @property
     def _context(self) -> ScoringContext:
-        if self._fitted is None:
+        if "_fitted" not in vars(self):
             raise NotFittedError
         return self._fitted
 
     @property
     def _neurons(self) -> NeuronStatistics:
-        return self._context.neurons(mode(self.recipe))
+        return self._context.neurons(mode(self._context.recipe))
 
     @property
     def tf_(self) -> Vector:
@@ -177,9 +174,11 @@ class NeuronRank:
 
         Parameters
         ----------
-        weight : array, shape (neurons, ...) or (out_features, neurons)
+        weight : array, shape (neurons, ...) or (out_features, neurons, ...)
             With axis 0, a weight whose rows compute the neurons, such as (out_features, in_features) or
-            (channels, in_channels, height, width); with axis 1, a weight whose columns read them.
+            (channels, in_channels, height, width); with axis 1, a weight whose columns read them, such as
+            (out_features, in_features) or (out_channels, channels, height, width). There, each position of a kernel is
+            scored like an output of its own.
         axis : {0, 1}
             Axis of the neurons.
 
@@ -193,7 +192,10 @@ class NeuronRank:
             If the weight's shape does not match, or the method needs inputs and none were given to :meth:`fit`.
         """
         w, context = self._weighing(weight, axis)
-        return np.asarray(method_of(self.recipe).score(_ROLES[axis], context)).reshape(w)
+        score = np.asarray(method_of(context.recipe).score(_ROLES[axis], context))
+        if axis == 0:
+            return score.reshape(w.shape)
+        return np.moveaxis(score.reshape(np.moveaxis(w, 1, -1).shape), -1, 1)
 
     def mask(self, weight: ArrayLike, ratio: float | None = None, axis: int = 0) -> NDArray[np.bool_]:
         """Choose the weights to zero, exactly ``int(ratio * size)`` of each comparison group.
@@ -203,7 +205,7 @@ class NeuronRank:
         Parameters
         ----------
         weight : array
-            As in :meth:`scores`.
+            As in :meth:`scores`. A row is an output with all positions of its kernels.
         ratio : float in [0, 1], optional
             By default 0.5, or N/M if ``sparsity_type`` is N:M.
         axis : {0, 1}
@@ -220,12 +222,14 @@ class NeuronRank:
         AllZeroMetricError, NonFiniteError
             If all scores are zero, or a score is NaN or Inf.
         """
-        shape, context = self._weighing(weight, axis)
-        return np.asarray(prune_mask(_ROLES[axis], self._at(ratio, context))).reshape(shape)
+        w, context = self._weighing(weight, axis)
+        flat = w.reshape(len(w), -1)
+        chosen = replace(self._at(ratio, context), weights={_ROLES[axis]: flat})
+        return np.asarray(mask_by(self.scores(w, axis).reshape(flat.shape), _ROLES[axis], chosen)).reshape(w.shape)
 
     def neuron_scores(self) -> Vector:
         """Score every neuron as a whole, shape (neurons,); raises InputError if the method cannot."""
-        return method_of(self.recipe).neuron_score(self._context)
+        return method_of(self._context.recipe).neuron_score(self._context)
 
     def neuron_mask(self, ratio: float | None = None) -> NDArray[np.bool_]:
         """Choose the ``int(ratio * neurons)`` neurons to remove, shape (neurons,); True = is removed."""
@@ -233,28 +237,39 @@ class NeuronRank:
         goes[kept_neurons(self._at(ratio, self._context))] = False
         return goes
 
-    def _at(self, ratio: float | None, context: ScoringContext) -> ScoringContext:
-        return context if ratio is None else replace(context, recipe=replace(self.recipe, sparsity_ratio=ratio))
+    @staticmethod
+    def _at(ratio: float | None, context: ScoringContext) -> ScoringContext:
+        return context if ratio is None else replace(context, recipe=replace(context.recipe, sparsity_ratio=ratio))
 
-    def _weighing(self, weight: ArrayLike, axis: int) -> tuple[tuple[int, ...], ScoringContext]:
-        """Shape of the weight, and the fitted context with the weight in the role of its axis."""
+    def _weighing(self, weight: ArrayLike, axis: int) -> tuple[Vector, ScoringContext]:
+        """The weight, and the fitted context with the weight as a matrix in the role of its axis."""
         if axis not in (0, 1):
             raise InvalidValueError("axis", axis, "0 (rows compute the neurons) or 1 (columns read them)")
         context, w = self._context, np.asarray(weight, dtype=np.float64)
         neurons = len(context.weights[_ROLES[0]])
-        if w.ndim < 2 or (axis == 1 and w.ndim > 2) or w.shape[axis] != neurons:
-            expected = f"({neurons}, ...)" if axis == 0 else f"(out_features, {neurons})"
-            raise InputError(f"the weight has shape {w.shape}, expected {expected} with axis {axis}")
-        if axis == 0 and INPUTS in requires(self.recipe) and "gate_proj" not in context.table.input_mean_square:
-            raise InputError(f"{self.recipe.method} needs the layer's inputs", hint="fit(activations, inputs=...)")
-        return w.shape, replace(context, weights={**context.weights, _ROLES[axis]: w.reshape(len(w), -1)})
+        if w.ndim < 2 or w.shape[axis] != neurons:
+            expected = f"({neurons}, in, ...)" if axis == 0 else f"(out, {neurons}, ...)"
+            hint = f"set axis={1 - axis}" if w.ndim > 1 and w.shape[1 - axis] == neurons else ""
+            raise InputError(f"the weight has shape {w.shape}, expected {expected} with axis {axis}", hint=hint)
+        if axis == 0 and INPUTS in requires(context.recipe) and "gate_proj" not in context.table.input_mean_square:
+            raise InputError(f"{context.recipe.method} needs the layer's inputs", hint="fit(activations, inputs=...)")
+        matrix = w.reshape(len(w), -1) if axis == 0 else np.moveaxis(w, 1, -1).reshape(-1, neurons)
+        return w, replace(context, weights={**context.weights, _ROLES[axis]: matrix})
 
 
 def _matrix(name: str, values: ArrayLike, *, rows: int | None = None, columns: int | None = None) -> Vector:
     """Flatten to a matrix with axis 1 as columns and all other axes as rows, and check its size."""
+    if hasattr(values, "toarray"):
+        raise InputError(f"{name} are sparse, and sparse input is not supported", hint="call their toarray()")
+    if np.iscomplexobj(values):
+        raise InputError(f"Complex data not supported: {name} are complex")
     array = np.asarray(values, dtype=np.float64)
     matrix = np.moveaxis(array, 1, -1).reshape(-1, array.shape[1]) if array.ndim > 2 else array
     if matrix.ndim != 2 or rows not in (None, len(matrix)) or columns not in (None, matrix.shape[1]):
         expected = f"{rows or 'any'} rows of {columns or 'any'} columns (axis 1)"
         raise InputError(f"{name} have shape {array.shape}, expected {expected}")
+    for axis, what in enumerate(("sample", "feature")):
+        if array.shape[axis] == 0:
+            found = f"{name} have 0 {what}(s) (shape={array.shape})"
+            raise InputError(f"{found} while a minimum of 1 is required (axis {axis})")
     return matrix

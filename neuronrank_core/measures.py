@@ -120,17 +120,27 @@ def perplexity_change(reference_nll: ArrayLike, nll: ArrayLike) -> tuple[float, 
         return float(np.expm1(moved.mean())), perplexity_standard_error(moved)
 
 
-def perplexity_standard_error(nll: ArrayLike) -> float | None:
-    """Standard error of a perplexity over windows of equal length, by the delta method.
+#: A difference counts as noise if it is not larger than this many standard errors.
+NOISE = 2.0
+
+
+def perplexity_standard_error(nll: ArrayLike, reference: ArrayLike | None = None) -> float | None:
+    """Standard error of a perplexity over windows of equal length, or of a difference, by the delta method.
 
     The windows count as independent draws from the text. The standard error of the mean negative log-likelihood is the
     sample standard deviation over the windows (with ``windows - 1``) / sqrt(windows). The derivative of the exponential
     carries it over to the perplexity: multiplied by the perplexity.
 
+    Two models on the same windows are compared window by window, so what makes a window hard for both cancels. The
+    standard error of ``exp(mean(nll)) - exp(mean(reference))`` is that of the mean of
+    ``exp(mean(nll)) * nll - exp(mean(reference)) * reference``.
+
     Parameters
     ----------
     nll : array, shape (windows,)
         Mean negative log-likelihood of each window, in nats.
+    reference : array, shape (windows,), optional
+        The same of another model on the same windows.
 
     Returns
     -------
@@ -141,4 +151,8 @@ def perplexity_standard_error(nll: ArrayLike) -> float | None:
     if values.size < 2:
         return None
     with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.exp(values.mean()) * (values.std(ddof=1) / np.sqrt(values.size)))
+        slopes = np.exp(values.mean()) * values
+        if reference is not None:
+            other = np.asarray(reference, dtype=np.float64)
+            slopes = slopes - np.exp(other.mean()) * other
+        return float(slopes.std(ddof=1) / np.sqrt(values.size))

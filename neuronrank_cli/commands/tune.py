@@ -14,12 +14,16 @@ from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.console import Stages, print_table, protocol, show, warn
 from neuronrank_cli.output_file import check_output_file
 from neuronrank_core import InputError, Recipe
-from neuronrank_core.methods import METHODS
-from neuronrank_core.search_space import DEFAULT_METHODS
+from neuronrank_core.measures import NOISE
+from neuronrank_core.methods import METHODS, decided, without_effect
+from neuronrank_core.recipe import Exponents
+from neuronrank_core.search_space import DEFAULT_METHODS, Space
 
 if TYPE_CHECKING:
-    from neuronrank_torch.runs.tune.tune_result import TuneResult
+    from neuronrank_torch.runs.tune.tune_result import Trial, TuneResult
 
+#: Lowest number of trials with the default methods: the starting points, with every allocation.
+LEAST = len(Space(Recipe(), DEFAULT_METHODS, ("uniform", "neuronrank")).starts())
 SEARCH, EVALUATION, TEST = "Search", "Evaluation", "Test"
 EXAMPLE = """\b
 Example:
@@ -39,7 +43,13 @@ Example:
     metavar="FOLDER",
     required=True,
 )
-@options.count_flag("--trials", SEARCH, "Total number of recipes to try, including those of earlier runs.", default=30)
+@options.count_flag(
+    "--trials",
+    SEARCH,
+    "Total number of recipes to try, including those of earlier runs.",
+    default=30,
+    default_text=f"30; x>={LEAST} with the default methods",
+)
 @options.flag(
     "--prune_method",
     SEARCH,
@@ -121,25 +131,34 @@ def _search(flags: dict[str, Any], recipe: Recipe, file: Path, stages: Stages) -
     return run_tune(TuneJob(**values), recipe, stages)
 
 
+#: Fields that the file states even at their defaults, if they have an effect.
+_STATED = {"method", "sparsity_type", "sparsity_ratio", "tfidf_mode", *(f.name for f in fields(Exponents))}
 #: Fields that are fixed by the statistics.
 _FIXED = {"propagate", "nsamples", "seqlen", "bos", "update"}
 
 
 def config_text(best: Recipe, result: TuneResult) -> str:
-    """The recipe as a section [prune]: flags that are not the defaults, and the measured perplexity as a comment."""
-    where = result.validation
-    compared = f"unpruned {result.dense:.4f}" + "".join(
-        f", {one.start} {one.perplexity:.4f}" for one in result.trials if one.start == "wanda"
-    )
-    settings: dict[str, Any] = {"model": result.model, "stats": result.stats}
+    """The recipe as a section [prune], and what was measured as comments."""
+    complete, settings = decided(best), {"model": result.model, "stats": result.stats}
+    idle = without_effect(best, _STATED)
     for field in fields(Recipe):
-        value = getattr(best, field.name)
-        if field.name not in _FIXED and value != field.default:
+        value = getattr(complete, field.name)
+        if field.name in _STATED.difference(idle) or (field.name not in _STATED | _FIXED and value != field.default):
             settings[options.SPELLING[field.name].lstrip("-")] = value
+    notes = [
+        f"Found by neuronrank {result.versions['neuronrank']} tune: the best of {len(result.trials)} recipes.",
+        f"Perplexity {result.best.perplexity:.4f} on {protocol(result.validation.dataset, result.validation)}.",
+        f"There, unpruned: {result.dense:.4f}",
+        *(f"There, {t.start}: {t.perplexity:.4f}{_beyond(t, result)}" for t in result.trials if t.start in METHODS),
+        *_noise(result),
+    ]
+    if result.test:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in result.test.perplexity.items())
+        notes.append(f"Perplexity on {protocol(result.test.dataset, result.test)}: {figures}")
+    if "tfidf_mode" in idle:
+        notes.append("nr-tfidf-mode has no effect on this recipe.")
     lines = [
-        f"# Found by neuronrank {result.versions['neuronrank']} tune: the best of {len(result.trials)} recipes.",
-        f"# Perplexity {result.best.perplexity:.4f} ({compared})",
-        f"# on {protocol(where.dataset, where)}.".replace("\n", " "),
+        *("# " + note.replace("\n", " ") for note in notes),
         "[prune]",
         *(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()),
     ]
@@ -152,6 +171,24 @@ def write_config(file: Path, best: Recipe, result: TuneResult) -> None:
 
     text = config_text(best, result)
     write_durably(file, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _beyond(trial: Trial, result: TuneResult) -> str:
+    """How far a trial is from the best, with the standard error."""
+    if trial.standard_error is None or trial == result.best:
+        return ""
+    return f" (+{trial.perplexity - result.best.perplexity:.4f}, standard error {trial.standard_error:.4f})"
+
+
+def _noise(result: TuneResult) -> list[str]:
+    """What the windows can and cannot tell apart."""
+    windows = result.validation.windows
+    if windows < 2:
+        return ["A single window cannot tell noise from a difference."]
+    near = {trial.start for trial in result.trials if trial.number in result.within_noise and trial.start in METHODS}
+    among = f", among them {', '.join(sorted(map(str, near)))}" if near else ""
+    within = f"within noise of the best (at most {NOISE:g} standard errors over {windows} windows)"
+    return [f"{within}: {len(result.within_noise)} of {len(result.trials) - 1} other recipes{among}"]
 
 
 def print_tuned(result: TuneResult) -> None:
@@ -173,10 +210,18 @@ def print_tuned(result: TuneResult) -> None:
     )
     where = result.validation
     click.echo(f"measured on: {protocol(where.dataset, where)}; {len(result.trials)} recipes")
+    for line in _noise(result):
+        click.echo(line)
     if result.given_up:
         click.echo(f"given up early: {result.given_up} recipes")
     if result.test:
         click.echo(f"test: {protocol(result.test.dataset, result.test)}")
+        for name in ("wanda", Recipe.method):
+            difference, error = tested["best"] - tested[name], result.test.standard_error[name]
+            known = "unknown with a single window" if error is None else f"{error:.4f}"
+            noise = "; within noise" if error is not None and abs(difference) <= NOISE * error else ""
+            noise = noise if difference or error else "; no difference"
+            click.echo(f"test, best compared with {name}: {difference:+.4f} (standard error {known}){noise}")
     if result.importance:
         documented = {name: str(rank) for rank, name in enumerate(result.documented_order, 1)}
         headings = ("most important settings", "importance", "documented rank")

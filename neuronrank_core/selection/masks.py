@@ -33,15 +33,27 @@ def prune_mask(module: str, context: ScoringContext, share: float = 1.0) -> Arra
     AllZeroMetricError, MissingStatisticsError, NonFiniteError, InvalidValueError
         See :func:`neuronrank_core.select` and :class:`ScoringContext`.
     """
+    return mask_by(method_for(module, context.recipe).score(module, context), module, context, share)
+
+
+def mask_by(score: Array, module: str, context: ScoringContext, share: float = 1.0) -> Array:
+    """Choose the weights of a module to zero by given scores, of the shape of ``context.weights[module]``.
+
+    Parameters
+    ----------
+    score : array, shape (out_features, in_features)
+        May be overwritten.
+    module, context, share
+        See :func:`prune_mask`.
+    """
     recipe, pattern = context.recipe, context.recipe.pattern
-    method = method_for(module, recipe)
     ratio = context.ratio if context.ratio is not None and module in NEURON_AXIS else recipe.ratio
     ratio = module_ratio(module, ratio, recipe, gated="gate_proj" in context.weights)
     return select(
-        method.score(module, context),
+        score,
         context.weights[module],
         ratio=ratio * share,
-        compare=recipe.compare or method.compare(module),
+        compare=recipe.compare or method_for(module, recipe).compare(module),
         pattern=pattern and (math.ceil(pattern[0] * share), pattern[1]),
         lowest_k=context.kernels.lowest_k,
         where=f"layer {context.layer} {module}",

@@ -1,10 +1,12 @@
 """Whether an evaluation text was used for calibration."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
-from neuronrank_torch.text.sources import text_fingerprint
+from neuronrank_torch.text.sources import load_text, text_fingerprint
 
 #: Words per passage, and every how many words a passage starts on average. Where it starts depends only on the word, so
 #: two texts are cut at the same places wherever they agree.
@@ -46,3 +48,12 @@ def _passages(text: str) -> Iterator[str]:
     for start in range(len(words) - _WORDS + 1):
         if crc32(words[start].encode("utf-8", errors="surrogatepass")) % _EVERY == 0:
             yield " ".join(words[start : start + _WORDS])
+
+
+def calibration_text(statistics: StatisticsFolder, tokenizer: Any) -> str:
+    """The text behind statistics, if it is on this machine and unchanged; otherwise empty."""
+    name = statistics.dataset
+    if name != "builtin" and not Path(name).expanduser().is_file():
+        return ""
+    text = load_text(name, "calibration", tokenizer)
+    return text if text_fingerprint(text) == statistics.header["text_sha256"] else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from html import escape
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import transformers
 
 from neuronrank_core import Recipe, __version__
 from neuronrank_core.methods import decided
+from neuronrank_torch.model.streaming import HEAD
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,43 @@ class Report:
     seconds: float
     notes: tuple[str, ...]
     versions: dict[str, str]
+
+    def __repr__(self) -> str:
+        """One line; the fields hold the rest."""
+        return f"{type(self).__name__}({self._summary()})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the line, the notes, and a table by layer that can be opened."""
+        gone = self._gone
+        rows = [
+            (str(layer.layer), f"{size:,}", f"{lost:,}", f"{lost / size if size else 0.0:.2%}", f"{layer.seconds:.1f}")
+            for layer in self.layers
+            for size, lost in [(layer.sum("size"), layer.sum(gone))]
+        ]
+        head, *body = (
+            f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+            for tag, cells in [("th", ("layer", "weights", gone, "share", "seconds")), *(("td", row) for row in rows)]
+        )
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        listed = f"<ul>{notes}</ul>" if notes else ""
+        return (
+            f"<p>{escape(self._summary())}</p>{listed}<details><summary>by layer</summary>"
+            f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table></details>"
+        )
+
+    @property
+    def _gone(self) -> str:
+        return "removed" if self.total.removed else "zeros"
+
+    def _summary(self) -> str:
+        """What was pruned, of how much, and how long it took."""
+        recipe, total = self.recipe, self.total
+        lost, verb = getattr(total, self._gone), "removed" if total.removed else "zero"
+        share = f"{lost / total.prunable:.2%}" if total.prunable else "none"
+        names = [one.layer for one in self.layers]
+        where = " and ".join([f"{sum(n != HEAD for n in names)} layers", *(HEAD for n in names if n == HEAD)])
+        goal = f"{recipe.method}, {recipe.ratio:.4g} {recipe.sparsity_type}"
+        return f"{goal}: {lost:,} of {total.prunable:,} weights {verb} ({share}) in {where}, {self.seconds:.1f} s"
 
     @classmethod
     def of(

@@ -96,7 +96,7 @@ class Plan:
     efforts: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneResult(Report):
     """Result of ``neuronrank prune``, and the content of ``neuronrank.json``.
 

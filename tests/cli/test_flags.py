@@ -246,7 +246,17 @@ def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:
             "--prune_method neuronrank_tfidf --nr-tfidf-k 5",
             ["--nr-tfidf-k has no effect on neuronrank_tfidf in doc mode"],
         ),
-        ("--nr-tfidf-mode topic", ["on neuronrank_wanda in topic mode with --idf-exp 0"]),
+        (
+            "--nr-tfidf-mode topic",
+            [
+                "--nr-tfidf-mode has no effect on neuronrank_wanda without IDF: "
+                "set --idf-exp 0.5 too, or use --prune_method neuronrank_tfidf"
+            ],
+        ),
+        ("--nr-tfidf-mode topic --idf-exp 0.5", []),
+        ("--nr-tfidf-mode topic --prune_method neuronrank_tfidf", []),
+        ("--nr-tfidf-mode topic --prune_method wanda", ["--nr-tfidf-mode has no effect on wanda"]),
+        ("--idf-exp 0 --nr-q-active 0.7", ["on neuronrank_wanda in doc mode with --idf-exp 0"]),
         ("--sparsity_type 2:4 --compare row", ["--compare has no effect on 2:4"]),
         (
             "--prune_method magnitude --dataset x --bos text",

@@ -32,6 +32,7 @@ SECTIONS = {
     "collect": ["Model", "Text", "Statistics", "Output"],
     "merge": ["Output"],
     "tune": ["Model", "Search", "What to prune", "Evaluation", "Test", "Output"],
+    "sweep": ["Model", "What to sweep", "Calibration", "Evaluation", "Output"],
     "config": ["Output"],
     "report": ["Model", "Statistics", "Predictions", "Generated text", "Output"],
     "compare": ["Model", "Perplexity and speed", "Output"],

@@ -80,6 +80,13 @@ def test_collect_merge_and_what_uses_them(answer: Any, small: list[object]) -> N
     check(TuneResult, answer(*search, *tested, "--save", "one.toml"))
 
 
+def test_sweep(answer: Any, small: list[object]) -> None:
+    from neuronrank_torch.runs.sweep import SweepResult
+
+    brief = ["--eval-dataset", small[3], "--eval-windows", 1, "--sparsity_ratio", 0.5, "--out", "cells.jsonl"]
+    check(SweepResult, answer("sweep", *small, *brief))
+
+
 def test_verify(answer: Any, small: list[object]) -> None:
     from neuronrank_torch.runs.verify.verify_result import VerifyResult
 

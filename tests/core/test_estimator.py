@@ -129,6 +129,22 @@ def test_a_convolution_is_scored_by_its_output_channels() -> None:
     assert set(expected[rank.mask(kernel, 0.3)]) == set(np.sort(expected, axis=None)[: int(0.3 * kernel.size)])
 
 
+def test_a_convolution_that_reads_the_neurons() -> None:
+    a, labels = data()
+    kernel = np.random.default_rng(0).normal(size=(5, 6, 3, 2))
+    rms = np.sqrt((a**2).mean(axis=0))
+    wanda = NeuronRank("wanda").fit(a, inputs=a)
+    expected = abs(kernel) * rms[None, :, None, None]
+    np.testing.assert_allclose(wanda.scores(kernel, axis=1), expected, rtol=1e-6)
+    # An output with all its kernels is a row: 36 weights, of which 10 go.
+    mask = wanda.mask(kernel, 0.3, axis=1)
+    for out in range(5):
+        assert set(expected[out][mask[out]].round(9)) == set(np.sort(expected[out], axis=None)[:10].round(9))
+    seed = NeuronRank().fit(a, labels)
+    factor = (seed.tf_ * seed.idf_)[None, :, None, None]
+    np.testing.assert_allclose(seed.scores(kernel, axis=1), abs(kernel) * factor, rtol=1e-6)
+
+
 def test_it_is_the_path_that_language_models_take() -> None:
     layer = random_layer()
     x, hidden = (np.concatenate([getattr(d, name) for d in layer.documents]) for name in ("x", "hidden"))
@@ -200,11 +216,25 @@ def test_what_does_not_fit_is_refused(settings: dict[str, Any], arguments: dict[
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis"), [((5, 6), 0), ((6, 5), 1), ((6,), 0), ((5, 6, 3), 1), ((6, 6), 2), ((6, 6), -1)]
+    ("shape", "axis"), [((5, 6), 0), ((6, 5), 1), ((6,), 0), ((5, 7, 3), 1), ((6, 6), 2), ((6, 6), -1)]
 )
 def test_a_weight_that_does_not_fit_is_refused(shape: tuple[int, ...], axis: int) -> None:
     with pytest.raises(InputError, match=r"shape|axis"):
         NeuronRank().fit(A, LABELS).scores(np.ones(shape), axis)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "expected", "hint"),
+    [
+        ((5, 6, 3, 3), 0, r"\(6, in, \.\.\.\)", "set axis=1"),
+        ((6, 5, 3, 3), 1, r"\(out, 6, \.\.\.\)", "set axis=0"),
+        ((5, 7), 0, r"\(6, in, \.\.\.\)", ""),
+    ],
+)
+def test_the_shape_that_fits_is_named(shape: tuple[int, ...], axis: int, expected: str, hint: str) -> None:
+    with pytest.raises(InputError, match=rf"expected {expected} with axis {axis}") as caught:
+        NeuronRank().fit(A, LABELS).mask(np.ones(shape), 0.5, axis)
+    assert caught.value.hint == hint
 
 
 def test_errors_that_other_errors_would_hide() -> None:

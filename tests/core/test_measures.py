@@ -97,7 +97,16 @@ def test_the_change_of_a_perplexity_is_compared_in_pairs() -> None:
     moved = 0.2 + 0.03 * rng.standard_exponential((3000, 24))
     found = [perplexity_change(one, one + by) for one, by in zip(hard, moved, strict=True)]
     assert found[0][0] == pytest.approx(np.exp((hard + moved)[0].mean()) / np.exp(hard[0].mean()) - 1)
-    assert np.mean([e for _, e in found if e is not None]) == pytest.approx(
-        np.std([c for c, _ in found]), rel=0.08
-    )  # Skewed.
+    assert np.mean([e for _, e in found if e is not None]) == pytest.approx(np.std([c for c, _ in found]), rel=0.08)
     assert perplexity_change([1.0], [1.5]) == (pytest.approx(math.exp(0.5) - 1), None)
+
+
+def test_standard_error_of_a_difference_is_the_spread_of_differences_of_many_texts() -> None:
+    rng = np.random.default_rng(1)
+    texts = 3.0 + 0.5 * rng.standard_exponential((2000, 40))  # Hard windows are hard for both models.
+    other = texts + 0.1 + 0.05 * rng.standard_normal(texts.shape)
+    errors = [perplexity_standard_error(one, two) for one, two in zip(texts, other, strict=True)]
+    spread = (np.exp(texts.mean(1)) - np.exp(other.mean(1))).std()
+    assert np.mean([e for e in errors if e is not None]) == pytest.approx(spread, rel=0.05)
+    assert perplexity_standard_error(texts[0], texts[0]) == 0.0
+    assert perplexity_standard_error([2.0], [3.0]) is None

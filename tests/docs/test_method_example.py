@@ -9,22 +9,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from pages import ROOT, blocks
 
 CODE = next(b.code for b in blocks("python") if b.page == "docs/understand/extending.md" and "METHOD = " in b.code)
 
 
-def test_it_passes_the_tests_of_all_methods(tmp_path: Path) -> None:
+CORE = [ROOT / "tests/core" / name for name in ("methods", "test_flags_are_read.py", "test_estimator.py")]
+TORCH = ["-k", "loud", ROOT / "tests/torch/pruning"]
+
+
+@pytest.mark.parametrize("tests", [CORE, TORCH], ids=["core", "torch"])
+def test_it_passes_the_tests_of_all_methods(tmp_path: Path, tests: list[object]) -> None:
     core = tmp_path / "neuronrank_core"
     shutil.copytree(ROOT / "neuronrank_core", core, ignore=shutil.ignore_patterns("__pycache__"))
     (core / "methods" / "loud.py").write_text(CODE, encoding="utf-8")
-    tests = [ROOT / "tests/core" / name for name in ("methods", "test_flags_are_read.py", "test_estimator.py")]
     options = ["-v", "-p", "no:cacheprovider", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"]
     # Run in the copy's folder, which is then first on the path.
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *map(str, [*options, *tests])],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [tmp_path, ROOT])), "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         check=False,

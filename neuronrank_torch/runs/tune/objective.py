@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from neuronrank_core import Recipe
 from neuronrank_torch.calibration.layerwise import split_output
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
-from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
+from neuronrank_torch.evaluation.windows import Evaluated, score_windows
 from neuronrank_torch.model.blocks import Block
 from neuronrank_torch.model.early_stop import captured
 from neuronrank_torch.model.structure import find_decoder, untied_head
@@ -56,11 +56,12 @@ class MaskedModel:
                 for weight, dense in self.dense:
                     weight.copy_(dense)
 
-    def perplexity(
+    def nll(
         self, windows: Tokens, batch_size: int, progress: Progress = silent, stage: str = "perplexity"
-    ) -> Perplexity:
-        """Perplexity of the model in its current state, dense or masked."""
-        return perplexity(self.model, windows, batch_size=batch_size, progress=progress, stage=stage)
+    ) -> list[float]:
+        """Sum of -log p(token) of each window, of the model in its current state, dense or masked."""
+        scores = score_windows([Evaluated(self.model, None, stage)], windows, batch_size=batch_size, progress=progress)
+        return [window.nll[0] for window in scores]
 
     def early_output(self, windows: Tokens) -> Tensor:
         """Output of the first quarter of the layers on the first window, shape (tokens, hidden)."""

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -10,11 +9,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from neuronrank_core import InputError, InvalidValueError, Recipe, __version__
 from neuronrank_core.errors import add_note
+from neuronrank_core.measures import NOISE, perplexity_standard_error
 from neuronrank_core.methods import decided
 from neuronrank_core.search_space import DEFAULT_METHODS, Space, canonical
 from neuronrank_core.statistics.table import RESIDUAL
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
-from neuronrank_torch.evaluation.seen_text import NOTABLE, evaluation_notes, overlap
+from neuronrank_torch.evaluation.perplexity import from_windows
+from neuronrank_torch.evaluation.seen_text import NOTABLE, calibration_text, evaluation_notes, overlap
 from neuronrank_torch.model.open import Dtype, load_model
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.result import versions
@@ -23,14 +24,14 @@ from neuronrank_torch.runs.tune.objective import MaskedModel, output_error
 from neuronrank_torch.runs.tune.study import FAILED, START, TuningStudy
 from neuronrank_torch.runs.tune.tune_result import HeldOut, Protocol, Trial, TuneResult
 from neuronrank_torch.text.sequences import Tokens, bos_token, evaluation_windows
-from neuronrank_torch.text.sources import load_text, read_documents, text_fingerprint
+from neuronrank_torch.text.sources import read_documents, text_fingerprint
 
 #: Settings of the seed formula by importance, according to the documentation of the methods.
 DOCUMENTED = ("idf_exp", "tfidf_mode", "tf_exp", "tfidf_k", "weight_exp", "q_active")
 #: With the proxy, a recipe is given up if its output error exceeds that of the best recipe by this factor.
 _HOPELESS = 2.0
-#: Attribute of a trial: error of the output of the first layers.
-ERROR = "output_error"
+#: Attributes of a trial: error of the output of the first layers, and the sum of -log p(token) of each window.
+ERROR, NLL = "output_error", "nll"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class _TuneRun:
             self.progress(f"resuming: {finished} of {trials} trials are finished", finished, trials, "trials")
         dense = study.study.user_attrs.get("dense")
         if dense is None:
-            dense = self._perplexity("the unpruned model", self.windows)
+            dense = self._perplexity(self._nll("the unpruned model", self.windows))
             study.study.set_user_attr("dense", dense)
         self.dense_output = self.masked.early_output(self.windows) if self.job.proxy else None
         try:
@@ -182,14 +183,20 @@ class _TuneRun:
         missing = study.starts.keys() - {trial.user_attrs.get(START) for trial in study.done()}
         if missing:
             notes.append(f"not included, because another process is still measuring them: {'; '.join(sorted(missing))}")
-        best = measured[0][1]
+        best, entries = measured[0][1], [self._entry(*one, measured[0][0]) for one in measured]
         result = TuneResult(
             model=self.job.model,
             stats=self.job.stats,
             validation=Protocol(**self._protocol(self.job.eval_dataset, self.windows)),
             dense=dense,
-            best=_entry(*measured[0]),
-            trials=tuple(_entry(*one) for one in sorted(measured, key=lambda one: one[0].number)),
+            best=entries[0],
+            trials=tuple(sorted(entries, key=lambda one: one.number)),
+            within_noise=tuple(
+                one.number
+                for one in entries[1:]
+                if one.standard_error is not None
+                and one.perplexity - entries[0].perplexity <= NOISE * one.standard_error
+            ),
             given_up=sum(trial.state is TrialState.PRUNED for trial in study.done()),
             failed={str(t.number): t.user_attrs[FAILED] for t in study.done() if FAILED in t.user_attrs},
             importance=importances([(recipe, value) for _, recipe, value in measured]),
@@ -212,22 +219,39 @@ class _TuneRun:
                 trial.set_user_attr(ERROR, error)
                 if start is None and measured and error > _HOPELESS * measured[0][0].user_attrs[ERROR]:
                     raise optuna.TrialPruned
-            return self.masked.perplexity(self.windows, self.job.batch_size).perplexity
+            nll = self.masked.nll(self.windows, self.job.batch_size)
+        trial.set_user_attr(NLL, nll)
+        return self._perplexity(nll)
 
-    def _perplexity(self, what: str, windows: Tokens) -> float:
-        stage = f"perplexity of {what}"
-        return self.masked.perplexity(windows, self.job.batch_size, self.progress, stage).perplexity
+    def _nll(self, what: str, windows: Tokens) -> list[float]:
+        return self.masked.nll(windows, self.job.batch_size, self.progress, f"perplexity of {what}")
+
+    def _perplexity(self, nll: list[float]) -> float:
+        return from_windows(nll, self.seqlen, None).perplexity
+
+    def _difference_error(self, nll: list[float], best: list[float]) -> float | None:
+        """Standard error of the difference of two perplexities on the same windows."""
+        return perplexity_standard_error(*([sum_of / (self.seqlen - 1) for sum_of in sums] for sums in (nll, best)))
+
+    def _entry(self, trial: FrozenTrial, recipe: Recipe, perplexity: float, best: FrozenTrial) -> Trial:
+        nll = [one.user_attrs[NLL] for one in (trial, best) if NLL in one.user_attrs]  # Not in those of older versions.
+        error = self._difference_error(*nll) if len(nll) == 2 else None
+        return Trial(trial.number, trial.user_attrs.get(START), perplexity, decided(recipe), error)
 
     def _test(self, best: Recipe) -> HeldOut | None:
         """Perplexities on the test text, on which no choice depends."""
         if self.test_windows is None or self.job.test_dataset is None:
             return None
-        figures = {"dense": self._perplexity("the unpruned model on the test text", self.test_windows)}
+        nll = {"dense": self._nll("the unpruned model on the test text", self.test_windows)}
         others = {name: canonical(replace(self.space.base, method=name)) for name in ("wanda", Recipe.method)}
         for name, recipe in {"best": best, **others}.items():
             with self.masked.masked(recipe):
-                figures[name] = self._perplexity(f"{name} on the test text", self.test_windows)
-        return HeldOut(**self._protocol(self.job.test_dataset, self.test_windows), perplexity=figures)
+                nll[name] = self._nll(f"{name} on the test text", self.test_windows)
+        return HeldOut(
+            **self._protocol(self.job.test_dataset, self.test_windows),
+            perplexity={name: self._perplexity(sums) for name, sums in nll.items()},
+            standard_error={name: self._difference_error(sums, nll["best"]) for name, sums in nll.items()},
+        )
 
     def _protocol(self, dataset: str, windows: Tokens) -> dict[str, Any]:
         bos = None if bos_token(self.tokenizer) is None else self.space.base.bos
@@ -244,20 +268,7 @@ class _TuneRun:
         return notes
 
 
-def calibration_text(statistics: StatisticsFolder, tokenizer: Any) -> str:
-    """The text behind statistics, if it is on this machine and unchanged; otherwise empty."""
-    name = statistics.dataset
-    if name != "builtin" and not Path(name).expanduser().is_file():
-        return ""
-    text = load_text(name, "calibration", tokenizer)
-    return text if text_fingerprint(text) == statistics.header["text_sha256"] else ""
-
-
 def described(recipe: Recipe, base: Recipe) -> str:
     """A short description of a recipe: its method, and where it differs from the base."""
     chosen = {name: value for name, value in asdict(recipe).items() if value != getattr(base, name)}
     return " ".join([recipe.method, *(f"{name}={value}" for name, value in chosen.items() if name != "method")])
-
-
-def _entry(trial: FrozenTrial, recipe: Recipe, perplexity: float) -> Trial:
-    return Trial(trial.number, trial.user_attrs.get(START), perplexity, decided(recipe))

@@ -20,12 +20,16 @@ class Trial:
         On the evaluation text.
     recipe : Recipe
         With the defaults of the method filled in.
+    standard_error : float or None
+        Standard error of the difference between this perplexity and that of the best trial, over the windows, which
+        both have in common; null for a single window, and if an earlier version measured one of them.
     """
 
     number: int
     start: str | None
     perplexity: float
     recipe: Recipe
+    standard_error: float | None
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,12 @@ class HeldOut(Protocol):
     ----------
     perplexity : dict of float
         Of the unpruned model (``dense``), the ``best`` recipe, ``wanda`` and the default method.
+    standard_error : dict of float
+        Standard errors of their differences from the best recipe, over the windows; null for a single window.
     """
 
     perplexity: dict[str, float]
+    standard_error: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,10 @@ class TuneResult:
         The trial with the lowest perplexity.
     trials : tuple of Trial
         All trials that were measured, by number.
+    within_noise : tuple of int
+        Numbers of the other trials whose difference from the best is at most
+        :data:`neuronrank_core.measures.NOISE` standard errors: the windows do not tell them from the best. Empty for a
+        single window.
     given_up : int
         Number of trials that were stopped early or failed.
     failed : dict of str
@@ -106,6 +117,7 @@ class TuneResult:
     dense: float
     best: Trial
     trials: tuple[Trial, ...]
+    within_noise: tuple[int, ...]
     given_up: int
     failed: dict[str, str]
     importance: dict[str, float]
