@@ -59,11 +59,11 @@ def left_behind(*_: Any) -> Any:
 @pytest.mark.parametrize(
     ("owner", "name", "act", "problem"),
     [
-        (evaluate, "load_text", surprised, "unexpected error"),
+        (evaluate, "read_documents", surprised, "unexpected error"),
         (folder, "read_json", lambda *_: None, "a bug was taken for wrong input"),
-        (evaluate, "load_text", endless, "hang"),
-        (evaluate, "load_text", left_behind, "something is left under the output's name"),
-        (evaluate, "load_text", lambda *_: exit(7), "exit code 7"),
+        (evaluate, "read_documents", endless, "hang"),
+        (evaluate, "read_documents", left_behind, "something is left under the output's name"),
+        (evaluate, "read_documents", lambda *_: exit(7), "exit code 7"),
     ],
     ids=["surprise", "bug", "hang", "left", "code"],
 )
