@@ -145,5 +145,5 @@ def test_a_run_that_reads_ahead_writes_the_same_bytes(
         )
         written.append((save / "model.safetensors").read_bytes())
     assert written[0] == written[1]
-    # Three layers are pruned, then run dense and pruned; only the first of a pass may have to be read when it is needed.
+    # Three layers are pruned, then run dense and pruned; only the first of a pass may be read when it is needed.
     assert taken.count(True) >= 5
