@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from neuronrank_core import Recipe
+from neuronrank_core.effort import passes_by_effort
 from neuronrank_core.update.least_squares import ITERATIONS, SHARES
 from neuronrank_torch.runs.dry_run import GRAM_BYTES, SCORING_BYTES
 
@@ -105,7 +107,8 @@ def memory(model: Model, gram_bytes: int = GRAM_BYTES) -> dict[str, float]:
 def peak(model: Model, card: Card, *, update: bool, on_disk: bool) -> float:
     """Largest number of bytes at the same time."""
     found = memory(model, GRAM_BYTES_FLOAT32 if card.float64 is None else GRAM_BYTES)
-    stays = found["embeddings"] + found["two layers"] + CONTEXT + (0.0 if on_disk else found["hidden states"])
+    kept = 2 if update else 1  # An update keeps the outputs of the dense MLP too.
+    stays = found["embeddings"] + found["two layers"] + CONTEXT + (0.0 if on_disk else kept * found["hidden states"])
     return stays + max(found["pass"], found["score"], found["update"] if update else 0.0)
 
 
@@ -129,7 +132,7 @@ def run(
     work = card.seconds(passes * model.forward(tokens))
     work += selections * TOUCHES * 4 * model.experts * model.block / card.bandwidth
     if gradual:
-        gram = 2 * tokens * (h**2 + 2 * n**2)
+        gram = 2 * tokens * (h**2 + n**2 + h * n)
         iterations = 2 * (ITERATIONS + 3) * (2 * n * h**2 + h * n**2)
         # Two inverses for each of gate, up and down: of the residual norms, and of the iterations.
         work += card.seconds(float32=gram + iterations, solve=2 * (2 * h**3 + n**3))
@@ -138,9 +141,18 @@ def run(
 
 
 def best(model: Model, card: Card) -> float:
-    """Seconds of ``--effort best``: two candidates on three quarters of the text, then the dearer one on all of it."""
-    candidates = (run(model, card, gradual=True, allocate=a, share=0.75, saved=False) for a in (False, True))
-    return sum(candidates) + run(model, card, gradual=True, allocate=True)
+    """Seconds of ``--effort best``: every candidate on a part of the text, then the dearest one on all of it."""
+    *candidates, last = passes_by_effort(Recipe(nsamples=SEQUENCES))["best"]
+    compared = (
+        run(model, card, gradual=True, allocate=measures(one), share=one.nsamples / SEQUENCES, saved=False)
+        for one in candidates
+    )
+    return sum(compared) + run(model, card, gradual=True, allocate=measures(last))
+
+
+def measures(recipe: Recipe) -> bool:
+    """Whether the ratios of the layers take a pass of their own."""
+    return recipe.allocate == "neuronrank"
 
 
 def fits(model: Model, card: Card, *, update: bool) -> str:

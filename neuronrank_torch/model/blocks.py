@@ -69,11 +69,8 @@ class Projection:
         if self.bias is not None:
             self.bias.copy_(fitted[:, columns])
 
-    def on_input(self, see: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-        """Register a hook that calls ``see`` with the module's input at each forward pass.
-
-        What ``see`` returns, if not None, takes the place of the input.
-        """
+    def on_input(self, see: Callable[[Tensor], None]) -> RemovableHandle:
+        """Register a hook that calls ``see`` with the module's input at each forward pass."""
         return self.module.register_forward_pre_hook(lambda module, args: see(args[0]))
 
     def on_output(self, see: Callable[[Tensor], None]) -> RemovableHandle:
