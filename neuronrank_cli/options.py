@@ -46,7 +46,10 @@ def _exponent(field: str, flag: str, text: str) -> RecipeFlag:
     return RecipeFlag(field, flag, float, text, default_text)
 
 
-_SPARSITY_HELP = "unstructured; N:M such as 2:4, to zero N of every M weights; or neurons, to remove whole neurons."
+_SPARSITY_HELP = (
+    "unstructured; N:M such as 2:4, to zero N of every M weights; neurons, to remove whole neurons; or heads, to remove"
+    " attention heads (one way alone: key-value-groups, query-heads)."
+)
 _BOS_HELP = "Where to add a beginning-of-sequence token, if the tokenizer adds one: to every window or to the text."
 
 #: Flags by section of the help.
@@ -60,7 +63,7 @@ RECIPE_FLAGS = {
             "sparsity_ratio",
             "--sparsity_ratio",
             float,
-            "Fraction of weights to zero, or of neurons to remove.",
+            "Fraction of weights to zero, or of neurons or heads to remove.",
             "0.5, or N/M",
         ),
         RecipeFlag(

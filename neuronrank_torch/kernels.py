@@ -130,6 +130,15 @@ def open_gates(gate: Tensor, threshold: float) -> Tensor:
     return torch.stack(counts).sum(dim=0)
 
 
+def head_signal(x: Tensor, o_proj: Tensor, heads: int) -> Tensor:
+    """Norm of what each head adds at each token, float32, shape (..., tokens, heads).
+
+    See :func:`neuronrank_core.statistics.heads.head_signal`.
+    """
+    parts = zip(x.chunk(heads, dim=-1), o_proj.chunk(heads, dim=1), strict=True)
+    return torch.stack([(part.float() @ own.float().T).norm(dim=-1) for part, own in parts], dim=-1)
+
+
 def inverse(matrix: Tensor) -> Tensor:
     """Inverse of a symmetric positive definite matrix, computed in double precision."""
     return torch.cholesky_inverse(torch.linalg.cholesky(matrix.double())).to(matrix.dtype)

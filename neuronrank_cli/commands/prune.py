@@ -34,7 +34,7 @@ TABLES = {
     ],
     "Effort": [
         ("fast", "one pass"),
-        ("good", "--update gradual (with neurons: least-squares)"),
+        ("good", "--update gradual (with neurons or heads: least-squares)"),
         ("best", f"the best of good and {', '.join(VARIANTS)} on held-out calibration text"),
     ],
     "Presets": [

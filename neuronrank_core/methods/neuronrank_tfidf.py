@@ -29,6 +29,12 @@ class NeuronRankTfidf(Method):
         """The seed formula's neuron factor."""
         return self.importance(context)
 
+    head_score = neuron_score
+
+    def head_requires(self, recipe: Recipe) -> frozenset[str]:
+        """The statistics that the exponents of the factor need."""
+        return self.tfidf_requires(recipe)
+
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """The statistics that the exponents need."""
         return self.tfidf_requires(recipe) | ({INPUTS} if self.exponents(recipe).input_exp else set())

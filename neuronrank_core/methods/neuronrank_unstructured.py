@@ -31,6 +31,8 @@ class NeuronRankUnstructured(Method):
         r = context.recipe
         return r.magnitude_multi + r.variance_multi * self.neurons(context).variance ** r.variance_exp
 
+    head_score = neuron_score
+
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """Moments of the signal."""
         del recipe

@@ -13,7 +13,7 @@ from torch import nn
 
 from neuronrank_core.errors import InputError, MissingStatisticsError, UnsupportedModelError
 from neuronrank_core.recipe import Recipe
-from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, Block, Mlp, Projection
+from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, Attention, Block, Mlp, Projection
 from neuronrank_torch.model.experts import Experts, find_experts
 from neuronrank_torch.model.families import LAYOUTS
 from neuronrank_torch.model.families.layout import at_path
@@ -43,7 +43,7 @@ class Layer:
     mlps : tuple of Mlp
         Its MLP or, in a mixture of experts, each routed expert, and a shared expert if it has one. Empty in a layer
         of a hybrid model that only mixes tokens.
-    attention : Block, optional
+    attention : Attention, optional
         Its q/k/v/o projections, if present once.
     experts : Experts, optional
         The module that runs the routed experts, in a mixture of experts.
@@ -52,7 +52,7 @@ class Layer:
     index: int
     module: nn.Module
     mlps: tuple[Mlp, ...]
-    attention: Block | None = None
+    attention: Attention | None = None
     experts: Experts | None = None
 
     @property
@@ -219,14 +219,14 @@ def _find_mlps(layer: nn.Module, index: int) -> tuple[Mlp, ...]:
     return tuple(mlp for name, mlp in found if mlp is not None and (mlp.gated or not _ROUTER_OR_NORM.search(name)))
 
 
-def _find_attention(layer: nn.Module, index: int) -> Block | None:
+def _find_attention(layer: nn.Module, index: int) -> Attention | None:
     found = []
     for module in layer.modules():
         linears = {role: getattr(module, role, None) for role in ATTENTION_PROJECTIONS}
         linears["o_proj"] = getattr(module, "out_proj", linears["o_proj"])  # OPT, GPT-J
         projections = {role: Projection(linear) for role, linear in linears.items() if isinstance(linear, nn.Linear)}
         if len(projections) == len(ATTENTION_PROJECTIONS):
-            found.append(Block(index, module, projections))
+            found.append(Attention(index, module, projections))
     return found[0] if len(found) == 1 else None  # Of several, one would stay dense without a word.
 
 

@@ -22,6 +22,7 @@ from neuronrank_torch.model.structure import Layer
 from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
 from neuronrank_torch.pruning.result import Calibration, Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers
+from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.runs.job import Job, read_inputs
 from neuronrank_torch.runs.own_text import first_token
 from neuronrank_torch.runs.prune_result import JobRecord, Plan, PruneResult
@@ -121,7 +122,7 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
         Whether the whole model is in memory at some time.
     """
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
-    blocks = _example_layer(model).blocks(include_attention=recipe.include_attention)
+    blocks = sparsity_type_of(recipe).blocks(_example_layer(model), recipe)
     weights = [weight for block in blocks for weight in block.weights.values()]
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
     calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and job.hidden_states == "memory" else 0
@@ -156,7 +157,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     # One micro-batch may hold fewer tokens than there are topics.
     plan = LayerPlan(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device))
     passes = sum(plan.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
-    if recipe.allocate != "uniform":
+    if recipe.allocate != "uniform" or recipe.sparsity_type == "heads":
         passes += layers
     forward = prune = 0.0
 
@@ -172,7 +173,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
             prune_layer(run, plan, ALONE, outputs_needed=False)
             prune = time.perf_counter() - started - forward * plan.passes(outputs_needed=False)
         else:
-            blocks = run.layer.blocks(include_attention=recipe.include_attention)
+            blocks = plan.sparsity_type.blocks(run.layer, recipe)
             prune_by_statistics(0, blocks, [None] * len(blocks), plan)
             prune = time.perf_counter() - started
 

@@ -173,8 +173,8 @@ class _Page:
         """How many of the weights that one method keeps another one keeps too."""
         recipe = self.sources.result.recipe
         self.sources.statistics  # noqa: B018 (reported as missing before the original model)
-        if recipe.whole_neurons:
-            raise UnavailableError("Whole neurons were removed, so there are no zeros to compare.")
+        if recipe.structured:
+            raise UnavailableError(f"The model is smaller ({recipe.sparsity_type}), so there are no zeros to compare.")
         dense, saved, recipes = self.sources.dense[0], self.sources.saved[0], weights.rival_recipes(recipe)
         shown = self.in_detail(list(range(first_pruned(recipe, self.layers)[0], self.layers)))
 
