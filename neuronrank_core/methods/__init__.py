@@ -94,7 +94,9 @@ def check_recipe(recipe: Recipe) -> None:
     for removes, ranks in ((recipe.whole_neurons, "ranks_neurons"), (recipe.removes_heads, "ranks_heads")):
         if removes and not getattr(method_of(recipe), ranks):
             able = ", ".join(name for name, method in METHODS.items() if getattr(method, ranks))
-            raise InvalidValueError("method", recipe.method, f"with sparsity_type {recipe.sparsity_type}, one of {able}")
+            raise InvalidValueError(
+                "method", recipe.method, f"with sparsity_type {recipe.sparsity_type}, one of {able}"
+            )
     tokens = recipe.nsamples * min(recipe.seqlen, recipe.tokens_per_document)
     if mode(recipe) == "topic" and SAMPLE in requires(recipe) and recipe.tfidf_k > tokens:
         raise InvalidValueError("tfidf_k", recipe.tfidf_k, f"[1, {tokens}], the number of sampled tokens")

@@ -29,7 +29,9 @@ class NeuronRankTfidf(Method):
         """The seed formula's neuron factor."""
         return self.importance(context)
 
-    head_score = neuron_score
+    def head_score(self, context: ScoringContext) -> Vector:
+        """The same factor, of each head."""
+        return self.importance(context)
 
     def head_requires(self, recipe: Recipe) -> frozenset[str]:
         """The statistics that the exponents of the factor need."""

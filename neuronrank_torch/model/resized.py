@@ -37,7 +37,7 @@ def resized_parameters(model: Any, config: Any, sizes: Mapping[str, int]) -> set
         with init_empty_weights(), quiet_transformers():
             other = type(model)(whole)
     except Exception as error:  # What a class raises on a configuration has no common base class.
-        raise InputError(first_line(error)) from error
+        raise InputError(first_line(error.__cause__ or error)) from error  # A validator hides the reason.
     finally:
         for name in sizes:
             if name in before:

@@ -13,7 +13,8 @@ from torch import nn
 
 from neuronrank_core.errors import InputError, MissingStatisticsError, UnsupportedModelError
 from neuronrank_core.recipe import Recipe
-from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, Attention, Block, Mlp, Projection
+from neuronrank_torch.model.attention import Attention
+from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, Block, Mlp, Projection
 from neuronrank_torch.model.experts import Experts, find_experts
 from neuronrank_torch.model.families import LAYOUTS
 from neuronrank_torch.model.families.layout import at_path

@@ -124,7 +124,7 @@ class _PruneRun:
         self.progress, self.store, self.ranks, self.after = progress, store, ranks, after
         self.decoder = find_decoder(model)
         self.recipe = self.decoder.measured(recipe)
-        self.kind = sparsity_type_of(recipe)
+        self.asked, self.kind = recipe, sparsity_type_of(recipe)
         resumed = [layer for layer in self.decoder.layers if store.done(layer.index)]
         for layer in resumed:
             self.kind.resume(layer)
@@ -213,7 +213,8 @@ class _PruneRun:
         self._change_config()
 
     def _change_config(self) -> None:
-        self.notes += self.kind.notes(self.decoder, self.recipe)
+        if self.recipe.sparsity_type != self.asked.sparsity_type:
+            self.notes += self.kind.notes(self.decoder, self.recipe)
         self.kind.change_config(self.decoder)
 
     def _count_steps(self, sequences: int, batch_size: int) -> None:

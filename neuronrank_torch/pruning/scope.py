@@ -29,9 +29,7 @@ def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[
     decoder = find_decoder(model)
     refuse_modes(model, decoder, recipe)
     layers, notes = pruned_layers(decoder, recipe)
-    blocks: dict[int | str, Any] = {
-        layer.index: sparsity_type_of(recipe).blocks(layer, recipe) for layer in layers
-    }
+    blocks: dict[int | str, Any] = {layer.index: sparsity_type_of(recipe).blocks(layer, recipe) for layer in layers}
     if recipe.prune_lm_head:
         blocks["lm_head"] = [untied_head(model)]
     kind = sparsity_type_of(recipe)

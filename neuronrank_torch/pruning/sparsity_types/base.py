@@ -43,7 +43,7 @@ class SparsityType(ABC):
         del layer
 
     def notes(self, decoder: Decoder, recipe: Recipe) -> list[str]:
-        """What the result says about all layers, once they are pruned and before the configuration is changed."""
+        """What the result says about the option that was chosen; called before the configuration is changed."""
         del decoder, recipe
         return []
 

@@ -12,7 +12,8 @@ from neuronrank_core.selection.heads import head_options, kept_heads, lost_share
 from neuronrank_core.update.least_squares import absorb
 from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.kernels import inverse
-from neuronrank_torch.model.blocks import Attention, Block
+from neuronrank_torch.model.attention import Attention
+from neuronrank_torch.model.blocks import Block
 from neuronrank_torch.model.resized import resized_parameters
 from neuronrank_torch.model.structure import Decoder, Layer
 from neuronrank_torch.pruning.result import ModuleReport
@@ -48,7 +49,8 @@ class Heads(SparsityType):
     def options(self, model: Any, decoder: Decoder, recipe: Recipe) -> list[Recipe]:
         """The ways that remove equally many heads and that the model's class accepts."""
         config: Any = getattr(decoder.body, "config", None)
-        stated = getattr(config, QUERIES, 0), getattr(config, GROUPS, None) or getattr(config, QUERIES, 0)
+        heads = int(getattr(config, QUERIES, 0))
+        stated = heads, int(getattr(config, GROUPS, None) or heads)
         found = {_counts(block) for layer in decoder.layers for block in self.blocks(layer, recipe)}
         if stated in found and len(found) == 2:  # Layers that an earlier process finished.
             [(_, groups)] = found - {stated}
@@ -115,7 +117,7 @@ class Heads(SparsityType):
         heads, groups = _counts(block)
         was = getattr(decoder.body.config, QUERIES)
         what = "query heads of every group" if recipe.sparsity_type == "query-heads" else "whole key-value groups"
-        return [f"every layer keeps {heads} of {was} attention heads, in {groups} key-value groups: {what} were removed"]
+        return [f"the scores chose {what}: every layer keeps {heads} of {was} attention heads, in {groups} groups"]
 
     def change_config(self, decoder: Decoder) -> None:
         """Set the numbers of heads, which are the same in every layer, and their size."""

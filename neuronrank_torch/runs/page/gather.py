@@ -96,8 +96,7 @@ class _Page:
     @cached_property
     def zeros(self) -> list[dict[str, Any]]:
         """The zeros of each layer."""
-        attention = self.sources.result.recipe.include_attention
-        return weights.saved_zeros(self.sources.saved[0], include_attention=attention, progress=self.progress)
+        return weights.saved_zeros(self.sources.saved[0], self.sources.result.recipe, progress=self.progress)
 
     def predictions(self) -> Section:
         """How far the predictions are from those of the original model, on the text of the run's perplexity."""
