@@ -29,6 +29,9 @@ UPDATES = ("none", "least-squares", "gradual")
 #: of both costs less (:mod:`neuronrank_core.selection.heads`).
 HEADS = ("heads", "key-value-groups", "query-heads")
 
+#: Sparsity types that remove whole layers: by measured divergence, one after another, or by block influence.
+LAYERS = ("layers", "layers-by-influence")
+
 #: Named sets of exponents.
 PRESETS: Mapping[str, Mapping[str, float]] = {
     "conservative": {"idf_exp": 1.0, "tf_exp": 1.5, "weight_exp": 1.0},
@@ -118,7 +121,7 @@ class Recipe:
             raise InvalidValueError("update", self.update, f"none or least-squares {kind}")
         if self.ratio == 1:
             raise InvalidValueError("sparsity_ratio", self.ratio, f"below 1 {kind}, so that something stays")
-        if self.removes_heads and self.propagate == "dense":
+        if (self.removes_heads or self.removes_layers) and self.propagate == "dense":
             raise InvalidValueError("propagate", self.propagate, f"pruned {kind}")
 
     @classmethod
@@ -144,30 +147,35 @@ class Recipe:
         return self.sparsity_type in HEADS
 
     @property
+    def removes_layers(self) -> bool:
+        """Whether whole layers are removed."""
+        return self.sparsity_type in LAYERS
+
+    @property
     def structured(self) -> bool:
         """Whether the result is a smaller model, instead of one with zeros."""
-        return self.whole_neurons or self.removes_heads
+        return self.whole_neurons or self.removes_heads or self.removes_layers
 
     @property
     def ratio(self) -> float:
-        """Share of weights to zero, or of neurons or heads to remove."""
+        """Share of weights to zero, or of neurons, heads or layers to remove."""
         if self.pattern:
             return self.pattern[0] / self.pattern[1]
         return 0.5 if self.sparsity_ratio is None else self.sparsity_ratio
 
 
 def parse_pattern(sparsity_type: str) -> tuple[int, int] | None:
-    """Parse ``"2:4"`` as (2, 4), ``"unstructured"``, ``"neurons"`` and those of :data:`HEADS` as None.
+    """Parse ``"2:4"`` as (2, 4), ``"unstructured"``, ``"neurons"`` and those of :data:`HEADS` and :data:`LAYERS` as None.
 
     Raises
     ------
     InvalidValueError
         If it is none of these, or N is not below M.
     """
-    if sparsity_type in ("unstructured", "neurons", *HEADS):
+    if sparsity_type in ("unstructured", "neurons", *HEADS, *LAYERS):
         return None
     match = re.fullmatch(r"(\d+):(\d+)", sparsity_type) if isinstance(sparsity_type, str) else None
     if not match or not 0 < int(match[1]) < int(match[2]):
-        allowed = f"unstructured, neurons, {', '.join(HEADS)}, or N:M with 0 < N < M (2:4, 4:8, ...)"
+        allowed = f"unstructured, neurons, {', '.join(HEADS + LAYERS)}, or N:M with 0 < N < M (2:4, 4:8, ...)"
         raise InvalidValueError("sparsity_type", sparsity_type, allowed)
     return int(match[1]), int(match[2])

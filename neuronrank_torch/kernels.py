@@ -139,6 +139,11 @@ def head_signal(x: Tensor, o_proj: Tensor, heads: int) -> Tensor:
     return torch.stack([(part.float() @ own.float().T).norm(dim=-1) for part, own in parts], dim=-1)
 
 
+def layer_signal(before: Tensor, after: Tensor) -> Tensor:
+    """See :func:`neuronrank_core.statistics.layers.layer_signal`."""
+    return 1 - torch.cosine_similarity(before, after, dim=1, eps=0.0)
+
+
 def inverse(matrix: Tensor) -> Tensor:
     """Inverse of a symmetric positive definite matrix, computed in double precision."""
     return torch.cholesky_inverse(torch.linalg.cholesky(matrix.double())).to(matrix.dtype)

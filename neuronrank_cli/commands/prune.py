@@ -34,7 +34,7 @@ TABLES = {
     ],
     "Effort": [
         ("fast", "one pass"),
-        ("good", "--update gradual (with neurons or heads: least-squares)"),
+        ("good", "--update gradual (with neurons, heads or layers: least-squares)"),
         ("best", f"the best of good and {', '.join(VARIANTS)} on held-out calibration text"),
     ],
     "Presets": [
@@ -176,7 +176,7 @@ def _without_text(recipe: Recipe, flags: dict[str, Any]) -> dict[str, str]:
 
 def _ignoring(recipe: Recipe, name: str) -> str:
     """The part of a recipe that ignores a field: its sparsity type, its method, or the method in its mode."""
-    if name == "compare":
+    if name == "compare" or recipe.removes_layers:
         return recipe.sparsity_type
     if name not in METHODS[recipe.method].reads:
         return recipe.method
@@ -188,7 +188,8 @@ def print_result(result: PruneResult) -> None:
     """Print the sparsity of each layer, the perplexities and the output of a run, or the estimates of a dry run."""
     job, recipe, total, planned = result.job, result.recipe, result.total, result.plan is not None
     goal = f"{recipe.sparsity_ratio:.4g} {recipe.sparsity_type}"
-    click.echo(f"{job.model}: {recipe.method}, {goal}{', planned' if planned else ''}")
+    method = "" if recipe.removes_layers else f"{recipe.method}, "
+    click.echo(f"{job.model}: {method}{goal}{', planned' if planned else ''}")
     _print_layers(result)
     if total.removed:
         verb = "to remove" if planned else "removed"

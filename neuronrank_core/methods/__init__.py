@@ -52,6 +52,8 @@ def decided(recipe: Recipe) -> Recipe:
 def requires(recipe: Recipe) -> frozenset[str]:
     """Kinds of statistics to collect; empty means that scoring needs no calibration text."""
     method = method_of(recipe)
+    if recipe.removes_layers:
+        return frozenset()
     if recipe.removes_heads:
         return method.head_requires(recipe)
     beyond = recipe.include_attention or recipe.prune_lm_head
@@ -60,7 +62,7 @@ def requires(recipe: Recipe) -> frozenset[str]:
 
 def needs_text(recipe: Recipe) -> bool:
     """Whether a run reads calibration text."""
-    return bool(requires(recipe)) or recipe.update != "none" or recipe.allocate != "uniform"
+    return bool(requires(recipe)) or recipe.removes_layers or recipe.update != "none" or recipe.allocate != "uniform"
 
 
 def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
@@ -77,6 +79,8 @@ def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
         dead |= {"tfidf_mode", "signal", "threshold"}
     if recipe.pattern:
         dead |= {"compare"}
+    if recipe.removes_layers:  # No method scores them.
+        dead |= method_of(recipe).reads
     if recipe.removes_heads:  # Their signal is what they add, and the score has no factor per weight.
         dead |= {"signal", "weight_exp", "input_exp"}
     return sorted(dead & set(names))

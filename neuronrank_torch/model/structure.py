@@ -27,7 +27,7 @@ _NO_MLP_PART = re.compile(_ROUTER_OR_NORM.pattern + "|attn|attention|mamba|mixer
 #: Names of classes of MLPs.
 _MLP_CLASS = re.compile(r"mlp|moe|experts|feed_?forward|ffn", re.IGNORECASE)
 #: Paths of the list of layers, from the module that takes the tokens.
-_LAYERS = ("layers", "h", "blocks", "encoder.layer")
+LAYERS = ("layers", "h", "blocks", "encoder.layer")
 #: Names of encoders whose layers read no text, or text only together with pictures.
 _OTHER_INPUT = re.compile(r"vision|visual|image|video|audio|speech|tower|perceiver|qformer", re.IGNORECASE)
 
@@ -168,7 +168,7 @@ def _has_layers(body: nn.Module) -> bool:
 
 def _layers_of(body: nn.Module) -> Iterable[nn.Module]:
     """The list of layers of a module; empty if it has none."""
-    lists = (at_path(body, path) for path in _LAYERS)
+    lists = (at_path(body, path) for path in LAYERS)
     return next((layers for layers in lists if isinstance(layers, nn.ModuleList)), ())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuronrank_core import InvalidValueError, Recipe
+from neuronrank_core import InputError, InvalidValueError, Recipe
 from neuronrank_core.methods import check_recipe, needs_text, requires
 from neuronrank_core.statistics.table import INPUTS, RESIDUAL, LayerStatistics
 from neuronrank_torch.calibration.collector import head_statistics
@@ -27,6 +27,7 @@ from neuronrank_torch.pruning.result import Calibration, LayerReport, Report
 from neuronrank_torch.pruning.scope import pruned_layers, refuse_modes
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.pruning.store import InMemory, LayerStore
+from neuronrank_torch.pruning.whole_layers import remove_layers
 from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
 from neuronrank_torch.text.sources import text_fingerprint
 
@@ -87,6 +88,12 @@ def prune(
     if statistics is not None:
         recipe = statistics.fitted(recipe)
     check_recipe(recipe)
+    if recipe.removes_layers:
+        if ranks.size > 1:
+            raise InputError(f"--sparsity_type {recipe.sparsity_type} runs in a single process", hint="leave out torchrun")
+        text = texts if isinstance(texts, str) else "\n\n".join(texts)
+        with eval_mode(model), torch.no_grad():
+            return remove_layers(model, tokenizer, recipe, text, batch_size=batch_size, progress=progress)
     run = _PruneRun(model, recipe, progress, store or InMemory(), ranks, after)
     if batch_size is not None and batch_size < 1:
         raise InvalidValueError("batch_size", batch_size, "a whole number >= 1")

@@ -8,6 +8,7 @@ from neuronrank_core.statistics.table import SAMPLE, SIGNAL
 from neuronrank_torch.model.structure import Decoder, Layer, find_decoder, untied_head
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
+from neuronrank_torch.pruning.whole_layers import check_whole_layers
 
 
 def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[str]]:
@@ -27,6 +28,9 @@ def planned_layers(model: Any, recipe: Recipe) -> tuple[list[LayerReport], list[
         If the model has no MLP in a known layout.
     """
     decoder = find_decoder(model)
+    if recipe.removes_layers:  # Which ones is measured.
+        check_whole_layers(model, decoder, recipe)
+        return [], []
     refuse_modes(model, decoder, recipe)
     layers, notes = pruned_layers(decoder, recipe)
     blocks: dict[int | str, Any] = {layer.index: sparsity_type_of(recipe).blocks(layer, recipe) for layer in layers}

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from neuronrank_core import Recipe
+from neuronrank_core import InputError, Recipe
 from neuronrank_core.methods import check_recipe, needs_text
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
 from neuronrank_torch.distributed.ranks import ALONE
@@ -51,6 +51,8 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
         If the output, the texts or the model's configuration cannot be used.
     """
     check_recipe(recipe)
+    if recipe.removes_layers:
+        raise InputError(f"--dry-run cannot plan --sparsity_type {recipe.sparsity_type}", hint="leave out --dry-run")
     inputs = read_inputs(job, recipe)
     job, recipe, statistics = inputs.job, inputs.recipe, inputs.statistics
     streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from neuronrank_core import Recipe
@@ -16,6 +17,7 @@ from neuronrank_torch.files.journal import JOURNAL_FORMAT
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import Resident, StreamedModel
+from neuronrank_torch.model.weights import LoadedWeights
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.pruning.result import Report, versions
@@ -65,7 +67,8 @@ def run_prune(
         # First, so that a missing file is reported before the model is loaded.
         inputs = read_inputs(job, recipe, ranks)
         progress(f"loading {job.model}", 0, 1, "models")
-        load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if job.save is None else open_model
+        whole = job.save is None or recipe.removes_layers
+        load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if whole else open_model
         model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
         text, eval_text = inputs.texts(tokenizer)
         run = _Run(
@@ -78,7 +81,7 @@ def run_prune(
             ranks=ranks,
             candidates=candidates or {},
         )
-        if job.save is None:
+        if whole:
             run.check(model)
             return run.with_text(ranks.from_first, model).in_memory(model)
         run.check(model.model)
@@ -113,11 +116,15 @@ class _Run(Inputs):
             "version of": {**versions(), "journal": JOURNAL_FORMAT},
         }
 
-    def staging(self, model: StreamedModel, save: str) -> ModelWriter | Receiver:
-        """The folder that collects the result, as this rank sees it."""
-        target = self.ranks.from_first(
+    def target(self, save: str) -> Path:
+        """The output folder, which must not exist."""
+        return self.ranks.from_first(
             partial(check_output, save, self.job.force, source=self.source.path, label=self.source.spec)
         )
+
+    def staging(self, model: StreamedModel, save: str) -> ModelWriter | Receiver:
+        """The folder that collects the result, as this rank sees it."""
+        target = self.target(save)
         dense, hidden_states = self.recipe.propagate == "dense", self.job.hidden_states
         options: dict[str, Any] = {"propagate_dense": dense, "hidden_states": hidden_states, "ranks": self.ranks}
         if self.ranks.first:
@@ -133,11 +140,22 @@ class _Run(Inputs):
             calibration_sequences(self.tokenizer, self.recipe, self.text)
 
     def in_memory(self, model: Any) -> PruneResult:
-        """Prune a loaded model."""
+        """Prune a loaded model, and save it if the job says so."""
+        if self.job.save is not None:
+            self.target(self.job.save)
         before = self._measure("before", model)
         recipe, choice = self._choose(lambda name, measure: measure())
         report = self._prune(model, recipe)
-        return self._result(report, before, self._measure("after", model), choice)
+        result = self._result(report, before, self._measure("after", model), choice)
+        if self.job.save is not None:
+            streamed = StreamedModel(model, LoadedWeights(model), model.device)
+            with self.staging(streamed, self.job.save) as staging:
+                self.progress(f"saving {self.job.save}", 0, 1, "folders")
+                for unit in range(len(streamed.decoder.layers)):
+                    with streamed.resident(unit):
+                        staging.keep(unit)
+                staging.finish(self.tokenizer, to_json(result))
+        return result
 
     def with_text(self, own_text: Callable[[Callable[[], list[str]]], list[str]], model: Any = None) -> "_Run":
         """The same run, with its calibration text, if the model has to write it: ``model``, or one that is loaded."""
