@@ -48,8 +48,8 @@ def _exponent(field: str, flag: str, text: str) -> RecipeFlag:
 
 _SPARSITY_HELP = (
     "unstructured; N:M such as 2:4, to zero N of every M weights; neurons, to remove whole neurons; heads, to remove"
-    " attention heads (one way alone: key-value-groups, query-heads); or layers, to remove whole layers by measured cost"
-    " (layers-by-influence: by block influence)."
+    " attention heads (one way alone: key-value-groups, query-heads); or layers, to remove whole layers"
+    " by measured cost (layers-by-influence: by block influence)."
 )
 _BOS_HELP = "Where to add a beginning-of-sequence token, if the tokenizer adds one: to every window or to the text."
 

@@ -165,7 +165,7 @@ class Recipe:
 
 
 def parse_pattern(sparsity_type: str) -> tuple[int, int] | None:
-    """Parse ``"2:4"`` as (2, 4), ``"unstructured"``, ``"neurons"`` and those of :data:`HEADS` and :data:`LAYERS` as None.
+    """Parse ``"2:4"`` as (2, 4), the other types as None.
 
     Raises
     ------

@@ -29,7 +29,8 @@ def shallower(config: Any, kept: Sequence[int]) -> dict[str, Any]:
     kept : sequence of int
         The layers that stay, ascending.
     """
-    depth, changes = config.num_hidden_layers, {"num_hidden_layers": len(kept)}
+    depth: int = config.num_hidden_layers
+    changes: dict[str, Any] = {"num_hidden_layers": len(kept)}
     for name, value in vars(config).items():
         if name in _INDICES and value:
             changes[name] = [kept.index(index) for index in value if index in kept]
@@ -104,7 +105,7 @@ def check_depth(model: Any, decoder: Decoder, kept: Sequence[int]) -> None:
     built = [_described(layer.module) for layer in other.layers]
     if built != [_described(decoder.layers[index].module) for index in kept]:
         raise InputError(
-            f"with {len(kept)} layers, {type(model).__name__} would not build the layers that stay: they differ in kind",
+            f"with {len(kept)} layers, {type(model).__name__} would build layers of another kind",
             hint=_HINT,
         )
 
@@ -116,6 +117,8 @@ def _described(layer: nn.Module) -> dict[str, Any]:
         f"{path}:{name}": value
         for path, module in layer.named_modules()
         for name, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str, type(None))) and not name.startswith("_") and name not in ("training", *_NUMBERS)
+        if isinstance(value, (bool, int, float, str, type(None)))
+        and not name.startswith("_")
+        and name not in ("training", *_NUMBERS)
     }
     return shapes | settings

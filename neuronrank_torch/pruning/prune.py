@@ -90,7 +90,9 @@ def prune(
     check_recipe(recipe)
     if recipe.removes_layers:
         if ranks.size > 1:
-            raise InputError(f"--sparsity_type {recipe.sparsity_type} runs in a single process", hint="leave out torchrun")
+            raise InputError(
+                f"--sparsity_type {recipe.sparsity_type} runs in a single process", hint="leave out torchrun"
+            )
         text = texts if isinstance(texts, str) else "\n\n".join(texts)
         with eval_mode(model), torch.no_grad():
             return remove_layers(model, tokenizer, recipe, text, batch_size=batch_size, progress=progress)

@@ -28,7 +28,6 @@ from neuronrank_torch.model.depth import check_depth, keep_layers, with_layers
 from neuronrank_torch.model.structure import Decoder, Layer, find_decoder
 from neuronrank_torch.progress import Progress
 from neuronrank_torch.pruning.result import Calibration, LayerReport, ModuleReport, Report
-
 from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
 from neuronrank_torch.text.sources import text_fingerprint
 
@@ -84,7 +83,10 @@ class LayerRemoval:
             raise InputError("removing layers needs at least two sequences", hint="raise --nsamples")
         self.model, self.decoder, self.recipe, self.progress = model, decoder, recipe, progress
         held = min(math.ceil(HELD_OUT * len(sequences)), max(1, HELD_OUT_TOKENS // sequences.shape[1]))
-        self.text, self.held_out = sequences[:-held].split(batch_size), sequences[-held:].split(batch_size)
+        self.text, self.held_out = (
+            torch.split(sequences[:-held], batch_size),
+            torch.split(sequences[-held:], batch_size),
+        )
         self.kept = list(range(len(decoder.layers)))
         self.goes = removed_layers(len(self.kept), recipe)
         self.foldable = {layer.index for layer in decoder.layers if recipe.update != "none" and self._adds_mlp(layer)}
@@ -149,7 +151,8 @@ class LayerRemoval:
     @torch.no_grad()
     def _log_probabilities(self, batch: Tensor) -> Tensor:
         logits = self.model(input_ids=batch, use_cache=False).logits
-        return logits[:, :-1].float().log_softmax(-1).flatten(0, 1)
+        found: Tensor = logits[:, :-1].float().log_softmax(-1).flatten(0, 1)
+        return found
 
     def _divergence(self, index: int, sums: dict[int, LayerSums], dense: Sequence[Tensor]) -> float:
         """KL divergence from the dense model if a layer is removed too, after re-fitting."""
@@ -173,7 +176,7 @@ class LayerRemoval:
             return None
         down, own = self._before(index).mlp.projections["down_proj"], sums[index]
         eye = torch.eye(down.weight.shape[0], device=down.weight.device)
-        folded = linear_map(eye, own.gram, own.cross, inverse)
+        folded: Tensor = linear_map(eye, own.gram, own.cross, inverse)
         return (folded @ down.with_bias(down.weight).float()).to(down.weight.dtype)
 
     def _by_influence(self) -> list[int]:
@@ -204,10 +207,10 @@ class LayerRemoval:
             layer = self.decoder.layers[index]
             if index in self.foldable:
                 down = layer.mlp.projections["down_proj"].module
-                hooks.append(down.register_forward_hook(lambda _, args, out, i=index: see_mlp(i, out)))  # type: ignore[misc]
+                hooks.append(down.register_forward_hook(lambda _, args, out, i=index: see_mlp(i, out)))
             hooks.append(
                 layer.module.register_forward_hook(
-                    lambda _, args, out, i=index: see_layer(i, args[0], split_output(out)[0])  # type: ignore[misc]
+                    lambda _, args, out, i=index: see_layer(i, args[0], split_output(out)[0])
                 )
             )
         try:
@@ -225,15 +228,17 @@ class LayerRemoval:
         """Whether what ``down_proj`` puts out is added to the residual stream as it is, without a norm or a factor."""
         if len(layer.mlps) != 1 or layer.experts is not None:
             return False
-        down, seen, shift = layer.mlp.projections["down_proj"].module, [], 0.0
+        down, seen = layer.mlp.projections["down_proj"], []
+        shift = torch.zeros_like(down.weight[:, 0])
         watch = layer.module.register_forward_hook(lambda _, args, out: seen.append(split_output(out)[0].float()))
         for _ in range(2):
-            hook = down.register_forward_hook(lambda _, args, out, shift=shift: out + shift)  # type: ignore[misc]
+            hook = down.module.register_forward_hook(lambda _, args, out, shift=shift: out + shift)
             self.model(input_ids=self.held_out[0][:1, :8], use_cache=False)
             hook.remove()
-            shift = torch.linspace(-1, 1, seen[0].shape[-1]).to(seen[0]) * seen[0].square().mean().sqrt()
+            scale = seen[0].square().mean().sqrt()
+            shift = (scale * torch.linspace(-1, 1, len(shift), device=shift.device)).to(shift.dtype)
         watch.remove()
-        error = (seen[1] - seen[0] - shift).norm(dim=-1) / shift.norm()
+        error = (seen[1] - seen[0] - shift).norm(dim=-1) / shift.float().norm()
         return bool(error.median() < 0.1)
 
 

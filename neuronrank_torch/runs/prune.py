@@ -67,8 +67,9 @@ def run_prune(
         # First, so that a missing file is reported before the model is loaded.
         inputs = read_inputs(job, recipe, ranks)
         progress(f"loading {job.model}", 0, 1, "models")
-        whole = job.save is None or recipe.removes_layers
-        load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if whole else open_model
+        load: Callable[..., tuple[Any, Any, ModelSource]] = (
+            load_model if job.save is None or recipe.removes_layers else open_model
+        )
         model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
         text, eval_text = inputs.texts(tokenizer)
         run = _Run(
@@ -81,7 +82,7 @@ def run_prune(
             ranks=ranks,
             candidates=candidates or {},
         )
-        if whole:
+        if job.save is None or recipe.removes_layers:
             run.check(model)
             return run.with_text(ranks.from_first, model).in_memory(model)
         run.check(model.model)
