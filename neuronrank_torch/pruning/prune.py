@@ -141,6 +141,8 @@ class _PruneRun:
             refuse_modes(model, self.decoder, recipe)
         #: What the scores of all layers decide between, before the first layer is pruned.
         self.options = self.kind.options(model, self.decoder, self.recipe)
+        if len(self.options) == 1:
+            [self.recipe] = self.options
         self.head = untied_head(model) if recipe.prune_lm_head else None
         # The layers of a streamed model are on the meta device until they are loaded.
         self.device = next(p.device for p in model.parameters() if not p.is_meta)
@@ -277,8 +279,7 @@ class _PruneRun:
         if len(self.options) > 1:
             dense = OptionPass(self.options, self.kernels, self.ranks)
             look(dense)
-            self.options = [dense.best()]
-        self.recipe = self.options[0]
+            self.recipe = dense.best()
 
     def _look_at_weights(self, dense: OptionPass) -> None:
         for layer in self.layers:

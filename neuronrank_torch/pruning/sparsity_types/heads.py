@@ -44,21 +44,19 @@ class Heads(SparsityType):
 
     def check(self, model: Any, decoder: Decoder, recipe: Recipe) -> None:
         """Refuse a model if its class, configured to fewer heads, would not have the shapes of the pruned model."""
+        if self._counts(decoder, recipe) != {_stated(decoder)}:
+            raise InputError(
+                f"the heads of {type(decoder.body).__name__} are not those of its configuration", hint=_HINT
+            )
         self.options(model, decoder, recipe)
 
     def options(self, model: Any, decoder: Decoder, recipe: Recipe) -> list[Recipe]:
         """The ways that remove equally many heads and that the model's class accepts."""
         config: Any = getattr(decoder.body, "config", None)
-        heads = int(getattr(config, QUERIES, 0))
-        stated = heads, int(getattr(config, GROUPS, None) or heads)
-        found = {_counts(block) for layer in decoder.layers for block in self.blocks(layer, recipe)}
-        if stated in found and len(found) == 2:  # Layers that an earlier process finished.
-            [(_, groups)] = found - {stated}
+        stated = _stated(decoder)
+        if finished := self._counts(decoder, recipe) - {stated}:  # By an earlier process
+            groups = min(groups for _, groups in finished)
             return [replace(recipe, sparsity_type="query-heads" if groups == stated[1] else "key-value-groups")]
-        if found != {stated}:
-            raise InputError(
-                f"the heads of {type(decoder.body).__name__} are not those of its configuration", hint=_HINT
-            )
         accepted, refused = [], []
         for way, goes in head_options(*stated, recipe).items():
             try:
@@ -69,6 +67,9 @@ class Heads(SparsityType):
         if not accepted:
             raise refused[0]
         return accepted
+
+    def _counts(self, decoder: Decoder, recipe: Recipe) -> set[tuple[int, int]]:
+        return {_counts(block) for layer in decoder.layers for block in self.blocks(layer, recipe)}
 
     def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:
         """Only ``o_proj`` is updated."""
@@ -131,6 +132,13 @@ def _counts(block: Block) -> tuple[int, int]:
     """Numbers of query and key-value heads of an attention."""
     assert isinstance(block, Attention)
     return block.heads or 0, block.groups
+
+
+def _stated(decoder: Decoder) -> tuple[int, int]:
+    """The same numbers in the configuration."""
+    config = getattr(decoder.body, "config", None)
+    heads = int(getattr(config, QUERIES, 0))
+    return heads, int(getattr(config, GROUPS, None) or heads)
 
 
 def _sizes(config: Any, heads: int, groups: int, head_dim: int) -> dict[str, int]:

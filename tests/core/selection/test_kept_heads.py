@@ -35,6 +35,12 @@ def test_groups_go_by_the_sum_of_their_heads() -> None:
     assert kept_heads(context(NINE, sparsity_type="key-value-groups"), groups=3).tolist() == [0, 1, 2, 6, 7, 8]
 
 
+def test_the_weakest_group_may_have_the_strongest_head() -> None:
+    # 25 + 25 = 50 against 36 + 1 = 37
+    one = context([5, 5, 6, 1], sparsity_type="key-value-groups", sparsity_ratio=0.5)
+    assert kept_heads(one, groups=2).tolist() == [0, 1]
+
+
 def test_the_lowest_of_every_group_goes_and_the_first_of_a_tie() -> None:
     assert kept_heads(context(NINE, sparsity_type="query-heads"), groups=3).tolist() == [1, 2, 4, 5, 6, 7]
 

@@ -24,6 +24,9 @@ from transformers import (
 )
 
 from neuronrank_core import InputError
+from neuronrank_core.statistics.heads import head_signal
+from neuronrank_core.statistics.layers import layer_signal
+from neuronrank_torch import kernels
 from neuronrank_torch.text.sequences import calibration_sequences
 
 TOKENS = torch.arange(2, 66).view(2, 32)
@@ -165,15 +168,28 @@ def test_the_scores_of_all_layers_decide_the_way(weak: tuple[int, ...], way: str
     assert f"the scores chose {what}: every layer keeps 6 of 9 attention heads, in {groups} groups" in report.notes
 
 
-def test_one_layer_does_not_decide_for_the_others() -> None:
+@pytest.mark.parametrize("backwards", [False, True])
+def test_one_layer_does_not_decide_for_the_others(backwards: bool) -> None:
     dense = biased()
-    # The first layer alone would lose a group: 0.24 of its score, not 0.33. The second would lose 0.33, not 0.
-    first, second = (layer.self_attn.o_proj.weight.data for layer in dense.model.layers)
+    # One layer alone would lose a group: 0.24 of its score, not 0.33. The other would lose 0.33, not 0.
+    layers = [layer.self_attn.o_proj.weight.data for layer in dense.model.layers]
+    first, second = reversed(layers) if backwards else layers
     first[:, 18:36] *= 0.8
     for head in (2, 4, 6):
         second[:, 6 * head : 6 * head + 6] *= 0.001
     report = pruned(dense, recipe(sparsity_type="heads", sparsity_ratio=0.34, method="magnitude"))
     assert report.recipe.sparsity_type == "query-heads"
+
+
+def test_signals_are_those_of_the_core() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, y = (torch.randn(shape, generator=generator) for shape in ((7, 12), (5, 12), (7, 12)))
+    heads = head_signal(x.numpy(), weight.numpy(), 3)
+    torch.testing.assert_close(
+        kernels.head_signal(x[None], weight, 3)[0].double(), torch.tensor(heads), rtol=1e-5, atol=0
+    )
+    layer = layer_signal(x.numpy(), y.numpy())
+    torch.testing.assert_close(kernels.layer_signal(x, y).double(), torch.tensor(layer), rtol=1e-5, atol=1e-6)
 
 
 def test_update_changes_o_proj_alone_and_brings_the_layer_closer() -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from pruning import TEXT, pruned, recipe, same_state, small, state
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_config, tiny_model, tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from neuronrank_core import InputError, InvalidValueError, Recipe
+from neuronrank_torch.model.depth import shallower
 from neuronrank_torch.text.sequences import calibration_sequences
 
 TOKENS = torch.arange(2, 66).view(2, 32)
@@ -127,11 +128,11 @@ def test_block_influence_is_one_minus_the_mean_cosine() -> None:
 
 
 def test_update_brings_what_follows_closer_and_changes_one_matrix() -> None:
-    dense = tiny_model("llama", layers=3, hidden=32, intermediate=64, seed=1)
+    dense = tiny_model("llama", layers=4, hidden=32, intermediate=64, seed=1)
     with torch.no_grad():  # The second layer is almost nothing but a map of its input, and goes.
         dense.model.layers[1].self_attn.o_proj.weight.mul_(0.1)
         dense.model.layers[1].mlp.down_proj.weight.mul_(0.3)
-    chosen: dict[str, Any] = {"sparsity_type": "layers", "sparsity_ratio": 0.34, "nsamples": 40}
+    chosen: dict[str, Any] = {"sparsity_type": "layers", "sparsity_ratio": 0.25, "nsamples": 40}
     models = {}
     for update in ("none", "least-squares"):
         models[update] = copy.deepcopy(dense)
@@ -169,6 +170,13 @@ def test_a_first_layer_is_removed_without_an_update() -> None:
         dense.model.layers[0].mlp.down_proj.weight.zero_()
     report = pruned(dense, recipe(**{**HALF, "sparsity_ratio": 0.25}, update="least-squares"))
     assert "layer 0 was removed without an update: no layer is before it" in report.notes
+
+
+def test_configurations_keep_the_entries_of_the_layers_that_stay() -> None:
+    config = tiny_config("qwen3_moe", layers=4)
+    config.mlp_only_layers, config.layer_types = [1, 3], ["a", "b", "c", "d"]
+    expected = {"num_hidden_layers": 2, "mlp_only_layers": [1], "layer_types": ["a", "d"]}
+    assert shallower(config, [0, 3]) == expected
 
 
 class Alternating(LlamaForCausalLM):

@@ -31,7 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "neurons": {"sparsity_type": "neurons", "sparsity_ratio": 0.25},
     "neurons and update": {"sparsity_type": "neurons", "sparsity_ratio": 0.25, "update": "least-squares"},
     "heads": {"sparsity_type": "heads"},
-    "heads and update": {"sparsity_type": "key-value-groups", "update": "least-squares"},
+    "heads and update": {"sparsity_type": "query-heads", "update": "least-squares"},
     "heads by magnitude": {"sparsity_type": "heads", "method": "magnitude"},
     "update": {"update": "least-squares", "include_attention": True},
     "attention": {"include_attention": True},
