@@ -173,7 +173,8 @@ class _Page:
         recipe = self.sources.result.recipe
         self.sources.statistics  # noqa: B018 (reported as missing before the original model)
         if recipe.structured:
-            raise UnavailableError(f"The model is smaller ({recipe.sparsity_type}), so there are no zeros to compare.")
+            what = "Whole neurons" if recipe.whole_neurons else "Attention heads"
+            raise UnavailableError(f"{what} were removed, so there are no zeros to compare.")
         dense, saved, recipes = self.sources.dense[0], self.sources.saved[0], weights.rival_recipes(recipe)
         shown = self.in_detail(list(range(first_pruned(recipe, self.layers)[0], self.layers)))
 
