@@ -242,8 +242,9 @@ def print_result(result: PruneResult, *, verbose: bool = False) -> None:
 def _print_summary(result: PruneResult) -> None:
     """Print the sparsity of the layers in one line."""
     if result.recipe.removes_layers:
-        removed = sum(layer.sum("removed") > 0 for layer in result.layers)
-        say(f"{removed} of {len(result.layers)} layers removed, with {result.total.removed:,} parameters")
+        removed = [str(layer.layer) for layer in result.layers if layer.sum("removed")]
+        listed, parameters = ", ".join(removed), f"{result.total.removed:,} parameters"
+        say(f"{len(removed)} of {len(result.layers)} layers removed ({listed}), with {parameters}")
         return
     gone = "removed" if result.total.removed else "zeros"
     shares = [layer.sum(gone) / layer.sum("size") for layer in result.layers if layer.sum("size")]

@@ -58,6 +58,11 @@ class LayerSums:
     cross: Tensor | float = 0.0
 
 
+def held_out(sequences: int, seqlen: int) -> int:
+    """Number of the calibration sequences that are held out, at the end."""
+    return min(math.ceil(HELD_OUT * sequences), max(1, HELD_OUT_TOKENS // seqlen))
+
+
 def check_whole_layers(model: Any, decoder: Decoder, recipe: Recipe) -> None:
     """Refuse a model without the number of layers that the recipe removes; raises InputError."""
     depth = len(decoder.layers)
@@ -84,7 +89,7 @@ class LayerRemoval:
         if len(sequences) < 2:
             raise InputError("removing layers needs at least two sequences", hint="raise --nsamples")
         self.model, self.decoder, self.recipe, self.progress = model, decoder, recipe, progress
-        held = min(math.ceil(HELD_OUT * len(sequences)), max(1, HELD_OUT_TOKENS // sequences.shape[1]))
+        held = held_out(*sequences.shape)
         self.text, self.held_out = (
             torch.split(sequences[:-held], batch_size),
             torch.split(sequences[-held:], batch_size),

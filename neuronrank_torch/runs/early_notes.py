@@ -11,6 +11,7 @@ from neuronrank_torch.evaluation.seen_text import evaluation_notes
 from neuronrank_torch.model.structure import Decoder
 from neuronrank_torch.pruning.scope import pruned_layers
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
+from neuronrank_torch.pruning.whole_layers import held_out
 from neuronrank_torch.runs.job import Inputs
 from neuronrank_torch.text.sequences import tokenize
 
@@ -45,9 +46,9 @@ def _underdetermined(inputs: Inputs, decoder: Decoder) -> Iterator[str]:
     recipe = inputs.recipe
     if not (inputs.documents or inputs.writes_text) or recipe.update == "none":
         return
-    what, part = "inputs", 1.0
+    what, part, tokens = "inputs", 1.0, recipe.nsamples * recipe.seqlen
     if recipe.removes_layers:
-        what, part = "outputs", 1 - HELD_OUT
+        what, part, tokens = "outputs", 1 - HELD_OUT, tokens - held_out(recipe.nsamples, recipe.seqlen) * recipe.seqlen
         widths = {mlp.weights["down_proj"].shape[0]: "down_proj" for layer in decoder.layers for mlp in layer.mlps}
     else:
         kind = sparsity_type_of(recipe)
@@ -55,7 +56,6 @@ def _underdetermined(inputs: Inputs, decoder: Decoder) -> Iterator[str]:
         blocks = [block for layer in pruned_layers(decoder, recipe)[0] for block in kind.blocks(layer, recipe)]
         inputs_of = [(role, weight) for block in blocks for role, weight in block.weights.items()]
         widths = {weight.shape[1]: role for role, weight in inputs_of if SHARED_INPUT.get(role, role) in read}
-    tokens = math.floor(part * recipe.nsamples) * recipe.seqlen
     if widths and tokens < max(widths):
         enough = math.ceil(-(-max(widths) // recipe.seqlen) / part)
         yield (

@@ -105,6 +105,7 @@ def run_prune(
             warn(note)
         if loaded:
             return run.with_text(ranks.from_first, model).in_memory(model)
+        assert job.save is not None
         with run.staging(model, job.save) as staging:
             return run.with_text(staging.own_text).streamed(model, staging)
 
