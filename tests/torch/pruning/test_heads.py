@@ -27,6 +27,9 @@ from neuronrank_core import InputError
 from neuronrank_core.statistics.heads import head_signal
 from neuronrank_core.statistics.layers import layer_signal
 from neuronrank_torch import kernels
+from neuronrank_torch.model.structure import find_decoder
+from neuronrank_torch.pruning.scope import planned_layers
+from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.text.sequences import calibration_sequences
 
 TOKENS = torch.arange(2, 66).view(2, 32)
@@ -224,6 +227,29 @@ def test_report_counts_what_is_gone() -> None:
     assert [layer.modules["q_proj"].removed for layer in report.layers] == [18 * 36] * 2
     assert report.total.removed == 2 * 36 * (18 + 6 + 6 + 18)
     assert sum(p.numel() for p in model.parameters()) == before - report.total.removed - 2 * (18 + 6 + 6)
+
+
+@pytest.mark.parametrize("way", ["key-value-groups", "query-heads"])
+@pytest.mark.parametrize("name", MODELS)
+def test_planned_is_what_is_removed(name: str, way: str) -> None:
+    model, chosen = MODELS[name](), recipe(sparsity_type=way, sparsity_ratio=0.5)
+    layers, notes = planned_layers(model, chosen)
+    shrinks = sum(
+        sparsity_type_of(chosen).shrinkage(block, chosen)
+        for layer in find_decoder(model).layers
+        for block in sparsity_type_of(chosen).blocks(layer, chosen)
+    )
+    before = sum(p.numel() for p in model.parameters())
+    report = pruned(model, chosen)
+    found = [{role: module.removed for role, module in layer.modules.items()} for layer in report.layers]
+    assert [{role: module.removed for role, module in layer.modules.items()} for layer in layers] == found
+    assert shrinks == before - sum(p.numel() for p in model.parameters())
+    assert not notes
+
+
+def test_a_plan_says_what_is_open() -> None:
+    _, [note] = planned_layers(biased(), recipe(sparsity_type="heads", sparsity_ratio=0.34))
+    assert "the run removes query-heads or key-value-groups, by their scores; planned is the first" in note
 
 
 def refused(config: Any, **chosen: Any) -> str:
