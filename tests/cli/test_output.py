@@ -186,6 +186,11 @@ def test_what_is_known_before_the_run_is_said_before(run: Run, small: list[objec
     assert lines[begin - 2].startswith("Warning: the evaluation text is the calibration text")
     assert lines[begin - 1] == needed
     assert "Warning" not in run("prune", *small, *update[:2], "--nsamples", 2, "--save", "two").stderr
+    for kind, few, enough, what in (("heads", 1, 2, "inputs of o_proj"), ("layers", 2, 3, "outputs of down_proj")):
+        at = [*small, *update[:2], "--sparsity_type", kind, "--seqlen", 24, "--save", kind, "--nsamples"]
+        needed = f"Warning: --update least-squares fits the 32 {what} on 24 tokens: use --nsamples {enough} or more"
+        assert needed in run("prune", *at, few).stderr
+        assert "fits the" not in run("prune", *at, enough, "--force").stderr
     tokens = len(AutoTokenizer.from_pretrained(small[1])(Path(str(small[3])).read_text("utf-8")).input_ids) - 1
     many = ["--nsamples", tokens // 32 + 1, "--prune_method", "wanda"]
     said = f"are drawn from a text of {tokens:,} tokens, so they overlap: --nsamples {tokens // 32} covers it once"
