@@ -29,7 +29,7 @@ class Attention(Block):
 
     @property
     def heads(self) -> int | None:
-        """Number of query heads; None if the matrices are not made of heads of that size, or a norm joins heads."""
+        """Number of query heads; None if the matrices are not made of heads of that size, or something joins heads."""
         rows = {role: projection.weight.shape[0] for role, projection in self.projections.items()}
         size, width = self.head_dim, self.projections["o_proj"].weight.shape[1]
         if not size or rows["q_proj"] != width or width % size or rows["k_proj"] % size or width % rows["k_proj"]:
@@ -38,6 +38,9 @@ class Attention(Block):
         inner = [p for m in self.module.modules() if id(m) not in own for p in m.parameters(recurse=False)]
         joint = {width, rows["k_proj"]} - {size}
         if rows["v_proj"] != rows["k_proj"] or any(joint & set(parameter.shape) for parameter in inner):
+            return None
+        per_head = (width // size,)
+        if any("sink" not in name or p.shape != per_head for name, p in self.module.named_parameters(recurse=False)):
             return None
         return int(width // size)
 

@@ -1,6 +1,7 @@
 """A model with fewer of its layers."""
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from neuronrank_torch.model.structure import LAYERS, Decoder, find_decoder
 
 #: Names under which modules hold the number of their layer.
 _NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number")
+#: Names of lists with an entry per layer; others may happen to be as long.
+_PER_LAYER = re.compile("layer|block|pattern")
 #: Lists in configurations of numbers of layers.
 _INDICES = ("mlp_only_layers",)
 _HINT = "layers of this model cannot be removed yet: remove neurons, or prune weights instead"
@@ -34,7 +37,7 @@ def shallower(config: Any, kept: Sequence[int]) -> dict[str, Any]:
     for name, value in vars(config).items():
         if name in _INDICES and value:
             changes[name] = [kept.index(index) for index in value if index in kept]
-        elif isinstance(value, (list, tuple)) and len(value) == depth:
+        elif isinstance(value, (list, tuple)) and len(value) == depth and _PER_LAYER.search(name):
             changes[name] = type(value)(value[index] for index in kept)
     return changes
 

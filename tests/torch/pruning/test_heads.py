@@ -14,6 +14,7 @@ from tiny import BOS, EOS, VOCAB, tiny_tokenizer
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    DiffLlamaConfig,
     Gemma3TextConfig,
     GPT2Config,
     GptOssConfig,
@@ -262,9 +263,11 @@ def refused(config: Any, **chosen: Any) -> str:
     return str(caught.value)
 
 
-def test_a_norm_over_all_heads_is_refused() -> None:
+def test_heads_that_are_computed_together_are_refused() -> None:
     heads = {"num_attention_heads": 6, "num_key_value_heads": 3}
     assert "the attention of layer 0 (Olmo2DecoderLayer)" in refused(Olmo2Config(**SIZES, **heads))
+    pairs = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    assert "the attention of layer 0 (DiffLlamaDecoderLayer)" in refused(DiffLlamaConfig(**SIZES, **pairs))
 
 
 def test_a_fused_matrix_is_refused() -> None:

@@ -175,6 +175,7 @@ def test_a_first_layer_is_removed_without_an_update() -> None:
 def test_configurations_keep_the_entries_of_the_layers_that_stay() -> None:
     config = tiny_config("qwen3_moe", layers=4)
     config.mlp_only_layers, config.layer_types = [1, 3], ["a", "b", "c", "d"]
+    config.eos_token_id = [1, 2, 3, 4]  # Of the same length by chance
     expected = {"num_hidden_layers": 2, "mlp_only_layers": [1], "layer_types": ["a", "d"]}
     assert shallower(config, [0, 3]) == expected
 
