@@ -47,8 +47,10 @@ def _exponent(field: str, flag: str, text: str) -> RecipeFlag:
 
 
 _SPARSITY_HELP = (
-    "unstructured; N:M such as 2:4, to zero N of every M weights; or neurons, to remove whole neurons. Weights that are"
-    " already zero count; where there are more than asked for, all stay zero."
+    "unstructured; N:M such as 2:4, to zero N of every M weights; neurons, to remove whole neurons; heads, to remove"
+    " attention heads (one way alone: key-value-groups, query-heads); or layers, to remove whole layers"
+    " by measured cost (layers-by-influence: by block influence). Weights that are already zero count; where there are"
+    " more than asked for, all stay zero."
 )
 _BOS_HELP = "Where to add a beginning-of-sequence token, if the tokenizer adds one: to every window or to the text."
 
@@ -63,7 +65,7 @@ RECIPE_FLAGS = {
             "sparsity_ratio",
             "--sparsity_ratio",
             float,
-            "Fraction of weights to zero, or of neurons to remove.",
+            "Fraction of weights to zero, or of neurons, heads or layers to remove.",
             "0.5, or N/M",
         ),
         RecipeFlag(

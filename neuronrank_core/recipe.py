@@ -27,6 +27,13 @@ UPDATES = ("none", "least-squares", "gradual")
 #: Shares of the zeros: equal; fewer in ``down_proj``; more in layers where pruning costs less.
 ALLOCATIONS = ("uniform", "modules", "neuronrank")
 
+#: Sparsity types that remove attention heads: whole key-value groups, as many query heads of every group, or whichever
+#: of both costs less (:mod:`neuronrank_core.selection.heads`).
+HEADS = ("heads", "key-value-groups", "query-heads")
+
+#: Sparsity types that remove whole layers: by measured divergence, one after another, or by block influence.
+LAYERS = ("layers", "layers-by-influence")
+
 #: Named sets of exponents.
 PRESETS: Mapping[str, Mapping[str, float]] = {
     "conservative": {"idf_exp": 1.0, "tf_exp": 1.5, "weight_exp": 1.0},
@@ -103,16 +110,21 @@ class Recipe:
 
         if self.allocate != "uniform" and self.sparsity_type != "unstructured":
             raise InvalidValueError("allocate", self.allocate, f"uniform with sparsity_type {self.sparsity_type}")
-        if self.whole_neurons:
-            self._check_neurons()
+        if self.structured:
+            self._check_structured()
 
-    def _check_neurons(self) -> None:
-        """Refuse other scopes: a saved model has one ``intermediate_size``, and only the MLP has neurons."""
+    def _check_structured(self) -> None:
+        """Refuse other scopes, since the configuration of a saved model has one size for all layers."""
+        kind = f"with sparsity_type {self.sparsity_type}"
         for name in ("pruning_last", "include_attention", "prune_lm_head", "compare"):
             if getattr(self, name):
-                raise InvalidValueError(name, getattr(self, name), "unset with sparsity_type neurons")
+                raise InvalidValueError(name, getattr(self, name), f"unset {kind}")
         if self.update == "gradual":
-            raise InvalidValueError("update", self.update, "none or least-squares with sparsity_type neurons")
+            raise InvalidValueError("update", self.update, f"none or least-squares {kind}")
+        if self.ratio == 1:
+            raise InvalidValueError("sparsity_ratio", self.ratio, f"below 1 {kind}, so that something stays")
+        if (self.removes_heads or self.removes_layers) and self.propagate == "dense":
+            raise InvalidValueError("propagate", self.propagate, f"pruned {kind}")
 
     @classmethod
     def from_preset(cls, preset: str | None = None, **values: Any) -> Recipe:
@@ -132,25 +144,40 @@ class Recipe:
         return self.sparsity_type == "neurons"
 
     @property
+    def removes_heads(self) -> bool:
+        """Whether attention heads are removed."""
+        return self.sparsity_type in HEADS
+
+    @property
+    def removes_layers(self) -> bool:
+        """Whether whole layers are removed."""
+        return self.sparsity_type in LAYERS
+
+    @property
+    def structured(self) -> bool:
+        """Whether the result is a smaller model, instead of one with zeros."""
+        return self.whole_neurons or self.removes_heads or self.removes_layers
+
+    @property
     def ratio(self) -> float:
-        """Share of weights to zero, or of neurons to remove."""
+        """Share of weights to zero, or of neurons, heads or layers to remove."""
         if self.pattern:
             return self.pattern[0] / self.pattern[1]
         return 0.5 if self.sparsity_ratio is None else self.sparsity_ratio
 
 
 def parse_pattern(sparsity_type: str) -> tuple[int, int] | None:
-    """Parse ``"2:4"`` as (2, 4), ``"unstructured"`` and ``"neurons"`` as None.
+    """Parse ``"2:4"`` as (2, 4), the other types as None.
 
     Raises
     ------
     InvalidValueError
         If it is none of these, or N is not below M.
     """
-    if sparsity_type in ("unstructured", "neurons"):
+    if sparsity_type in ("unstructured", "neurons", *HEADS, *LAYERS):
         return None
     match = re.fullmatch(r"(\d+):(\d+)", sparsity_type) if isinstance(sparsity_type, str) else None
     if not match or not 0 < int(match[1]) < int(match[2]):
-        allowed = "unstructured, neurons, or N:M with 0 < N < M (2:4, 4:8, ...)"
+        allowed = f"unstructured, neurons, {', '.join(HEADS + LAYERS)}, or N:M with 0 < N < M (2:4, 4:8, ...)"
         raise InvalidValueError("sparsity_type", sparsity_type, allowed)
     return int(match[1]), int(match[2])

@@ -148,6 +148,20 @@ def open_gates(gate: Tensor, threshold: float) -> Tensor:
     return torch.stack(counts).sum(dim=0)
 
 
+def head_signal(x: Tensor, o_proj: Tensor, heads: int) -> Tensor:
+    """Norm of what each head adds at each token, float32, shape (..., tokens, heads).
+
+    See :func:`neuronrank_core.statistics.heads.head_signal`.
+    """
+    parts = zip(x.chunk(heads, dim=-1), o_proj.chunk(heads, dim=1), strict=True)
+    return torch.stack([(part.float() @ own.float().T).norm(dim=-1) for part, own in parts], dim=-1)
+
+
+def layer_signal(before: Tensor, after: Tensor) -> Tensor:
+    """See :func:`neuronrank_core.statistics.layers.layer_signal`."""
+    return 1 - torch.cosine_similarity(before, after, dim=1, eps=0.0)
+
+
 def inverse(matrix: Tensor) -> Tensor:
     """Inverse of a symmetric positive definite matrix, in double precision where the device computes it fast."""
     double = matrix if _slow_double(matrix.device) else matrix.double()

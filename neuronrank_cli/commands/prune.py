@@ -37,7 +37,7 @@ TABLES = {
     ],
     "Effort": [
         ("fast", "one pass"),
-        ("good", "--update gradual (with neurons: least-squares)"),
+        ("good", "--update gradual (with neurons, heads or layers: least-squares)"),
         ("best", f"the best of good and {', '.join(VARIANTS)} on held-out calibration text"),
     ],
     "Presets": [
@@ -202,7 +202,7 @@ def _without_text(recipe: Recipe, flags: dict[str, Any]) -> dict[str, str]:
 
 def _ignoring(recipe: Recipe, name: str) -> str:
     """The part of a recipe that ignores a field: its sparsity type, its method, or the method in its mode."""
-    if name == "compare":
+    if name == "compare" or recipe.removes_layers:
         return recipe.sparsity_type
     if name not in METHODS[recipe.method].reads:
         return recipe.method
@@ -216,7 +216,8 @@ def print_result(result: PruneResult, *, verbose: bool = False) -> None:
     """Print what a run did to the layers, the perplexities and the verdict, or the estimates of a dry run."""
     job, recipe, planned = result.job, result.recipe, result.plan is not None
     goal = f"{recipe.sparsity_ratio:.4g} {recipe.sparsity_type}"
-    say(f"{job.model}: {recipe.method}, {goal}{', planned' if planned else ''}")
+    method = "" if recipe.removes_layers else f"{recipe.method}, "
+    say(f"{job.model}: {method}{goal}{', planned' if planned else ''}")
     (_print_layers if verbose else _print_summary)(result)
     if result.choice:
         _print_choice(result.choice)
@@ -240,6 +241,11 @@ def print_result(result: PruneResult, *, verbose: bool = False) -> None:
 
 def _print_summary(result: PruneResult) -> None:
     """Print the sparsity of the layers in one line."""
+    if result.recipe.removes_layers:
+        removed = [str(layer.layer) for layer in result.layers if layer.sum("removed")]
+        listed, parameters = ", ".join(removed), f"{result.total.removed:,} parameters"
+        say(f"{len(removed)} of {len(result.layers)} layers removed ({listed}), with {parameters}")
+        return
     gone = "removed" if result.total.removed else "zeros"
     shares = [layer.sum(gone) / layer.sum("size") for layer in result.layers if layer.sum("size")]
     low, high = min(shares, default=0.0), max(shares, default=0.0)

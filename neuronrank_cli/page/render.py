@@ -59,11 +59,11 @@ def recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:
 def module_sizes(data: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
     """Weights before pruning, and weights that are zero or removed now, of every module by layer.
 
-    Zeros are counted in the saved tensors. Removed weights cannot be: where whole neurons were removed, the sizes
+    Zeros are counted in the saved tensors. Removed weights cannot be: where neurons or heads were removed, the sizes
     before pruning are those in ``neuronrank.json``.
     """
     was = {layer.layer: layer.modules for layer in data["run"].layers}
-    shrunk = data["run"].recipe.whole_neurons
+    shrunk = data["run"].recipe.structured
     modules: dict[str, dict[int, dict[str, Any]]] = {}
     for layer in data["sparsity"]["layers"]:
         for name, now in layer["modules"].items():

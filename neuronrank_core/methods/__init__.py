@@ -52,13 +52,18 @@ def decided(recipe: Recipe) -> Recipe:
 def requires(recipe: Recipe) -> frozenset[str]:
     """Kinds of statistics to collect; empty means that scoring needs no calibration text."""
     method = method_of(recipe)
+    if recipe.removes_layers:
+        return frozenset()
+    if recipe.removes_heads:
+        return method.head_requires(recipe)
     beyond = recipe.include_attention or recipe.prune_lm_head
     return method.requires(recipe) | (METHODS[method.beyond_mlp].requires(recipe) if beyond else frozenset())
 
 
 def needs_text(recipe: Recipe) -> bool:
     """Whether a run reads calibration text."""
-    return bool(requires(recipe)) or recipe.update != "none" or recipe.allocate == "neuronrank"
+    measured = recipe.update != "none" or recipe.allocate == "neuronrank" or recipe.removes_layers
+    return bool(requires(recipe)) or measured
 
 
 def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
@@ -75,6 +80,10 @@ def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
         dead |= {"tfidf_mode", "signal", "threshold"}
     if recipe.pattern:
         dead |= {"compare"}
+    if recipe.removes_layers:  # No method scores them.
+        dead |= method_of(recipe).reads
+    if recipe.removes_heads:  # Their signal is what they add, and the score has no factor per weight.
+        dead |= {"signal", "weight_exp", "input_exp"}
     return sorted(dead & set(names))
 
 
@@ -84,12 +93,15 @@ def check_recipe(recipe: Recipe) -> None:
     Raises
     ------
     InvalidValueError
-        If the method is unknown, cannot score whole neurons and the recipe removes them, or clusters sampled tokens
+        If the method is unknown, cannot score the neurons or heads that the recipe removes, or clusters sampled tokens
         into more topics than there are tokens.
     """
-    if recipe.whole_neurons and not method_of(recipe).ranks_neurons:
-        able = ", ".join(name for name, method in METHODS.items() if method.ranks_neurons)
-        raise InvalidValueError("method", recipe.method, f"with sparsity_type neurons, one of {able}")
+    for removes, ranks in ((recipe.whole_neurons, "ranks_neurons"), (recipe.removes_heads, "ranks_heads")):
+        if removes and not getattr(method_of(recipe), ranks):
+            able = ", ".join(name for name, method in METHODS.items() if getattr(method, ranks))
+            raise InvalidValueError(
+                "method", recipe.method, f"with sparsity_type {recipe.sparsity_type}, one of {able}"
+            )
     tokens = recipe.nsamples * min(recipe.seqlen, recipe.tokens_per_document)
     if mode(recipe) == "topic" and SAMPLE in requires(recipe) and recipe.tfidf_k > tokens:
         raise InvalidValueError("tfidf_k", recipe.tfidf_k, f"[1, {tokens}], the number of sampled tokens")

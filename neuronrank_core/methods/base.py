@@ -51,6 +51,26 @@ class Method(ABC):
         del context
         raise InputError(f"{self.name} has no score for whole neurons", hint="use --prune_method neuronrank_wanda")
 
+    def head_score(self, context: ScoringContext) -> Vector:
+        """Score every attention head as a whole, shape (heads,); the score of several heads is their sum.
+
+        Raises
+        ------
+        InputError
+            If the method has no score for heads.
+        """
+        del context
+        raise InputError(f"{self.name} has no score for heads", hint="use --prune_method neuronrank_wanda")
+
+    def head_requires(self, recipe: Recipe) -> frozenset[str]:
+        """Kinds of statistics that :meth:`head_score` needs; what :meth:`requires` returns by default."""
+        return self.requires(recipe)
+
+    @property
+    def ranks_heads(self) -> bool:
+        """Whether the method implements :meth:`head_score`."""
+        return type(self).head_score is not Method.head_score
+
     @property
     def ranks_neurons(self) -> bool:
         """Whether the method implements :meth:`neuron_score`."""
@@ -76,7 +96,7 @@ class Method(ABC):
         return context.neurons(self.mode_in(context.recipe))
 
     def importance(self, context: ScoringContext, strength: Vector | None = None) -> Vector:
-        """``strength^tf_exp * idf^idf_exp * spikiness^spikiness_exp``, shape (neurons,).
+        """``strength^tf_exp * idf^idf_exp * spikiness^spikiness_exp`` of each neuron or head, shape (neurons,).
 
         Terms with exponent 0 are not computed, so they need no statistics.
 
@@ -88,7 +108,7 @@ class Method(ABC):
         """
         e = self.exponents(context.recipe)
         module, weight = next(iter(context.weights.items()))  # All have as many neurons.
-        factor = np.ones(weight.shape[NEURON_AXIS[module]])
+        factor = np.ones(context.heads or weight.shape[NEURON_AXIS[module]])
         if e.tf_exp:
             factor = (self.neurons(context).tf if strength is None else strength) ** e.tf_exp
         if e.idf_exp:

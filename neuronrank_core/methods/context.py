@@ -34,6 +34,8 @@ class ScoringContext:
         Share of the MLP's weights to zero in this layer; the recipe's by default.
     known : dict of NeuronStatistics, optional
         Precomputed TF, DF, IDF and spikiness by mode; by default computed from the statistics.
+    heads : int, optional
+        Number of heads, if the layer's attention is scored: the columns of the statistics are then its heads.
     norms : dict of arrays, shape (in_features,), optional
         By module, what :meth:`input_norm` returns instead of the inputs' root mean square.
     """
@@ -45,6 +47,7 @@ class ScoringContext:
     kernels: Kernels = field(default_factory=NumpyKernels)
     ratio: float | None = None
     known: dict[str, NeuronStatistics] | None = None
+    heads: int | None = None
     norms: Mapping[str, Array] = field(default_factory=dict)
 
     def at(self, module: str, weight: Array, input_norm: Array | None = None) -> ScoringContext:
@@ -68,6 +71,10 @@ class ScoringContext:
     @cached_property
     def _neurons(self) -> dict[str, NeuronStatistics]:
         return {} if self.known is None else self.known
+
+    def contribution(self) -> Vector:
+        """Mean square, over all tokens, of the norm of what each head adds; shape (heads,)."""
+        return tfidf.over_documents(self.table.require("signal_mean_square", self.layer), self.table.tokens)
 
     def input_rms(self, module: str) -> Vector:
         """Root mean square of the module's input features, shape (in_features,)."""

@@ -1,6 +1,8 @@
 """Magnitude: Han et al. 2015, "Learning both weights and connections for efficient neural networks"."""
 
-from neuronrank_core.kernels import Array
+import numpy as np
+
+from neuronrank_core.kernels import Array, Vector
 from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.recipe import Recipe
@@ -16,6 +18,11 @@ class Magnitude(Method):
     def score(self, module: str, context: ScoringContext) -> Array:
         """Score every weight by its magnitude."""
         return abs(context.weights[module])
+
+    def head_score(self, context: ScoringContext) -> Vector:
+        """Score every head by the sum of squares of its columns in ``o_proj``."""
+        columns = context.kernels.column_norm(context.weights["o_proj"])
+        return np.asarray((columns**2).reshape(context.heads or 1, -1).sum(axis=1))
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """No statistics."""

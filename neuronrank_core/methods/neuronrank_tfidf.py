@@ -29,6 +29,14 @@ class NeuronRankTfidf(Method):
         """The seed formula's neuron factor."""
         return self.importance(context)
 
+    def head_score(self, context: ScoringContext) -> Vector:
+        """The same factor, of each head."""
+        return self.importance(context)
+
+    def head_requires(self, recipe: Recipe) -> frozenset[str]:
+        """The statistics that the exponents of the factor need."""
+        return self.tfidf_requires(recipe)
+
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """The statistics that the exponents need."""
         return self.tfidf_requires(recipe) | ({INPUTS} if self.exponents(recipe).input_exp else set())

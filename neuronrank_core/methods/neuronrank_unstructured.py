@@ -31,6 +31,10 @@ class NeuronRankUnstructured(Method):
         r = context.recipe
         return r.magnitude_multi + r.variance_multi * self.neurons(context).variance ** r.variance_exp
 
+    def head_score(self, context: ScoringContext) -> Vector:
+        """The same, of each head."""
+        return self.neuron_score(context)
+
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """Moments of the signal."""
         del recipe

@@ -10,7 +10,7 @@ from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.methods.scoring import normalise, times_neuron, weight_merit
 from neuronrank_core.recipe import Recipe
-from neuronrank_core.statistics.table import INPUTS
+from neuronrank_core.statistics.table import INPUTS, SIGNAL
 
 
 class NeuronRankWanda(Method):
@@ -37,6 +37,14 @@ class NeuronRankWanda(Method):
     def neuron_score(self, context: ScoringContext) -> Vector:
         """Score every neuron by how much of the block's output passes through it, and how selectively."""
         return self.importance(context, neuron_strength(context))
+
+    def head_score(self, context: ScoringContext) -> Vector:
+        """Score every head by the root mean square of what it adds, and how selectively."""
+        return self.importance(context, context.contribution() ** 0.5)
+
+    def head_requires(self, recipe: Recipe) -> frozenset[str]:
+        """Moments of the signal, and the statistics that IDF and spikiness need."""
+        return self.tfidf_requires(recipe, tf_from_signal=False) | {SIGNAL}
 
     def requires(self, recipe: Recipe) -> frozenset[str]:
         """Mean squares of the inputs, and the statistics that IDF and spikiness need."""

@@ -1,11 +1,11 @@
 """Wanda: Sun et al. 2023, "A simple and effective pruning approach for large language models", arXiv 2306.11695."""
 
-from neuronrank_core.kernels import Array
+from neuronrank_core.kernels import Array, Vector
 from neuronrank_core.methods.base import Method
 from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.methods.scoring import weight_merit
 from neuronrank_core.recipe import Recipe
-from neuronrank_core.statistics.table import INPUTS
+from neuronrank_core.statistics.table import INPUTS, SIGNAL
 
 
 class Wanda(Method):
@@ -22,6 +22,15 @@ class Wanda(Method):
         """Mean squares of the inputs."""
         del recipe
         return frozenset({INPUTS})
+
+    def head_score(self, context: ScoringContext) -> Vector:
+        """Score every head by the mean square of what it adds."""
+        return context.contribution()
+
+    def head_requires(self, recipe: Recipe) -> frozenset[str]:
+        """Moments of the signal."""
+        del recipe
+        return frozenset({SIGNAL})
 
     def compare(self, module: str) -> str:
         """Within each output row."""

@@ -159,6 +159,34 @@ def gradual_update(
     return masked
 
 
+def linear_map(
+    weight: Array, gram: Array, target: Array, inverse: Callable[[Array], Array], *, damping: float = DAMPING
+) -> Array:
+    """Least-squares weights that reproduce other outputs than the layer's own, with all inputs.
+
+    Closed form: the V that minimises ``|X V' - Y|^2``, with inputs scaled to a unit diagonal and ``damping`` as a
+    penalty on changes from ``weight``.
+
+    Parameters
+    ----------
+    weight : array, shape (out_features, in_features)
+        What V is pulled to.
+    gram : array, shape (in_features, in_features)
+        ``X' X``.
+    target : array, shape (out_features, in_features)
+        ``Y' X``.
+    inverse, damping
+        See :func:`absorb`.
+
+    Returns
+    -------
+    array, shape (out_features, in_features)
+    """
+    unit, scale = _unit_diagonal(gram)
+    unit[range(len(unit)), range(len(unit))] += damping
+    return (target / scale + damping * weight * scale) @ inverse(unit) / scale
+
+
 def absorb(
     weight: Array, kept: Array, gram: Array, inverse: Callable[[Array], Array], *, damping: float = DAMPING
 ) -> Array:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neuronrank_core import InputError, MissingStatisticsError, NonFiniteError, Recipe
-from neuronrank_core.methods import METHODS, method_of
+from neuronrank_core.methods import METHODS, method_of, requires
 from neuronrank_core.statistics.table import (
     INPUTS,
     SAMPLE,
@@ -112,6 +112,8 @@ class _TableBuilder:
         self.expert = block.expert if isinstance(block, Mlp) else None
         method = method_of(recipe)
         self.kinds = (method if isinstance(block, Mlp) else METHODS[method.beyond_mlp]).requires(recipe)
+        if recipe.removes_heads:
+            self.kinds = requires(recipe)
         self.signal = block.signal(recipe.signal)
         self._rows: list[LayerStatistics] = []
         self._batch: dict[str, Tensor] = {}
@@ -122,7 +124,9 @@ class _TableBuilder:
         for role, projection in by_input(self.block.projections).items():
             if INPUTS in self.kinds:
                 hooks.append(projection.on_input(lambda x, role=role: self.see_input(role, x)))  # type: ignore[misc]
-        if self.kinds & {SIGNAL, SAMPLE}:
+        if self.recipe.removes_heads and self.kinds:
+            hooks.append(self.block.projections["o_proj"].on_input(self.see_heads))
+        elif self.kinds & {SIGNAL, SAMPLE}:
             gate = self.block.projections["gate_proj" if self.block.gated else "up_proj"]
             hooks += [gate.on_output(self.see_gate), self.block.projections["down_proj"].on_input(self.see_product)]
         return hooks
@@ -156,6 +160,13 @@ class _TableBuilder:
         """Reduce the input of ``down_proj``, shape (documents, tokens, neurons)."""
         if self.signal == "product":
             self._see_signal(self._by_document(product))
+
+    def see_heads(self, x: Tensor) -> None:
+        """Reduce the input of ``o_proj``, shape (documents, tokens, heads * head_dim)."""
+        signal = kernels.head_signal(self._by_document(x), self.block.weights["o_proj"], self.block.heads or 1)
+        if SIGNAL in self.kinds:
+            self._batch["open_gate"] = kernels.open_gates(signal, self.recipe.threshold)
+        self._see_signal(signal)
 
     def _see_signal(self, activation: Tensor) -> None:
         if SAMPLE in self.kinds:

@@ -125,6 +125,11 @@ class StatisticsFolder:
                 f"--update {recipe.update} needs calibration text, not only statistics",
                 hint="leave out --update, or prune without --stats",
             )
+        if recipe.removes_heads or recipe.removes_layers:
+            raise InputError(
+                f"--sparsity_type {recipe.sparsity_type} needs calibration text: statistics are those of neurons",
+                hint="prune without --stats",
+            )
         if not self.header.get("gated", True):  # There is no other signal.
             recipe = replace(recipe, signal=self.header["signal"])
         for name, collected in self.fixed.items():

@@ -108,6 +108,11 @@ class Block:
     prefix: str = ""
 
     @property
+    def heads(self) -> int | None:
+        """Number of attention heads; None if there are none or they cannot be told apart."""
+        return None
+
+    @property
     def gated(self) -> bool:
         """Whether it has a gate."""
         return "gate_proj" in self.projections
@@ -184,16 +189,17 @@ class Mlp(Block):
             # A fused matrix (gate above up) loses the rows of both.
             rows = torch.cat([kept + start for start in range(0, module.weight.shape[outputs], neurons)])
             for name, _ in list(module.named_parameters(recurse=False)):
-                _select(module, name, outputs, rows)
+                select_entries(module, name, outputs, rows)
             setattr(module, size, len(rows))
         inputs, size = (0, "nx") if isinstance(down, Conv1D) else (1, "in_features")
-        _select(down, "weight", inputs, kept)
+        select_entries(down, "weight", inputs, kept)
         setattr(down, size, len(kept))
         if hasattr(self.module, "intermediate_size"):
             self.module.intermediate_size = len(kept)  # type: ignore[assignment]
 
 
-def _select(module: Any, name: str, axis: int, kept: Tensor) -> None:
+def select_entries(module: Any, name: str, axis: int, kept: Tensor) -> None:
+    """Replace a parameter by its entries at these indices of an axis."""
     parameter = getattr(module, name)
     shorter = nn.Parameter(parameter.detach().index_select(axis, kept), requires_grad=parameter.requires_grad)
     setattr(module, name, shorter)

@@ -13,6 +13,7 @@ from torch import nn
 
 from neuronrank_core.errors import InputError, MissingStatisticsError, UnsupportedModelError
 from neuronrank_core.recipe import Recipe
+from neuronrank_torch.model.attention import Attention
 from neuronrank_torch.model.blocks import ATTENTION_PROJECTIONS, Block, Mlp, Projection
 from neuronrank_torch.model.experts import Experts, find_experts
 from neuronrank_torch.model.families import LAYOUTS
@@ -26,7 +27,7 @@ _NO_MLP_PART = re.compile(_ROUTER_OR_NORM.pattern + "|attn|attention|mamba|mixer
 #: Names of classes of MLPs.
 _MLP_CLASS = re.compile(r"mlp|moe|experts|feed_?forward|ffn", re.IGNORECASE)
 #: Paths of the list of layers, from the module that takes the tokens.
-_LAYERS = ("layers", "h", "blocks", "encoder.layer")
+LAYERS = ("layers", "h", "blocks", "encoder.layer")
 #: Names of encoders whose layers read no text, or text only together with pictures.
 _OTHER_INPUT = re.compile(r"vision|visual|image|video|audio|speech|tower|perceiver|qformer", re.IGNORECASE)
 
@@ -43,7 +44,7 @@ class Layer:
     mlps : tuple of Mlp
         Its MLP or, in a mixture of experts, each routed expert, and a shared expert if it has one. Empty in a layer
         of a hybrid model that only mixes tokens.
-    attention : Block, optional
+    attention : Attention, optional
         Its q/k/v/o projections, if present once.
     experts : Experts, optional
         The module that runs the routed experts, in a mixture of experts.
@@ -52,7 +53,7 @@ class Layer:
     index: int
     module: nn.Module
     mlps: tuple[Mlp, ...]
-    attention: Block | None = None
+    attention: Attention | None = None
     experts: Experts | None = None
 
     @property
@@ -167,7 +168,7 @@ def _has_layers(body: nn.Module) -> bool:
 
 def _layers_of(body: nn.Module) -> Iterable[nn.Module]:
     """The list of layers of a module; empty if it has none."""
-    lists = (at_path(body, path) for path in _LAYERS)
+    lists = (at_path(body, path) for path in LAYERS)
     return next((layers for layers in lists if isinstance(layers, nn.ModuleList)), ())
 
 
@@ -219,14 +220,14 @@ def _find_mlps(layer: nn.Module, index: int) -> tuple[Mlp, ...]:
     return tuple(mlp for name, mlp in found if mlp is not None and (mlp.gated or not _ROUTER_OR_NORM.search(name)))
 
 
-def _find_attention(layer: nn.Module, index: int) -> Block | None:
+def _find_attention(layer: nn.Module, index: int) -> Attention | None:
     found = []
     for module in layer.modules():
         linears = {role: getattr(module, role, None) for role in ATTENTION_PROJECTIONS}
         linears["o_proj"] = getattr(module, "out_proj", linears["o_proj"])  # OPT, GPT-J
         projections = {role: Projection(linear) for role, linear in linears.items() if isinstance(linear, nn.Linear)}
         if len(projections) == len(ATTENTION_PROJECTIONS):
-            found.append(Block(index, module, projections))
+            found.append(Attention(index, module, projections))
     return found[0] if len(found) == 1 else None  # Of several, one would stay dense without a word.
 
 

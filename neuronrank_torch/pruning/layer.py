@@ -62,7 +62,7 @@ class LayerPlan:
         """Scoring context of a block with its current weights."""
         recipe = replace(self.recipe, method="magnitude") if starved(block, table, self.recipe) else self.recipe
         scored = {role: weight.float() for role, weight in block.weights.items()}
-        return ScoringContext(block.where, recipe, scored, table, self.kernels, ratio=self.ratio)
+        return ScoringContext(block.where, recipe, scored, table, self.kernels, self.ratio, heads=block.heads)
 
 
 def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed: bool) -> LayerReport:
@@ -79,7 +79,7 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
         Whether a later layer or the head needs this layer's output for calibration.
     """
     started, keep = time.perf_counter(), plan.recipe.propagate == "dense"
-    blocks = run.layer.blocks(include_attention=plan.recipe.include_attention)
+    blocks = plan.sparsity_type.blocks(run.layer, plan.recipe)
     inputs, *later = plan.stages
 
     # Calibrate: one pass through the dense layer.

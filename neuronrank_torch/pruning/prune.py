@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuronrank_core import InvalidValueError, Recipe
+from neuronrank_core import InputError, InvalidValueError, Recipe
 from neuronrank_core.methods import check_recipe, needs_text, requires
 from neuronrank_core.statistics.table import INPUTS, RESIDUAL, LayerStatistics
 from neuronrank_torch.calibration.collector import head_statistics
@@ -22,10 +22,12 @@ from neuronrank_torch.model.structure import find_decoder, untied_head
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.allocation import AllocationPass
 from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
+from neuronrank_torch.pruning.options import OptionPass
 from neuronrank_torch.pruning.result import Calibration, LayerReport, Report
 from neuronrank_torch.pruning.scope import pruned_layers, refuse_modes
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.pruning.store import InMemory, LayerStore
+from neuronrank_torch.pruning.whole_layers import remove_layers
 from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
 from neuronrank_torch.text.sources import text_fingerprint
 
@@ -86,6 +88,14 @@ def prune(
     if statistics is not None:
         recipe = statistics.fitted(recipe)
     check_recipe(recipe)
+    if recipe.removes_layers:
+        if ranks.size > 1:
+            raise InputError(
+                f"--sparsity_type {recipe.sparsity_type} runs in a single process", hint="leave out torchrun"
+            )
+        text = texts if isinstance(texts, str) else "\n\n".join(texts)
+        with eval_mode(model), torch.no_grad():
+            return remove_layers(model, tokenizer, recipe, text, batch_size=batch_size, progress=progress)
     run = _PruneRun(model, recipe, progress, store or InMemory(), ranks, after)
     if batch_size is not None and batch_size < 1:
         raise InvalidValueError("batch_size", batch_size, "a whole number >= 1")
@@ -123,8 +133,16 @@ class _PruneRun:
         self.progress, self.store, self.ranks, self.after = progress, store, ranks, after
         self.decoder = find_decoder(model)
         self.recipe = self.decoder.measured(recipe)
-        if not any(store.done(layer.index) for layer in self.decoder.layers):  # Finished layers may have fewer neurons.
+        self.asked, self.kind = recipe, sparsity_type_of(recipe)
+        resumed = [layer for layer in self.decoder.layers if store.done(layer.index)]
+        for layer in resumed:
+            self.kind.resume(layer)
+        if not resumed:  # Finished layers may have fewer neurons.
             refuse_modes(model, self.decoder, recipe)
+        #: What the scores of all layers decide between, before the first layer is pruned.
+        self.options = self.kind.options(model, self.decoder, self.recipe)
+        if len(self.options) == 1:
+            [self.recipe] = self.options
         self.head = untied_head(model) if recipe.prune_lm_head else None
         # The layers of a streamed model are on the meta device until they are loaded.
         self.device = next(p.device for p in model.parameters() if not p.is_meta)
@@ -151,16 +169,16 @@ class _PruneRun:
             statistics.check_layers(self.depth)
             if self.recipe.allocate == "neuronrank":
                 self._allocate(lambda dense: self._count(statistics, dense))
+        self._decide(self._look_at_weights)
         for layer in self.decoder.layers:
             if layer.index not in self.pruned:
                 self._leave(layer.index)
             else:
-                blocks = layer.blocks(include_attention=self.recipe.include_attention)
-                self._prune_by_statistics(layer.index, blocks, statistics)
+                self._prune_by_statistics(layer.index, self.kind.blocks(layer, self.recipe), statistics)
             self.progress(f"pruning layer {layer.index + 1} of {self.depth}", layer.index + 1, self.depth, "layers")
         if self.head is not None:
             self._prune_by_statistics(HEAD, [self.head], statistics)
-        sparsity_type_of(self.recipe).change_config(self.decoder)
+        self._change_config()
 
     def _prune_by_statistics(self, unit: Unit, blocks: Sequence[Block], statistics: StatisticsFolder | None) -> None:
         if self._recalled(unit):
@@ -198,11 +216,17 @@ class _PruneRun:
             self._count_steps(len(sequences), batch_size)
             if self.recipe.allocate == "neuronrank":
                 self._allocate(lambda dense: self._run_layers(sequences, dense.visit, batch_size, "measuring"))
+            self._decide(lambda dense: self._run_layers(sequences, dense.visit, batch_size, "measuring"))
             hidden = self._run_layers(sequences, self._visit, batch_size, "calibrating")
             if self.head is not None:
                 table = head_statistics(self.decoder, hidden, self.device, self.ranks)
                 self._prune_by_table(HEAD, [self.head], table)
-        sparsity_type_of(self.recipe).change_config(self.decoder)
+        self._change_config()
+
+    def _change_config(self) -> None:
+        if self.recipe.sparsity_type != self.asked.sparsity_type:
+            self.notes += self.kind.notes(self.decoder, self.recipe)
+        self.kind.change_config(self.decoder)
 
     def _count_steps(self, sequences: int, batch_size: int) -> None:
         """Count all steps, and those done by an earlier process; a finished layer only propagates the text."""
@@ -214,6 +238,7 @@ class _PruneRun:
         if self.recipe.allocate == "neuronrank":
             self.total += batches * self.depth
             self.steps += batches * self.depth * (self.store.ratios() is not None)
+        self.total += batches * self.depth * (len(self.options) > 1)
 
     def _passes(self, index: int, *, done: bool) -> int:
         """Number of passes of the calibration text through layer ``index``."""
@@ -248,6 +273,18 @@ class _PruneRun:
             ratios = dense.ratios()
             self.store.keep_ratios(ratios)
         self.ratios = {layer.index: ratio for layer, ratio in zip(self.layers, ratios, strict=True)}
+
+    def _decide(self, look: Callable[[OptionPass], object]) -> None:
+        """Settle on one of the options; ``look`` shows every dense layer to a pass that compares them."""
+        if len(self.options) > 1:
+            dense = OptionPass(self.options, self.kernels, self.ranks)
+            look(dense)
+            self.recipe = dense.best()
+
+    def _look_at_weights(self, dense: OptionPass) -> None:
+        for layer in self.layers:
+            with self.store.resident(layer.index):
+                dense.compare(layer, [None])
 
     def _visit(self, run: LayerRun) -> None:
         """Prune one layer; if it is finished or not to be pruned, only run the text through it."""

@@ -10,6 +10,7 @@ from neuronrank_torch.model.streaming import Resident
 from neuronrank_torch.model.structure import Decoder, Layer, find_decoder, untied_head
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
+from neuronrank_torch.pruning.whole_layers import check_whole_layers
 
 #: Fraction of zeros from which a module counts as pruned. Unpruned checkpoints have a few, above all quantised ones.
 PRUNED = 0.01
@@ -41,14 +42,22 @@ def planned_layers(model: Any, recipe: Recipe, resident: Resident | None = None)
         If the model has no MLP in a known layout.
     """
     decoder = find_decoder(model)
+    if recipe.removes_layers:  # Which ones is measured.
+        check_whole_layers(model, decoder, recipe)
+        return [], []
     refuse_modes(model, decoder, recipe)
     layers, notes = pruned_layers(decoder, recipe)
-    blocks: dict[int | str, Any] = {
-        layer.index: layer.blocks(include_attention=recipe.include_attention) for layer in layers
-    }
+    blocks: dict[int | str, Any] = {layer.index: sparsity_type_of(recipe).blocks(layer, recipe) for layer in layers}
     if recipe.prune_lm_head:
         blocks["lm_head"] = [untied_head(model)]
     kind = sparsity_type_of(recipe)
+    options = kind.options(model, decoder, recipe)
+    if len(options) > 1:
+        names = " or ".join(option.sparsity_type for option in options)
+        notes.append(
+            f"--sparsity_type {recipe.sparsity_type}: the run removes {names}, by their scores; planned is the first"
+        )
+    recipe = options[0]
 
     def planned(unit: int | str, *, counted: bool) -> LayerReport:
         with resident(unit) if counted and resident else nullcontext():
@@ -64,7 +73,7 @@ def planned_layers(model: Any, recipe: Recipe, resident: Resident | None = None)
 def pruned_layers(decoder: Decoder, recipe: Recipe) -> tuple[list[Layer], list[str]]:
     """The layers that the recipe prunes, and notes for the user; raises InputError as :meth:`Layer.blocks`."""
     first, notes = first_pruned(recipe, len(decoder.layers))
-    bare = [layer for layer in decoder.layers[first:] if not layer.blocks(include_attention=recipe.include_attention)]
+    bare = [layer for layer in decoder.layers[first:] if not sparsity_type_of(recipe).blocks(layer, recipe)]
     if bare:
         notes.append(f"layers without an MLP are not pruned: {', '.join(str(layer.index) for layer in bare)}")
     return [layer for layer in decoder.layers[first:] if layer not in bare], notes
@@ -89,7 +98,7 @@ def refuse_modes(model: Any, decoder: Decoder, recipe: Recipe) -> None:
     mixture = next((layer.experts for layer in decoder.layers if layer.experts is not None), None)
     modes = {
         "--sparsity_type neurons": recipe.whole_neurons,
-        f"--update {recipe.update}": recipe.update != "none",
+        f"--update {recipe.update}": recipe.update != "none" and not recipe.removes_heads,
         "--allocate neuronrank": recipe.allocate == "neuronrank",
     }
     asked = [mode for mode, set_ in modes.items() if set_]
@@ -105,7 +114,7 @@ def refuse_modes(model: Any, decoder: Decoder, recipe: Recipe) -> None:
             f"{asked[0]} needs an MLP in every layer, and layer {empty.index} ({type(empty.module).__name__}) has none",
             hint="leave it out: the other layers can be pruned unstructured or N:M, all at one ratio",
         )
-    if recipe.signal == "activated" and requires(recipe) & {SIGNAL, SAMPLE}:
+    if recipe.signal == "activated" and not recipe.removes_heads and requires(recipe) & {SIGNAL, SAMPLE}:
         for mlp in (mlp for layer in decoder.layers for mlp in layer.mlps if mlp.gated):
             mlp.activation  # noqa: B018 (raises)
     sparsity_type_of(recipe).check(model, decoder, recipe)

@@ -6,8 +6,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from neuronrank_core import METHODS, Recipe
+from neuronrank_core import Recipe
 from neuronrank_core.errors import first_line
+from neuronrank_core.methods import without_effect
 from neuronrank_core.recipe import Exponents
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.runs.prune_result import PruneResult
@@ -51,7 +52,8 @@ def model_cards(result: PruneResult, source: ModelSource, command: str) -> tuple
 def _body(result: PruneResult, source: ModelSource, command: str, licence: Any) -> str:
     name = source.spec if source.kind == "hub" or source.spec.startswith("builtin:") else Path(source.spec).name
     total, dense = result.total, result.source.parameters if result.source else result.total.parameters
-    plain, idle = Recipe(), {f.name for f in fields(Exponents)} - METHODS[result.recipe.method].reads
+    plain, idle = Recipe(), set(without_effect(result.recipe, [f.name for f in fields(Exponents)]))
+    idle |= {"method"} if result.recipe.removes_layers else set()
     settings = {f.name: getattr(result.recipe, f.name) for f in fields(Recipe) if f.name not in idle}
     recipe = "\n".join(
         f"| `{field}` | {value} |"
@@ -66,6 +68,9 @@ def _body(result: PruneResult, source: ModelSource, command: str, licence: Any) 
     rows = "\n".join(
         f"| `{role}` | {a:,} | {b:,} | {c:,} | {(c or b) / a:.2%} |" for role, (a, b, c) in modules.items()
     )
+    if result.recipe.removes_layers:
+        removed = ", ".join(str(layer.layer) for layer in result.layers if layer.sum("removed"))
+        rows += f"\n\nLayers removed, as the base model numbers them: {removed}."
     lost = f"{dense - total.parameters:,} removed" if total.removed else f"{total.zeros:,} zero"
     share = (dense - total.parameters if total.removed else total.zeros) / dense
     return f"""# {name}, pruned

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from neuronrank_core import Recipe
+from neuronrank_core import InputError, Recipe
 from neuronrank_core.methods import check_recipe, needs_text
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
 from neuronrank_torch.distributed.ranks import ALONE
@@ -51,6 +51,8 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
         If the output, the texts or the model's configuration cannot be used.
     """
     check_recipe(recipe)
+    if recipe.removes_layers:
+        raise InputError(f"--dry-run cannot plan --sparsity_type {recipe.sparsity_type}", hint="leave out --dry-run")
     inputs = read_inputs(job, recipe)
     job, recipe, statistics = inputs.job, inputs.recipe, inputs.statistics
     streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
@@ -78,10 +80,12 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
     if text:
         calibration_sequences(tokenizer, recipe, text)
     dense = ModelSize.of(source, sum(p.numel() for p in model.parameters()))
+    kind = sparsity_type_of(recipe)
+    option = kind.options(model, streamed.decoder, recipe)[0]
     parameters = dense.parameters - sum(
-        sparsity_type_of(recipe).shrinkage(block, recipe)
+        kind.shrinkage(block, option)
         for layer in pruned_layers(streamed.decoder, recipe)[0]
-        for block in layer.blocks(include_attention=recipe.include_attention)
+        for block in kind.blocks(layer, recipe)
     )
     tokens = {"tokens": recipe.nsamples * recipe.seqlen} if needs_text(recipe) else {}
     calibration = Calibration(**(tokens if statistics is None else statistics.calibration()))
@@ -128,7 +132,7 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
         Whether the whole model is in memory at some time.
     """
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
-    blocks = _example_layer(model).blocks(include_attention=recipe.include_attention)
+    blocks = sparsity_type_of(recipe).blocks(_example_layer(model), recipe)
     weights = [weight for block in blocks for weight in block.weights.values()]
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
     calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and job.hidden_states == "memory" else 0
@@ -166,7 +170,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     # One micro-batch may hold fewer tokens than there are topics.
     plan = LayerPlan(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device))
     passes = sum(plan.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
-    if recipe.allocate == "neuronrank":
+    if recipe.allocate == "neuronrank" or recipe.sparsity_type == "heads":
         passes += layers
     forward = prune = 0.0
 
@@ -182,7 +186,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
             prune_layer(run, plan, ALONE, outputs_needed=False)
             prune = time.perf_counter() - started - forward * plan.passes(outputs_needed=False)
         else:
-            blocks = run.layer.blocks(include_attention=recipe.include_attention)
+            blocks = plan.sparsity_type.blocks(run.layer, recipe)
             prune_by_statistics(0, blocks, [None] * len(blocks), plan)
             prune = time.perf_counter() - started
 

@@ -1,12 +1,17 @@
 """What a user has to know about a run before it begins."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from neuronrank_core import Recipe
+from neuronrank_core.effort import HELD_OUT
+from neuronrank_core.statistics.table import SHARED_INPUT
 from neuronrank_torch.evaluation.seen_text import evaluation_notes
 from neuronrank_torch.model.structure import Decoder
 from neuronrank_torch.pruning.scope import pruned_layers
+from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
+from neuronrank_torch.pruning.whole_layers import held_out
 from neuronrank_torch.runs.job import Inputs
 from neuronrank_torch.text.sequences import tokenize
 
@@ -41,12 +46,19 @@ def _underdetermined(inputs: Inputs, decoder: Decoder) -> Iterator[str]:
     recipe = inputs.recipe
     if not (inputs.documents or inputs.writes_text) or recipe.update == "none":
         return
-    layers, _ = pruned_layers(decoder, recipe)
-    blocks = [block for layer in layers for block in layer.blocks(include_attention=recipe.include_attention)]
-    widths = {block.weights[role].shape[1]: role for block in blocks for role in block.weights}
-    tokens = recipe.nsamples * recipe.seqlen
+    what, part, tokens = "inputs", 1.0, recipe.nsamples * recipe.seqlen
+    if recipe.removes_layers:
+        what, part, tokens = "outputs", 1 - HELD_OUT, tokens - held_out(recipe.nsamples, recipe.seqlen) * recipe.seqlen
+        widths = {mlp.weights["down_proj"].shape[0]: "down_proj" for layer in decoder.layers for mlp in layer.mlps}
+    else:
+        kind = sparsity_type_of(recipe)
+        read = {role for stage in kind.stages(recipe) for role in stage}
+        blocks = [block for layer in pruned_layers(decoder, recipe)[0] for block in kind.blocks(layer, recipe)]
+        inputs_of = [(role, weight) for block in blocks for role, weight in block.weights.items()]
+        widths = {weight.shape[1]: role for role, weight in inputs_of if SHARED_INPUT.get(role, role) in read}
     if widths and tokens < max(widths):
+        enough = math.ceil(-(-max(widths) // recipe.seqlen) / part)
         yield (
-            f"--update {recipe.update} fits the {max(widths):,} inputs of {widths[max(widths)]} on {tokens:,} tokens:"
-            f" use --nsamples {-(-max(widths) // recipe.seqlen)} or more"
+            f"--update {recipe.update} fits the {max(widths):,} {what} of {widths[max(widths)]} on {tokens:,} tokens:"
+            f" use --nsamples {enough} or more"
         )

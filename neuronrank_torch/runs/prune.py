@@ -1,8 +1,9 @@
 """A whole run from a model's name to a saved folder: what ``neuronrank prune`` calls."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from neuronrank_core import Recipe
@@ -17,12 +18,14 @@ from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.structure import find_decoder
 from neuronrank_torch.model.tensor_files import shards, stored_dtype
+from neuronrank_torch.model.weights import LoadedWeights
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.pruning.result import Report, versions
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.pruning.store import LayerStore
+from neuronrank_torch.pruning.whole_layers import FEWER_LAYERS
 from neuronrank_torch.runs.card import model_cards
 from neuronrank_torch.runs.choice import Choice, Measured, compare_recipes
 from neuronrank_torch.runs.early_notes import early_notes
@@ -33,9 +36,6 @@ from neuronrank_torch.saving.model_writer import ModelWriter
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.schema import to_json
 from neuronrank_torch.text.sources import SELF, Documents, text_fingerprint
-
-#: Name of the measurement of the pruned model in ``progress``.
-_AFTER = "perplexity after pruning"
 
 #: Name of the measurement of the pruned model in ``progress``.
 _AFTER = "perplexity after pruning"
@@ -52,8 +52,8 @@ def run_prune(
     """Load a model, prune it, compare its perplexity and predictions with those before, and save it.
 
     A run that saves reads, prunes and writes one layer at a time, and resumes an interrupted run of the same command.
-    A run that does not save loads the whole model. Processes started by torchrun share the texts; only the first
-    reads and writes files.
+    A run that does not save, or that removes layers, loads the whole model. Processes started by torchrun share the
+    texts; only the first reads and writes files.
 
     Parameters
     ----------
@@ -83,10 +83,11 @@ def run_prune(
         # First, so that a missing file is reported before the model is loaded.
         inputs = read_inputs(job, recipe, ranks)
         progress(f"loading {job.model}", 0, 1, "models")
-        load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if job.save is None else open_model
+        loaded = job.save is None or recipe.removes_layers
+        load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if loaded else open_model
         model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
         text, eval_text = inputs.texts(tokenizer)
-        whole = model if job.save is None else model.model
+        whole = model if loaded else model.model
         run = _Run(
             **vars(inputs),
             text=text,
@@ -102,8 +103,9 @@ def run_prune(
         run = replace(run, early=run.check(whole))
         for note in run.early:
             warn(note)
-        if job.save is None:
+        if loaded:
             return run.with_text(ranks.from_first, model).in_memory(model)
+        assert job.save is not None
         with run.staging(model, job.save) as staging:
             return run.with_text(staging.own_text).streamed(model, staging)
 
@@ -138,11 +140,15 @@ class _Run(Inputs):
             "version of": {**versions(), "journal": JOURNAL_FORMAT},
         }
 
-    def staging(self, model: StreamedModel, save: str) -> ModelWriter | Receiver:
-        """The folder that collects the result, as this rank sees it."""
-        target = self.ranks.from_first(
+    def target(self, save: str) -> Path:
+        """The output folder, which must not exist."""
+        return self.ranks.from_first(
             partial(check_output, save, self.job.force, source=self.source.path, label=self.source.spec)
         )
+
+    def staging(self, model: StreamedModel, save: str) -> ModelWriter | Receiver:
+        """The folder that collects the result, as this rank sees it."""
+        target = self.target(save)
         dense, hidden_states = self.recipe.propagate == "dense", self.job.hidden_states
         options: dict[str, Any] = {"propagate_dense": dense, "hidden_states": hidden_states, "ranks": self.ranks}
         if self.ranks.first:
@@ -165,10 +171,20 @@ class _Run(Inputs):
         return early_notes(self, self.text, self.eval_text, self.tokenizer, find_decoder(model))
 
     def in_memory(self, model: Any) -> PruneResult:
-        """Prune a loaded model."""
+        """Prune a loaded model, and save it if the job says so."""
+        if self.job.save is not None:
+            self.target(self.job.save)
         recipe, choice = self._choose(lambda name, measure: measure())
         report = self._prune(model, recipe)
-        return self._result(report, self._measure(Evaluated(model, stage=_AFTER)), choice)
+        result = self._result(report, self._measure(Evaluated(model, stage=_AFTER)), choice)
+        if self.job.save is None:
+            return result
+        streamed = StreamedModel(model, LoadedWeights(model), model.device)
+        with self.staging(streamed, self.job.save) as staging:
+            for unit in range(len(streamed.decoder.layers)):
+                with streamed.resident(unit):
+                    staging.keep(unit)
+            return self._save(result, staging)
 
     def with_text(self, own_text: Callable[[Callable[[], list[str]]], list[str]], model: Any = None) -> "_Run":
         """The same run, with its calibration text, if the model has to write it: ``model``, or one that is loaded."""
@@ -186,9 +202,13 @@ class _Run(Inputs):
         recipe, choice = self._choose(staging.measured)
         report = self._prune(model.model, recipe, staging)
         change = self._measure(Evaluated(model.model, staging.pruned, _AFTER))
+        return self._save(self._result(report, change, choice), staging)
+
+    def _save(self, result: PruneResult, staging: ModelWriter | Receiver) -> PruneResult:
+        """Complete the output, with its size in the result and with its card."""
         self.progress(f"saving {self.job.save}", 0, 1, "folders")
         folder = staging.complete(self.tokenizer)
-        result = self._result(report, change, choice, staging.notes())
+        result = replace(result, notes=(*result.notes, *staging.notes()))
         if folder is not None:
             saved = replace(self.source, kind="folder", path=folder, dtype=stored_dtype(shards(folder)))
             result = replace(result, output=ModelSize.of(saved, result.total.parameters))
@@ -231,10 +251,10 @@ class _Run(Inputs):
         reference = Evaluated(dense.model, dense.resident, "perplexity before pruning")
         return PerplexityChange(*self.job.evaluation.compare(reference, pruned, self.tokenizer, self.eval_text, **how))
 
-    def _result(
-        self, report: Report, change: PerplexityChange | None, choice: Choice | None, saved: Iterable[str] = ()
-    ) -> PruneResult:
-        notes = (*self.early, *self.source.notes, *report.notes, *saved)
+    def _result(self, report: Report, change: PerplexityChange | None, choice: Choice | None) -> PruneResult:
+        notes = (*self.early, *self.source.notes, *report.notes)
         job = JobRecord(**vars(self.job), model_type=self.source.model_type, processes=self.ranks.size)
-        about: dict[str, Any] = {"source": self.dense, "faster": sparsity_type_of(report.recipe).speed(report.recipe)}
+        recipe = report.recipe
+        faster = FEWER_LAYERS if recipe.removes_layers else sparsity_type_of(recipe).speed(recipe)
+        about: dict[str, Any] = {"source": self.dense, "faster": faster}
         return PruneResult(**{**vars(report), "notes": notes}, job=job, perplexity=change, choice=choice, **about)

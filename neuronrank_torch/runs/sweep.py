@@ -112,7 +112,7 @@ class SweepResult:
     out : str
         The file of the cells.
     sparsity_type : str
-        Unstructured, N:M or neurons.
+        As ``--sparsity_type`` takes it.
     evaluated_on : str
         The evaluation text, as it was named.
     dense : Perplexity

@@ -28,10 +28,13 @@ def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException, cause: BaseExcep
     ("arguments", "message"),
     [
         ("--sparsity_ratio 1.5", "--sparsity_ratio is 1.5, allowed: a number in [0, 1]"),
-        ("--sparsity_type neurons --sparsity_ratio 1", "--sparsity_ratio is 1.0, allowed: below 1, which would remove"),
+        (
+            "--sparsity_type neurons --sparsity_ratio 1",
+            "--sparsity_ratio is 1.0, allowed: below 1 with sparsity_type neurons",
+        ),
         ("--nr_q_active 1", "--nr-q-active is 1.0, allowed: a number in (0, 1)"),
         ("--pruning_last 0", "--pruning_last is 0, allowed: a whole number"),
-        ("--sparsity_type 4:2", "--sparsity_type is '4:2', allowed: unstructured, neurons, or N:M"),
+        ("--sparsity_type 4:2", "--sparsity_type is '4:2', allowed: unstructured, neurons, heads, "),
         ("--sparsity_type 2:4 --sparsity_ratio 0.3", "--sparsity_ratio is 0.3, allowed: 0.5 for 2:4"),
         ("--sparsity_type 3:7", "--sparsity_type is '3:7', allowed: an M that divides the 32 inputs of gate_proj"),
         (

@@ -60,6 +60,45 @@ def test_the_verdict(run: Run, small: list[object], measured: list[object], mode
     assert re.search(rf"^measured on: \S+text.txt, {where}$", result.stdout, re.MULTILINE)
 
 
+@pytest.mark.parametrize("kind", ["heads", "layers"])
+def test_the_verdict_of_a_smaller_model(
+    kind: str, run: Run, small: list[object], measured: list[object], model: Path, tmp_path: Path
+) -> None:
+    flags = ["--sparsity_type", kind, "--update", "least-squares", "--nsamples", 10, "--save", "out"]
+    shown = run("prune", *small, *measured, *flags)
+    dense, pruned = (AutoModelForCausalLM.from_pretrained(folder) for folder in (model, tmp_path / "out"))
+    windows = cut(model, small[3])
+    before, after = (np.exp(window_losses(each, windows).mean()) for each in (dense, pruned))
+    perplexities = re.findall(r"^perplexity (before|after): +([\d.]+) \(standard", shown.stdout, re.MULTILINE)
+    assert {name: float(value) for name, value in perplexities} == pytest.approx(
+        {"before": before, "after": after}, rel=1e-5
+    )
+    whole, left = (sum(p.numel() for p in each.parameters()) for each in (dense, pruned))
+    assert left < whole
+    lines = shown.stdout.splitlines()
+    assert lines[-4] == (
+        f"weights: {whole - left:,} removed, {1 - left / whole:.2%} of the {whole:,} parameters of the whole model"
+    )
+    old, new = (size_text((folder / "model.safetensors").stat().st_size) for folder in (model, tmp_path / "out"))
+    assert lines[-3] == f"size on disk: {old} safetensors float32 -> {new} safetensors float32"
+    [kl] = re.findall(r"; KL divergence ([\d.]+) nats per token$", lines[-2])
+    assert float(kl) == pytest.approx(divergence_of(dense, pruned, windows), rel=1e-3)
+    speed = f"yes: the removed {kind} are neither computed nor stored"
+    assert lines[-1].startswith(f"faster: {speed}; next: neuronrank compare ")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert f"{1 - left / whole:.2%} of its {whole:,} parameters pruned ({whole - left:,} removed)" in card
+    assert f"| perplexity after | {perplexities[1][1]} |" in card
+    assert ("| `method` |" in card) == ("neuronrank_wanda" in lines[0]) == (kind == "heads")
+    assert "input_exp" not in card
+    if kind == "layers":
+        [gone] = re.findall(
+            r"^2 of 4 layers removed \(([\d, ]+)\), with [\d,]+ parameters$", shown.stdout, re.MULTILINE
+        )
+        [order] = re.findall(r"layers removed, in this order, .*: (\d) \([\d.]+\), (\d) \(", shown.stderr)
+        assert gone == ", ".join(sorted(order))
+        assert f"Layers removed, as the base model numbers them: {gone}." in card
+
+
 def cut(model: Path, text: object) -> torch.Tensor:
     """The first two windows of 32 tokens, each after a BOS token."""
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -115,6 +154,7 @@ def divergence_of(dense: Any, pruned: Any, windows: torch.Tensor) -> float:
         (["--dtype", "bfloat16", "--save", "out"], ["safetensors float32 -> ", "safetensors bfloat16\n"]),
         (["--allocate", "neuronrank", "--save", "out"], ["in each (--verbose lists them)"]),
         (["--dry-run", "--sparsity_type", "neurons"], ["weights: 12,288 to remove, "]),
+        (["--dry-run", "--sparsity_type", "key-value-groups"], ["weights: 6,144 to remove, "]),
         (["--dry-run"], ["weights: 12,288 to be zero, "]),
     ],
     ids=str,
@@ -146,6 +186,11 @@ def test_what_is_known_before_the_run_is_said_before(run: Run, small: list[objec
     assert lines[begin - 2].startswith("Warning: the evaluation text is the calibration text")
     assert lines[begin - 1] == needed
     assert "Warning" not in run("prune", *small, *update[:2], "--nsamples", 2, "--save", "two").stderr
+    for kind, few, enough, what in (("heads", 1, 2, "inputs of o_proj"), ("layers", 2, 3, "outputs of down_proj")):
+        at = [*small, *update[:2], "--sparsity_type", kind, "--seqlen", 24, "--save", kind, "--nsamples"]
+        needed = f"Warning: --update least-squares fits the 32 {what} on 24 tokens: use --nsamples {enough} or more"
+        assert needed in run("prune", *at, few).stderr
+        assert "fits the" not in run("prune", *at, enough, "--force").stderr
     tokens = len(AutoTokenizer.from_pretrained(small[1])(Path(str(small[3])).read_text("utf-8")).input_ids) - 1
     many = ["--nsamples", tokens // 32 + 1, "--prune_method", "wanda"]
     said = f"are drawn from a text of {tokens:,} tokens, so they overlap: --nsamples {tokens // 32} covers it once"

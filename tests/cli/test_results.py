@@ -53,7 +53,11 @@ def test_prune(answer: Any, small: list[object], measured: list[object], tmp_pat
     assert json.loads((tmp_path / "out" / "neuronrank.json").read_text("utf-8")) == done
     for flags in (["--dry-run"], ["--dry-run", *measured], ["--save", "b", "--prune_method", "magnitude"]):
         check(PruneResult, answer("prune", *small, *flags))
-    check(PruneResult, answer("prune", *small, "--sparsity_type", "neurons", "--save", "smaller"))
+    for kind in ("neurons", "heads", "layers"):
+        smaller = answer("prune", *small, "--sparsity_type", kind, "--save", kind)
+        check(PruneResult, smaller)
+        assert smaller["total"]["removed"] > 0
+        assert json.loads((tmp_path / kind / "neuronrank.json").read_text("utf-8")) == smaller
 
 
 def test_eval(answer: Any, small: list[object]) -> None:

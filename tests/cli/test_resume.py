@@ -77,6 +77,8 @@ def test_killed_at_three_moments(model: Path, text: Path, tmp_path: Path) -> Non
         "--propagate dense --nr-include-attention",
         "--update least-squares",
         "--sparsity_type neurons --sparsity_ratio 0.25",
+        "--sparsity_type heads --update least-squares",
+        "--sparsity_type query-heads",
         "--pruning_last 2",
         "--allocate neuronrank --pruning_last 3",
         "--nr-prune-lm-head",
@@ -87,7 +89,7 @@ def test_killed_at_three_moments(model: Path, text: Path, tmp_path: Path) -> Non
 def test_stopped_after_any_unit(
     run: Run, untied: Path, small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, units: int
 ) -> None:
-    if units > LAYERS and "head" not in flags:
+    if units > LAYERS and "lm-head" not in flags:
         pytest.skip("no such unit")
     command = ["prune", *small, "--model", untied, *flags.split()]
     run(*command, "--save", "whole")

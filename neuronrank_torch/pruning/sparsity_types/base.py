@@ -1,12 +1,13 @@
 """Base class of the sparsity types."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from neuronrank_core import Recipe, ScoringContext
 from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.model.blocks import Block
-from neuronrank_torch.model.structure import Decoder
+from neuronrank_torch.model.structure import Decoder, Layer
 from neuronrank_torch.pruning.result import ModuleReport
 
 
@@ -27,6 +28,28 @@ class SparsityType(ABC):
     def check(self, model: Any, decoder: Decoder, recipe: Recipe) -> None:
         """Refuse a dense model that this type cannot prune; raises InputError."""
         del model, decoder, recipe
+
+    def blocks(self, layer: Layer, recipe: Recipe) -> Sequence[Block]:
+        """The blocks of a layer that are pruned; raises InputError if the layer lacks them."""
+        return layer.blocks(include_attention=recipe.include_attention)
+
+    def options(self, model: Any, decoder: Decoder, recipe: Recipe) -> list[Recipe]:
+        """The recipes between which the scores of all layers decide; a single one if nothing is left open."""
+        del model, decoder
+        return [recipe]
+
+    def lost(self, block: Block, context: ScoringContext) -> float:
+        """Share of a dense block's score that an option would remove."""
+        raise NotImplementedError
+
+    def resume(self, layer: Layer) -> None:
+        """Adapt a layer that an earlier process pruned and whose tensors have their final shapes."""
+        del layer
+
+    def notes(self, decoder: Decoder, recipe: Recipe) -> list[str]:
+        """What the result says about the option that was chosen; called before the configuration is changed."""
+        del decoder, recipe
+        return []
 
     @abstractmethod
     def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:

@@ -1,20 +1,16 @@
 """Removal of whole neurons, which leaves a smaller model with an unchanged architecture."""
 
-import copy
-import math
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 
-from neuronrank_core import InputError, InvalidValueError, Recipe, ScoringContext
-from neuronrank_core.errors import first_line
+from neuronrank_core import InputError, Recipe, ScoringContext
 from neuronrank_core.selection.whole_neurons import kept_neurons
 from neuronrank_core.update.least_squares import absorb
 from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.kernels import inverse
 from neuronrank_torch.model.blocks import Block, Mlp
-from neuronrank_torch.model.quiet import quiet_transformers
+from neuronrank_torch.model.resized import resized_parameters
 from neuronrank_torch.model.structure import Decoder
 from neuronrank_torch.pruning.result import ModuleReport
 from neuronrank_torch.pruning.sparsity_types.base import SparsityType
@@ -47,15 +43,16 @@ class Neurons(SparsityType):
                 hint=hint,
             )
         kept = dense - int(recipe.ratio * dense)
-        if not kept:
-            most = math.floor(100 * (dense - 1) / dense) / 100
-            raise InvalidValueError(
-                "sparsity_ratio",
-                recipe.ratio,
-                f"below 1, which would remove all {dense} neurons of a layer",
-                hint=f"try --sparsity_ratio {most:g} or less",
-            )
-        if kept != dense and (wrong := sorted(_resized(model, config, name, kept) ^ _narrowed(model, decoder))):
+        if kept == dense:
+            return
+        try:
+            resized = resized_parameters(model, config, {name: kept})
+        except InputError as error:
+            raise InputError(
+                f"{type(model).__name__} cannot have {kept} neurons in a layer: {error}",
+                hint="choose another ratio, or prune weights instead",
+            ) from error
+        if wrong := sorted(resized ^ _narrowed(model, decoder)):
             raise InputError(
                 f"with fewer neurons, `{wrong[0]}` of {type(model).__name__} would not have the shape that its"
                 " configuration describes",
@@ -106,26 +103,6 @@ def _width(decoder: Decoder) -> str:
     """The name under which the configuration states the width of the MLPs."""
     config = getattr(decoder.body, "config", None)
     return next((name for name in WIDTHS if hasattr(config, name)), WIDTHS[0])
-
-
-def _resized(model: Any, config: Any, name: str, width: int) -> set[str]:
-    """Parameters whose shape in a model of this class depends on the width in its configuration."""
-    dense = getattr(config, name)
-    try:
-        setattr(config, name, width)
-        whole = copy.deepcopy(model.config)
-        whole.dtype = model.dtype  # Once a model has been saved, its configuration holds a string.
-        with init_empty_weights(), quiet_transformers():
-            other = type(model)(whole)
-    except Exception as error:  # What a class raises on a configuration has no common base class.
-        raise InputError(
-            f"{type(model).__name__} cannot have {width} neurons in a layer: {first_line(error)}",
-            hint="choose another ratio, or prune weights instead",
-        ) from error
-    finally:
-        setattr(config, name, dense)
-    shapes = {name: parameter.shape for name, parameter in other.named_parameters()}
-    return {name for name, parameter in model.named_parameters() if parameter.shape != shapes.get(name)}
 
 
 def _narrowed(model: Any, decoder: Decoder) -> set[str]:

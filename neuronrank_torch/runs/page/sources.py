@@ -102,6 +102,11 @@ class Sources:
             check_recipe(result.recipe)
         except InvalidValueError as error:
             raise InputError(f"cannot read {file}: recipe.{error}", hint="prune again") from error
+        if result.recipe.removes_layers:
+            raise InputError(
+                f"layers of {self.job.folder} were removed, and the page compares layer by layer",
+                hint="use `neuronrank compare`, or `neuronrank eval --reference`",
+            )
         return result
 
     @cached_property

@@ -14,13 +14,14 @@ from neuronrank_torch.model.streaming import HEAD, StreamedModel
 from neuronrank_torch.model.structure import untied_head
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.layer import module_reports
+from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 
 #: Name of the saved model in the list of methods.
 SAVED = "this model"
 
 
-def saved_zeros(model: StreamedModel, *, include_attention: bool, progress: Progress = silent) -> list[dict[str, Any]]:
-    """Count the weights and zeros of every module of a saved model that can be pruned, layer by layer.
+def saved_zeros(model: StreamedModel, recipe: Recipe, *, progress: Progress = silent) -> list[dict[str, Any]]:
+    """Count the weights and zeros of every module of a saved model that the recipe prunes, layer by layer.
 
     Returns
     -------
@@ -32,7 +33,7 @@ def saved_zeros(model: StreamedModel, *, include_attention: bool, progress: Prog
     for layer in layers:
         progress("counting zeros", layer.index, len(layers), "layers")
         with model.resident(layer.index):
-            modules = _counted(layer.blocks(include_attention=include_attention))
+            modules = _counted(sparsity_type_of(recipe).blocks(layer, recipe))
         counted.append({"layer": layer.index, "modules": modules})
     return counted
 

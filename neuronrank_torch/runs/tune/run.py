@@ -102,7 +102,7 @@ def run_tune(job: TuneJob, recipe: Recipe, progress: Progress = silent) -> tuple
     NeuronRankError
         If the search fails. Finished trials stay in the storage.
     """
-    if recipe.whole_neurons:
+    if recipe.structured:
         raise InvalidValueError("sparsity_type", recipe.sparsity_type, "unstructured or N:M, whose masks are tried")
     statistics = StatisticsFolder(job.stats)
     space = space_of(statistics, recipe, job.methods)

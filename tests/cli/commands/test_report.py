@@ -66,6 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     recipe = ["--prune_method", "wanda", "--propagate", "dense", "--sparsity_ratio", 0.4]
     neuronrank("prune", *common, *recipe, *measured, "--save", folder / "pruned")
     neuronrank("prune", *common, "--sparsity_type", "neurons", "--sparsity_ratio", 0.25, "--save", folder / "smaller")
+    neuronrank("prune", *common, "--sparsity_type", "layers", "--save", folder / "shallower")
     here = Path.cwd()
     os.chdir(folder)
     yield folder
@@ -218,6 +219,7 @@ def test_weights_that_were_changed_since_the_run_are_named(place: Path) -> None:
         (["pruned", "--save", "report.html"], "Error: report.html already exists"),
         (["pruned", "--save", "pruned"], "Error: pruned is a folder"),
         (["pruned", "--save", "no/report.html"], "Error: cannot write no/report.html: there is no folder no"),
+        (["shallower", "--save", "new.html"], "Error: layers of shallower were removed"),
         (["<b>tiny", "--save", "new.html"], "Error: <b>tiny has no neuronrank.json"),
         (["pruned", "--device", "2:4", "--save", "new.html"], "Error: device 2:4 is not available"),
         (["pruned", "--stats", "nowhere", "--save", "new.html"], "Error: nowhere is not a statistics folder"),

@@ -27,10 +27,15 @@ def test_seed_formula_does_not_look_at_the_down_weights() -> None:
     assert kept_neurons(c).tolist() == [2, 3]
 
 
-@pytest.mark.parametrize(("ratio", "left"), [(0.0, 5), (0.2, 4), (0.59, 3), (1.0, 0)])
+@pytest.mark.parametrize(("ratio", "left"), [(0.0, 5), (0.2, 4), (0.59, 3)])
 def test_exactly_int_ratio_times_neurons_go_and_ties_go_first_index_first(ratio: float, left: int) -> None:
     kept = kept_neurons(context([1] * 5, [1] * 5, sparsity_ratio=ratio))
     assert kept.tolist() == list(range(5 - left, 5))
+
+
+def test_a_ratio_that_leaves_no_neuron_is_refused() -> None:
+    with pytest.raises(InvalidValueError, match=r"sparsity_ratio is 1\.0, allowed: below 1"):
+        Recipe(sparsity_type="neurons", sparsity_ratio=1.0)
 
 
 def test_all_zero_scores_are_an_error() -> None:

@@ -31,6 +31,8 @@ RECIPES: dict[str, tuple[dict[str, Any], int]] = {
     "dense propagation": ({"propagate": "dense", "method": "wanda"}, 2),
     "no text": ({"method": "magnitude"}, 1),
     "neurons": ({"sparsity_type": "neurons", "sparsity_ratio": 0.25}, 1),
+    "heads": ({"sparsity_type": "heads"}, 1),
+    "heads with update": ({"sparsity_type": "heads", "update": "least-squares"}, 1),
     "update": ({"update": "least-squares"}, 1),
     "gradual update": ({"update": "gradual"}, 1),
     "update, dense propagation, and a rank without text": ({"update": "least-squares", "propagate": "dense"}, 4),
@@ -134,7 +136,8 @@ def test_every_rank_prunes_as_one_process_does(results: Any, name: str) -> None:
     alone, ranks, _ = results
     expected, exact = alone[name], "update" not in name
     first = ranks[0][name]
-    assert "neurons" in name or any(bool((w == 0).any()) for key, w in expected["state"].items() if "mlp" in key)
+    smaller = "neurons" in name or "heads" in name
+    assert smaller or any(bool((w == 0).any()) for key, w in expected["state"].items() if "mlp" in key)
     assert len(first["rows"]) == len(expected["rows"])
     for table, wanted in zip(first["rows"], expected["rows"], strict=True):
         assert table.keys() == wanted.keys()
@@ -147,7 +150,11 @@ def test_every_rank_prunes_as_one_process_does(results: Any, name: str) -> None:
         # Whatever the ranks add up, it is the same bits for all.
         assert all(torch.equal(weight, rank[name]["state"][key]) for rank in ranks)
     idle = ("1 of 3 processes had no text: lower --batch-size or raise --nsamples",)
-    assert (first["notes"], expected["notes"]) == (idle if "without text" in name else (), ())
+    if "heads" in name:
+        assert first["notes"] == expected["notes"]
+        assert len(first["notes"]) == 1
+    else:
+        assert (first["notes"], expected["notes"]) == (idle if "without text" in name else (), ())
 
 
 def test_perplexity_is_that_of_one_process(results: Any) -> None:

@@ -1,0 +1,48 @@
+"""What a model's class builds from a configuration with other sizes."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from accelerate import init_empty_weights
+
+from neuronrank_core.errors import InputError, first_line
+from neuronrank_torch.model.quiet import quiet_transformers
+
+
+def resized_parameters(model: Any, config: Any, sizes: Mapping[str, int]) -> set[str]:
+    """Parameters whose shape in a model of this class depends on sizes in its configuration.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    config : transformers.PreTrainedConfig
+        The part of the model's configuration that has the sizes; changed only for the duration of the call.
+    sizes : dict of int
+        New sizes by name.
+
+    Raises
+    ------
+    InputError
+        If the class refuses them; the message is the class's own.
+    """
+    before = {name: getattr(config, name) for name in sizes if hasattr(config, name)}
+    try:
+        for name, size in sizes.items():
+            setattr(config, name, size)
+        whole = copy.deepcopy(model.config)
+        if "num_attention_heads" in sizes:  # Some classes check it only when they read a configuration.
+            whole = type(whole).from_dict(whole.to_dict())
+        whole.dtype = model.dtype  # Once a model has been saved, its configuration holds a string.
+        with init_empty_weights(), quiet_transformers():
+            other = type(model)(whole)
+    except Exception as error:  # What a class raises on a configuration has no common base class.
+        raise InputError(first_line(error.__cause__ or error)) from error  # A validator hides the reason.
+    finally:
+        for name in sizes:
+            if name in before:
+                setattr(config, name, before[name])
+            else:
+                delattr(config, name)
+    shapes = {name: parameter.shape for name, parameter in other.named_parameters()}
+    return {name for name, parameter in model.named_parameters() if parameter.shape != shapes.get(name)}
