@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from neuronrank_core.kernels import Array
 
 #: ADMM iterations; more do not reduce the error noticeably.
-ITERATIONS = 20
+ITERATIONS = 16
 #: Added to the diagonal of the Gram matrix scaled to a unit diagonal, as a penalty on changes from the dense weights.
 #: Keeps the solve well-posed and reduces overfitting to few calibration tokens (docs/measured/log.md).
 DAMPING = 0.3
+#: The same where the update chooses what to remove: less, so that inputs that replace each other are told apart better.
+SELECTION_DAMPING = 0.1
 #: Fraction of the final zeros that is chosen by each iteration of a gradual update: 1 from three quarters of the
 #: iterations on, with decreasing steps up to there.
 SHARES = tuple(min(1.0, (4 / 3 * i / ITERATIONS) ** (1 / 3)) for i in range(1, ITERATIONS + 1))
@@ -39,7 +41,7 @@ def row_errors(weight: Array, gram: Array, target: Array) -> Array:
     return ((weight @ gram - 2 * target) * weight).sum(axis=1)
 
 
-def residual_norm(gram: Array, inverse: Callable[[Array], Array], *, damping: float = DAMPING) -> Array:
+def residual_norm(gram: Array, inverse: Callable[[Array], Array], *, damping: float = SELECTION_DAMPING) -> Array:
     """Norm of the part of each input that the other inputs cannot replace.
 
     Optimal Brain Surgeon (Hassibi and Stork 1992): removing a weight ``w_k`` costs ``w_k^2 / [H^-1]_kk`` if the other
@@ -48,8 +50,10 @@ def residual_norm(gram: Array, inverse: Callable[[Array], Array], *, damping: fl
 
     Parameters
     ----------
-    gram, inverse, damping
+    gram, inverse
         See :func:`least_squares_update`.
+    damping : float
+        See :data:`SELECTION_DAMPING`.
 
     Returns
     -------

@@ -45,7 +45,8 @@ class LayerRun:
     on_batch : callable
         Called with the layer's index after each micro-batch.
     spare : callable
-        ``spare(features)`` is another tensor, shape (sequences, seqlen, features), with the contents of the last use.
+        ``spare(name, features)`` is another tensor, shape (sequences, seqlen, features), with the contents of the last
+        use under this name.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class LayerRun:
         batch_size: int,
         first: int,
         on_batch: Callable[[int], None],
-        spare: Callable[[int], Tensor],
+        spare: Callable[[str, int], Tensor],
     ) -> None:
         self.index, self.layer, self.hidden, self.forward = layer.index, layer, hidden, forward
         self.batch_size, self.first, self.on_batch, self.spare = batch_size, first, on_batch, spare
@@ -202,7 +203,7 @@ def run_layers(
     last = len(decoder.layers) - 1
     called: list[int] = []
     others: Others = None
-    spare = cache(lambda features: room((*hidden.shape[:2], features), hidden))
+    spare = cache(lambda name, features: room((*hidden.shape[:2], features), hidden))
     kinds: list[set[type]] = []  # Of layers in which sequences were seen to be independent.
 
     def visit_layer(index: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

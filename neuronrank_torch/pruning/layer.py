@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext
 from neuronrank_core.methods import method_of, mode
+from neuronrank_torch.calibration.attention_outputs import AttentionOutputs
 from neuronrank_torch.calibration.collector import LayerCollector
 from neuronrank_torch.calibration.gram import DenseOutputs, GramCollector
 from neuronrank_torch.calibration.layerwise import LayerRun
@@ -85,7 +86,8 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     # Calibrate: one pass through the dense layer.
     collector, gram = LayerCollector(run.layer, blocks, plan.recipe, run.hidden.shape[1]), GramCollector(blocks, inputs)
     outputs = _dense_outputs(run, blocks) if later else None
-    with collector, gram, outputs or nullcontext():
+    attention = _attention_outputs(run, plan) if later else None
+    with collector, gram, outputs or nullcontext(), attention.recorded() if attention else nullcontext():
         run.feed(keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
     tables = collector.statistics(ranks)
     gram.sum_over(ranks)
@@ -99,25 +101,34 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
         for block, unpruned, table in zip(blocks, dense, tables, strict=True)
     ]
 
-    # Update the modules that read outputs of pruned modules, with one pass per stage.
-    for inputs in later:
-        gram = GramCollector(blocks, inputs, outputs)
-        with gram:
-            run.feed(keep=False)
-        gram.sum_over(ranks)
-        for block, unpruned, table, choice in zip(blocks, dense, tables, chosen, strict=True):
-            plan.sparsity_type.refit(block, plan.context(unpruned, table), choice, gram)
+    with attention.replayed() if attention else nullcontext():
+        # Update the modules that read outputs of pruned modules, with one pass per stage.
+        for inputs in later:
+            gram = GramCollector(blocks, inputs, outputs)
+            with gram:
+                run.feed(keep=False)
+            gram.sum_over(ranks)
+            for block, unpruned, table, choice in zip(blocks, dense, tables, chosen, strict=True):
+                plan.sparsity_type.refit(block, plan.context(unpruned, table), choice, gram)
 
-    # Propagate.
-    if outputs_needed and not keep:
-        run.feed(keep=True)
+        # Propagate.
+        if outputs_needed and not keep:
+            run.feed(keep=True)
     return _report(run.index, blocks, before, _notes(run.index, blocks, tables, plan.recipe), started)
 
 
 def _dense_outputs(run: LayerRun, blocks: Sequence[Block]) -> DenseOutputs:
     """Room for the outputs of the layer's MLP at all tokens."""
     [mlp] = [block for block in blocks if isinstance(block, Mlp)]
-    return DenseOutputs(mlp, run.spare(len(mlp.weights["down_proj"])))
+    return DenseOutputs(mlp, run.spare("down_proj", len(mlp.weights["down_proj"])))
+
+
+def _attention_outputs(run: LayerRun, plan: LayerPlan) -> AttentionOutputs | None:
+    """Room for the outputs of the layer's attention; None if it is pruned, or on a GPU, where memory matters more."""
+    attention = run.layer.attention
+    if attention is None or plan.recipe.include_attention or plan.kernels.device.type != "cpu":
+        return None
+    return AttentionOutputs(attention.module, run.spare("attention", run.hidden.shape[2]))
 
 
 def prune_by_statistics(

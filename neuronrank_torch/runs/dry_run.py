@@ -137,7 +137,8 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
     calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and job.hidden_states == "memory" else 0
     if recipe.update != "none" and len(sparsity_type_of(recipe).stages(recipe)) > 1:
-        calibration *= 2  # The outputs of the dense MLP are kept too.
+        # The outputs of the dense MLP are kept too and, on a CPU, those of attention.
+        calibration *= 3 if model.device.type == "cpu" and not recipe.include_attention else 2
     evaluation = (1 if whole else 2) * min(eval_tokens, STREAMED_TOKENS)
     widest = max(weight.shape[1] for weight in weights)
     copies = 0 if weights[0].dtype == torch.float32 else 4 * sum(weight.numel() for weight in weights)
