@@ -110,7 +110,7 @@ def main(
     dense, tokenizer, _ = load_model(model)
     texts = ranks.from_first(lambda: (load_text(calibrate, "calibration"), load_text(evaluate_on, "evaluation")))
     setup = {
-        "model": model,
+        "model": Path(model).name,
         "calibrated on": f"{Path(calibrate).name} {text_fingerprint(texts[0])[:8]}, {nsamples} x {seqlen}",
         "evaluated on": f"{Path(evaluate_on).name} {text_fingerprint(texts[1])[:8]}, {windows} x {seqlen}",
         "propagate": propagate,
