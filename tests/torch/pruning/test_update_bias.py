@@ -57,7 +57,7 @@ def test_outputs_keep_their_mean(family: str, update: str) -> None:
     pruned(model, recipe(**CHOSEN, update=update), batch_size=5)
     for before, after in on_the_same_input(dense, model, family):
         difference = (after - before).flatten(0, 1)
-        assert difference.std(dim=0).min() > 0.03  # There is an error, of mean zero.
+        assert difference.std(dim=0).min() > 0.02  # There is an error, of mean zero.
         assert difference.mean(dim=0).abs().max() < 1e-3
 
 
