@@ -31,6 +31,7 @@ NEED_VALUES: dict[Any, str] = {
     aten.nonzero.default: "as many rows as there are values other than zero",
     aten.index.Tensor: "with a mask among the indices: as many rows as the mask chooses",
     aten.masked_select.default: "the same",
+    aten._unique2.default: "as many values as there are different ones",
 }
 #: Indexing, with a list of indices as its second argument.
 _INDEXED = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
@@ -94,7 +95,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     if func._schema.is_mutable and isinstance(result, Tensor):
         return kwargs.get("out", args[0])
     if devices is None:  # It depends on values: the device is that of the first tensor.
-        return OnGpu(result) if isinstance(result, Tensor) and isinstance(args[0], OnGpu) else result
+        return tree_map_only(Tensor, OnGpu, result) if isinstance(args[0], OnGpu) else result
     if isinstance(result, (list, tuple)):
         return type(result)(map(_at, result, devices))
     return _at(result, devices)

@@ -43,6 +43,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "gradual": {"update": "gradual"},
     "neurons": {"sparsity_type": "neurons", "update": "least-squares"},
     "allocate": {"allocate": "neuronrank"},
+    "heads": {"sparsity_type": "key-value-groups", "update": "least-squares"},
+    "layers": {"sparsity_type": "layers", "update": "least-squares"},
+    "block influence": {"sparsity_type": "layers-by-influence"},
 }
 
 
