@@ -2,16 +2,14 @@
 
     python benchmarks/neurons.py --calibrate valid.txt --ratio 0.2 --out out/neurons.json
 
-Both models are saved and loaded by plain transformers. Speeds are measured in turn, round after round, so that a busy
-machine slows both alike; a speed-up is the median of the rounds' ratios.
+Both models are saved and loaded by plain transformers, and measured in turn, as by ``neuronrank compare --speed``.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
-import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +20,10 @@ from transformers import AutoModelForCausalLM
 
 from neuronrank_core import Recipe
 from neuronrank_torch import prune
+from neuronrank_torch.evaluation.speed import compare_speed
 from neuronrank_torch.model.open import load_model
 from neuronrank_torch.pruning.result import versions
 from neuronrank_torch.text.sources import load_text
-
-
-def tokens_per_second(model: Any, prompt: torch.Tensor, new: int) -> dict[str, float]:
-    """Speed of reading a prompt, and of writing after it, greedily and one token at a time."""
-    started = time.perf_counter()
-    model(prompt)
-    read = time.perf_counter() - started
-    started = time.perf_counter()
-    model.generate(prompt[:, :8], max_new_tokens=new, min_new_tokens=new, do_sample=False)
-    return {"reading": prompt.numel() / read, "writing": new / (time.perf_counter() - started)}
 
 
 @click.command(context_settings={"show_default": True})
@@ -43,12 +32,8 @@ def tokens_per_second(model: Any, prompt: torch.Tensor, new: int) -> dict[str, f
 @click.option("--ratio", default=0.2, help="Share of each layer's neurons to remove.")
 @click.option("--nsamples", default=32)
 @click.option("--seqlen", default=512)
-@click.option("--new-tokens", default=64)
-@click.option("--rounds", default=7)
 @click.option("--out", type=click.Path(path_type=Path), help="Add the result to this file of JSON lines.")
-def main(
-    model: str, calibrate: str, ratio: float, nsamples: int, seqlen: int, new_tokens: int, rounds: int, out: Path | None
-) -> None:
+def main(model: str, calibrate: str, ratio: float, nsamples: int, seqlen: int, out: Path | None) -> None:
     """Remove neurons, then compare the two models."""
     loaded, tokenizer, _ = load_model(model)
     text = load_text(calibrate, "calibration")
@@ -62,25 +47,14 @@ def main(
         loaded.save_pretrained(folders["pruned"])
         models = {name: AutoModelForCausalLM.from_pretrained(folder) for name, folder in folders.items()}
         sizes = {name: (folder / "model.safetensors").stat().st_size for name, folder in folders.items()}
-    prompt = tokenizer(text[:20000], return_tensors="pt").input_ids[:, :seqlen]
-    measured = []
-    with torch.no_grad():
-        for _ in range(rounds + 1):
-            measured.append({name: tokens_per_second(it, prompt, new_tokens) for name, it in models.items()})
-    measured = measured[1:]  # The first warms up.
+    speeds, speed_up = compare_speed(list(models.values()), seqlen, 1)
     result: dict[str, Any] = {
         "model": model,
         "ratio": ratio,
         "parameters": {name: it.num_parameters() for name, it in models.items()},
         "bytes": sizes,
-        "speed_up": {
-            what: statistics.median(m["pruned"][what] / m["dense"][what] for m in measured)
-            for what in ("reading", "writing")
-        },
-        "tokens_per_second": {
-            name: {what: statistics.median(m[name][what] for m in measured) for what in ("reading", "writing")}
-            for name in models
-        },
+        "speed_up": {task: asdict(by) for task, by in speed_up.items()},
+        "tokens_per_second": {name: asdict(speed) for name, speed in zip(models, speeds, strict=True)},
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }

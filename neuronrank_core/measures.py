@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -156,3 +158,25 @@ def perplexity_standard_error(nll: ArrayLike, reference: ArrayLike | None = None
             other = np.asarray(reference, dtype=np.float64)
             slopes = slopes - np.exp(other.mean()) * other
         return float(slopes.std(ddof=1) / np.sqrt(values.size))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Confidence interval of the median of at least 95 %, whatever the distribution; their range for fewer than six.
+
+    The k-th smallest and the k-th largest of n independent values hold the median between them unless fewer than k
+    values are on one side of it, which has a probability of ``2 * sum(comb(n, i) for i < k) / 2^n``. The largest such k
+    is used: of nine values the second, with 96 %.
+
+    Parameters
+    ----------
+    values : sequence of float
+
+    Returns
+    -------
+    lower, upper : float
+    """
+    ordered, n = sorted(values), len(values)
+    k = 1
+    while 2 * sum(comb(n, i) for i in range(k + 1)) <= 0.05 * 2**n:
+        k += 1
+    return ordered[k - 1], ordered[n - k]

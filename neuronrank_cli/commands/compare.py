@@ -15,9 +15,12 @@ from neuronrank_core.recipe import Recipe
 
 if TYPE_CHECKING:
     from neuronrank_core.overlap import Overlap
+    from neuronrank_torch.evaluation.speed import Spread
     from neuronrank_torch.runs.compare import CompareResult, ModelFigures
 
 MEASURE = "Perplexity and speed"
+#: What is timed, by the names of the results.
+TASKS = {"prefill": "reading (prefill)", "decode": "writing (decode)"}
 
 
 @click.command(cls=Command)
@@ -28,7 +31,7 @@ MEASURE = "Perplexity and speed"
 @options.text_flag("--eval-dataset", MEASURE, "Evaluation text")
 @options.windows_flag("--eval-windows", MEASURE)
 @options.recipe_flags("Calibration", ("bos",), MEASURE)
-@options.flag("--speed", MEASURE, "Measure the speed of a forward pass.", is_flag=True)
+@options.flag("--speed", MEASURE, "Measure how fast both read and write, in turn.", is_flag=True)
 @options.count_flag(
     "--seqlen", MEASURE, "Tokens per window, and per sequence of --speed.", low=2, default=Recipe.seqlen
 )
@@ -62,12 +65,18 @@ def compare(ctx: click.Context, /, first: str, second: str, as_json: bool, **fla
 
 def print_comparison(result: CompareResult, dataset: str) -> None:
     """Print the overlap by layer and module, then the figures of both models."""
+    from neuronrank_torch.evaluation.speed import ROUNDS
+
     a, b = result.models
     click.echo(f"A: {a.model}\nB: {b.model}")
     if result.layers:
         click.echo("by module: weights that are zero in both / in either; and the share of weights that both keep:")
         _print_overlap(result)
     _print_figures(a, b)
+    for task, by in (result.speed_up or {}).items():
+        claim = "B is" if by.clear else "no difference beyond the spread: B is"
+        interval = f"median of {ROUNDS} rounds, 96 % interval {by.lower:.2f} to {by.upper:.2f}"
+        click.echo(f"{TASKS[task]}: {claim} {by.median:.2f} times as fast as A ({interval})")
     if result.divergence:
         mean, tail = kl_texts(result.divergence)
         click.echo(f"KL divergence of B from A, nats per token: mean {mean}, 99th percentile {tail}")
@@ -100,6 +109,13 @@ def _print_figures(a: ModelFigures, b: ModelFigures) -> None:
         rows["its standard error"] = lambda m: (
             f"{m.perplexity.standard_error:.4f}" if m.perplexity and m.perplexity.standard_error is not None else ""
         )
-    if a.tokens_per_second:
-        rows["tokens per second"] = lambda m: f"{m.tokens_per_second:,.0f}"
+    rows["weights in memory"] = lambda m: size_text(m.memory)
+    for task, name in TASKS.items():
+        if getattr(a.speed, task, None):
+            rows[f"{name}, tokens/s"] = partial(_rate, task)
     print_table(("", "A", "B"), [(name, figure(a), figure(b)) for name, figure in rows.items()], left=("",))
+
+
+def _rate(task: str, model: ModelFigures) -> str:
+    found: Spread = getattr(model.speed, task)
+    return f"{found.median:,.0f} ({found.lower:,.0f} to {found.upper:,.0f})"

@@ -1,29 +1,22 @@
 """Two models side by side: which weights are zero in both, size, perplexity, predictions and speed."""
 
-import time
-import timeit
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from neuronrank_core.measures import Divergence
 from neuronrank_core.overlap import Overlap, overlap
 from neuronrank_torch.evaluation.perplexity import Perplexity
+from neuronrank_torch.evaluation.speed import Speed, SpeedUp, compare_speed
 from neuronrank_torch.model.blocks import Block, Projection
-from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel, Unit
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.scope import PRUNED
 from neuronrank_torch.runs.evaluate import measure_both
 from neuronrank_torch.runs.job import Evaluation
-from neuronrank_torch.text.sequences import check_room
 
-#: Number of forward passes; the fastest one counts.
-PASSES = 5
 #: Number of matrices that a note names.
 LISTED = 4
 
@@ -39,7 +32,7 @@ class CompareJob:
     evaluation : Evaluation, optional
         How to measure perplexity; not measured by default.
     speed_tokens : int, optional
-        Tokens per forward pass for measuring speed; not measured by default.
+        Tokens per sequence for measuring speed; not measured by default. Both models are then in memory at once.
     device, dtype, batch_size
         As in :class:`neuronrank_torch.runs.job.Job`.
     """
@@ -85,8 +78,10 @@ class ModelFigures:
         Number of parameters that are not zero.
     perplexity : Perplexity or None
         Null without ``--eval``.
-    tokens_per_second : float or None
-        Speed of a forward pass; null without ``--speed``.
+    memory : int
+        Size of its parameters in memory, in bytes.
+    speed : Speed or None
+        Null without ``--speed``.
     """
 
     model: str
@@ -94,7 +89,8 @@ class ModelFigures:
     parameters: int
     nonzero: int
     perplexity: Perplexity | None = None
-    tokens_per_second: float | None = None
+    memory: int = 0
+    speed: Speed | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +110,8 @@ class CompareResult:
     divergence : Divergence or None
         How far the predictions of the second model are from those of the first; null without ``--eval``, and if they
         cannot be compared.
+    speed_up : dict of SpeedUp or None
+        How many times as fast the second model is, for ``prefill`` and ``decode``; null without ``--speed``.
     notes : tuple of str
         What could not be compared.
     schema : int
@@ -125,8 +123,9 @@ class CompareResult:
     modules: dict[str, Overlap]
     total: Overlap | None
     divergence: Divergence | None
+    speed_up: dict[str, SpeedUp] | None
     notes: tuple[str, ...]
-    schema: int = 1
+    schema: int = 2
 
 
 def run_compare(job: CompareJob, progress: Progress = silent) -> CompareResult:
@@ -158,6 +157,11 @@ def run_compare(job: CompareJob, progress: Progress = silent) -> CompareResult:
         how: dict[str, Any] = {name: getattr(job, name) for name in ("device", "dtype", "batch_size")}
         perplexities, divergence, notes = measure_both(job.models, job.evaluation, **how, progress=progress)
         pair.notes += notes
+    speeds: Sequence[Speed | None] = (None, None)
+    speed_up = None
+    if job.speed_tokens is not None:
+        whole = [load_model(spec, dtype=job.dtype, device=job.device)[0] for spec in job.models]
+        speeds, speed_up = compare_speed(whole, job.speed_tokens, job.batch_size, progress)
     return CompareResult(
         models=tuple(
             ModelFigures(
@@ -166,16 +170,18 @@ def run_compare(job: CompareJob, progress: Progress = silent) -> CompareResult:
                 sum(p.numel() for p in streamed.model.parameters()),
                 nonzero,
                 perplexity,
-                _speed(job, spec, progress),
+                sum(p.numel() * p.element_size() for p in streamed.model.parameters()),
+                speed,
             )
-            for spec, (streamed, _, source), nonzero, perplexity in zip(
-                job.models, opened, pair.nonzero, perplexities, strict=True
+            for spec, (streamed, _, source), nonzero, perplexity, speed in zip(
+                job.models, opened, pair.nonzero, perplexities, speeds, strict=True
             )
         ),
         layers=layers,
         modules=modules,
         total=sum(modules.values(), Overlap()) if modules else None,
         divergence=divergence,
+        speed_up=speed_up,
         notes=(*(note for _, _, source in opened for note in source.notes), *pair.notes),
     )
 
@@ -243,27 +249,3 @@ def _blocks(model: StreamedModel, unit: Unit) -> list[Block]:
         return [Block(HEAD, head, {HEAD: Projection(head)})]
     layer = model.decoder.layers[int(unit)]
     return [*layer.mlps, *([layer.attention] if layer.attention else [])]
-
-
-def _speed(job: CompareJob, spec: str, progress: Progress) -> float | None:
-    """Tokens per second of one model, if they were asked for."""
-    if job.speed_tokens is None:
-        return None
-    progress(f"measuring the speed of {spec}", 0, 1, "models")
-    model = load_model(spec, dtype=job.dtype, device=job.device)[0]
-    return job.batch_size * job.speed_tokens / forward_seconds(model, job.speed_tokens, job.batch_size)
-
-
-def forward_seconds(model: Any, tokens: int, sequences: int) -> float:
-    """Shortest time of :data:`PASSES` forward passes over sequences of so many tokens, after one pass to warm up."""
-    check_positions(model, tokens)
-    check_room(sequences, tokens)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    batch = (torch.arange(sequences * tokens, device=model.device) % vocabulary).view(sequences, tokens)
-
-    def forward() -> None:
-        model(input_ids=batch, use_cache=False).logits[0, -1, 0].item()  # Waits for the device.
-
-    with torch.inference_mode():
-        forward()
-        return min(timeit.repeat(forward, repeat=PASSES, number=1, timer=time.perf_counter))

@@ -16,6 +16,7 @@ from neuronrank_core.measures import (
     divergence,
     kl_divergence,
     log_softmax,
+    median_interval,
     perplexity_change,
     perplexity_standard_error,
     same_top,
@@ -110,3 +111,17 @@ def test_standard_error_of_a_difference_is_the_spread_of_differences_of_many_tex
     assert np.mean([e for e in errors if e is not None]) == pytest.approx(spread, rel=0.05)
     assert perplexity_standard_error(texts[0], texts[0]) == 0.0
     assert perplexity_standard_error([2.0], [3.0]) is None
+
+
+def test_the_interval_of_nine_values_is_that_of_the_sign_test() -> None:
+    values = [5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 8.0, 4.0, 6.0]
+    assert median_interval(values) == (2.0, 8.0)
+    assert median_interval(values[:5]) == (1.0, 9.0)
+
+
+@pytest.mark.parametrize("n", [6, 9, 20])
+def test_the_interval_holds_the_median_as_often_as_it_says(n: int) -> None:
+    draws = np.random.default_rng(0).standard_exponential((4000, n))
+    bounds = np.array([median_interval(list(row)) for row in draws])
+    held = ((bounds[:, 0] <= np.log(2)) & (np.log(2) <= bounds[:, 1])).mean()
+    assert 0.94 < held < 0.99

@@ -14,10 +14,9 @@ from command import LAYERS, Run
 from tiny import VOCAB, tiny_model
 from tiny_files import write_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Phi3Config
+from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig, Phi3Config
 
-import neuronrank_torch.runs.compare
-from neuronrank_core import InvalidValueError
+from neuronrank_torch.evaluation import speed
 
 MODULES = ("gate_proj", "up_proj", "down_proj")
 
@@ -180,45 +179,23 @@ def test_other_depths_are_compared_by_size_alone(run: Run, model: Path, tmp_path
 
 
 def test_perplexity_and_speed(run: Run, pair: list[str], text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neuronrank_torch.runs.compare, "PASSES", 1)
+    monkeypatch.setattr(speed, "ROUNDS", 2)
     how = ["--seqlen", 32, "--batch-size", 2]
-    result = run("compare", *pair, "--eval", "--eval-dataset", text, "--eval-windows", 2, "--speed", *how, "--json")
+    timed = ["--eval", "--eval-dataset", text, "--eval-windows", 2, "--speed", *how]
+    result = run("compare", *pair, *timed, "--json")
     for figures in json.loads(result.stdout)["models"]:
         alone = run("eval", "--model", figures["model"], "--dataset", text, "--windows", 2, *how, "--json")
         measured = json.loads(alone.stdout)
         assert figures["perplexity"] == {name: measured[name] for name in figures["perplexity"]}
-        assert figures["tokens_per_second"] > 0
-    shown = run("compare", *pair, "--eval", "--eval-dataset", text, "--eval-windows", 2, *how).stdout
+        for task in ("prefill", "decode"):
+            rates = figures["speed"][task]
+            assert 0 < rates["lower"] <= rates["median"] <= rates["upper"]
+    shown = run("compare", *pair, *timed).stdout
+    assert re.search(r"│ writing \(decode\), tokens/s +│ +[\d,]+ \([\d,]+ to [\d,]+\) │", shown)
+    claims = re.findall(r"(\w+) \(\w+\): (no difference beyond the spread: )?B is [\d.]+ times as fast as A \(", shown)
+    assert [task for task, _ in claims] == ["reading", "writing"]
     assert re.search(r"│ perplexity +│ +[\d.]+ │ +[\d.]+ │", shown)
     assert "2 windows of 32 tokens" in shown
-
-
-def test_speed_counts_the_tokens_of_all_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Model:
-        def __init__(self) -> None:
-            self.seen: list[tuple[int, ...]] = []
-            self.device = torch.device("cpu")
-            self.config = LlamaConfig(max_position_embeddings=8)
-
-        def get_input_embeddings(self) -> Any:
-            return torch.nn.Embedding(5, 2)
-
-        def __call__(self, input_ids: Tensor, use_cache: bool) -> Any:
-            assert not use_cache
-            assert input_ids.max() < 5
-            self.seen.append(tuple(input_ids.shape))
-            return type("Output", (), {"logits": torch.zeros(1, 1, 1)})
-
-    ticks = iter([100.0, 104.0, 110.0, 112.0])  # The first pass, to warm up, does not count.
-    monkeypatch.setattr(neuronrank_torch.runs.compare, "PASSES", 2)
-    monkeypatch.setattr(neuronrank_torch.runs.compare.time, "perf_counter", lambda: next(ticks))
-    model = Model()
-    assert neuronrank_torch.runs.compare.forward_seconds(model, tokens=7, sequences=3) == 2.0
-    assert model.seen == [(3, 7)] * 3
-    with pytest.raises(InvalidValueError, match=r"seqlen is 9, allowed: \[2, 8\]"):
-        neuronrank_torch.runs.compare.forward_seconds(model, tokens=9, sequences=3)
-    with pytest.raises(MemoryError, match="9223372036854775808 sequences of 2 tokens"):
-        neuronrank_torch.runs.compare.forward_seconds(model, tokens=2, sequences=2**63)
 
 
 def test_flags_without_effect_and_a_missing_model(run: Run, model: Path) -> None:
