@@ -62,7 +62,7 @@ class LayerPlan:
     def context(self, block: Block, table: Table) -> ScoringContext:
         """Scoring context of a block with its current weights."""
         recipe = replace(self.recipe, method="magnitude") if starved(block, table, self.recipe) else self.recipe
-        counts = {"heads": block.heads, "experts": block.experts}
+        counts: dict[str, Any] = {"heads": block.heads, "experts": block.experts}
         # Experts are scored by what they do.
         scored = {} if block.experts else {role: weight.float() for role, weight in block.weights.items()}
         return ScoringContext(block.where, recipe, scored, table, self.kernels, self.ratio, **counts)

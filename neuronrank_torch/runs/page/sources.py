@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronrank_core import InputError, InvalidValueError, Recipe
-from neuronrank_core.methods import method_of, check_recipe, mode, requires
+from neuronrank_core.methods import check_recipe, method_of, mode, requires
 from neuronrank_core.statistics.table import SAMPLE
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.files.json import read_json

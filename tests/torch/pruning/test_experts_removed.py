@@ -10,75 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from experts import FAMILIES
 from pruning import TEXT, pruned, random_model, recipe, same_state, state
-from tiny import BOS, EOS, VOCAB, tiny_tokenizer
+from tiny import tiny_tokenizer
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    DeepseekV3Config,
-    Glm4MoeConfig,
-    GptOssConfig,
-    MixtralConfig,
-    OlmoeConfig,
-    PreTrainedConfig,
-    Qwen2MoeConfig,
-    Qwen3MoeConfig,
-)
+from transformers import AutoModelForCausalLM
 
 from neuronrank_core import InputError, InvalidValueError
 from neuronrank_core.methods import ALL_METHODS
 from neuronrank_torch.model.open import load_model
+from neuronrank_torch.model.weights import SafetensorsWeights
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.runs.job import Job
 from neuronrank_torch.runs.prune import run_prune
 
 TOKENS = torch.arange(2, 98).view(2, 48)
-SIZES: dict[str, Any] = {
-    "num_hidden_layers": 3,
-    "hidden_size": 32,
-    "intermediate_size": 20,
-    "vocab_size": VOCAB,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
-    "pad_token_id": None,
-    "tie_word_embeddings": False,
-}
-NARROW = {"moe_intermediate_size": 12, "num_experts_per_tok": 2}
-GROUPED = {"n_routed_experts": 8, "n_shared_experts": 1, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
-LATENT = {"q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 8}
-#: The configuration of each family, and the name of the number of experts in it.
-FAMILIES: dict[str, tuple[PreTrainedConfig, str]] = {
-    "mixtral": (MixtralConfig(**SIZES, num_local_experts=5, num_experts_per_tok=2), "num_local_experts"),
-    # One layer with an ordinary MLP.
-    "qwen3_moe": (
-        Qwen3MoeConfig(**SIZES, **NARROW, num_experts=6, norm_topk_prob=True, mlp_only_layers=[1]),
-        "num_local_experts",
-    ),
-    # A shared expert; gates that do not add up to one.
-    "qwen2_moe": (
-        Qwen2MoeConfig(**SIZES, **NARROW, num_experts=6, shared_expert_intermediate_size=6, norm_topk_prob=False),
-        "num_experts",
-    ),
-    "olmoe": (OlmoeConfig(**SIZES, num_experts=7, num_experts_per_tok=3, norm_topk_prob=False), "num_experts"),
-    # Two groups, a correction of the scores, a shared expert, a dense layer.
-    "deepseek": (
-        DeepseekV3Config(**SIZES | {"num_key_value_heads": 4, "head_dim": 4}, **NARROW, **GROUPED, **LATENT),
-        "n_routed_experts",
-    ),
-    "glm4_moe": (
-        Glm4MoeConfig(**SIZES, **NARROW, **GROUPED | {"n_group": 1, "n_routed_experts": 5}),
-        "n_routed_experts",
-    ),
-    # Biases of the router and of the experts, clamps.
-    "gpt_oss": (
-        GptOssConfig(**SIZES, num_local_experts=5, num_experts_per_tok=2, sliding_window=16),
-        "num_local_experts",
-    ),
-}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 METHODS = [name for name, method in ALL_METHODS.items() if method.ranks_experts]
 DEAD = float("-inf")
@@ -110,7 +56,9 @@ def removed(dense: nn.Module, smaller: nn.Module) -> dict[int, list[int]]:
     """By layer, the experts whose matrices the smaller model no longer has."""
     there = {layer: list(block.experts.down_proj) for layer, block in moe(smaller).items()}
     return {
-        layer: [e for e, own in enumerate(block.experts.down_proj) if not any(torch.equal(own, o) for o in there[layer])]
+        layer: [
+            e for e, own in enumerate(block.experts.down_proj) if not any(torch.equal(own, o) for o in there[layer])
+        ]
         for layer, block in moe(dense).items()
     }
 
@@ -159,20 +107,22 @@ def test_logits_equal_those_of_a_router_that_never_chooses_them(
     assert torch.equal(logits(loaded), logits(model))
 
 
+def by_module(layers: Any) -> dict[int, dict[str, int]]:
+    return {layer.layer: {role: module.removed for role, module in layer.modules.items()} for layer in layers}
+
+
 @every_family
 def test_planned_is_what_is_removed(family: str) -> None:
     model = dense_model(family)
     layers, _ = planned_layers(model, chosen())
     before = sum(p.numel() for p in model.parameters())
     report = pruned(model, chosen())
-    assert {l.layer: {role: m.removed for role, m in l.modules.items()} for l in layers} == {
-        l.layer: {role: m.removed for role, m in l.modules.items()} for l in report.layers
-    }
+    assert by_module(layers) == by_module(report.layers)
     hidden = model.config.hidden_size
-    of_router = sum((hidden + (family == "gpt_oss")) * len(l.experts_removed) for l in report.layers)
+    of_router = sum((hidden + (family == "gpt_oss")) * len(layer.experts_removed) for layer in report.layers)
     of_experts = report.total.removed
     if family == "gpt_oss":  # Biases of gate, up and down.
-        of_experts += sum((2 * 20 + hidden) * len(l.experts_removed) for l in report.layers)
+        of_experts += sum((2 * 20 + hidden) * len(layer.experts_removed) for layer in report.layers)
     assert before - sum(p.numel() for p in model.parameters()) == of_experts + of_router
 
 
@@ -197,13 +147,13 @@ def test_the_seed_decides_what_random_removes() -> None:
 
 @every_family
 @pytest.mark.parametrize("stored", ["as published", "as in memory"])
-def test_from_disk_to_disk(family: str, stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_disk_to_disk(family: str, stored: str, tmp_path: Path) -> None:
     """An interrupted and resumed run saves what the run in memory makes, under the names of the source."""
     source, text = tmp_path / "source", tmp_path / "text.txt"
     dense_model(family).save_pretrained(source, save_original_format=stored == "as published")
     tiny_tokenizer().save_pretrained(source)
     text.write_text(TEXT)
-    model, tokenizer, _ = load_model(str(source))
+    model, _, _ = load_model(str(source))
     expected = pruned(model, chosen())
     job = Job(str(source), str(text), save=str(tmp_path / "out"))
 
@@ -225,8 +175,6 @@ def test_from_disk_to_disk(family: str, stored: str, tmp_path: Path, monkeypatch
 
 
 def names(folder: Path) -> set[str]:
-    from neuronrank_torch.model.weights import SafetensorsWeights
-
     return set(SafetensorsWeights(folder.glob("*.safetensors")).shapes())
 
 
