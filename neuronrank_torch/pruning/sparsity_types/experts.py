@@ -53,11 +53,7 @@ class Experts(SparsityType):
         name = _count(decoder)
         if any(mixture.experts != getattr(config, name, None) for mixture in mixtures):
             raise InputError(f"the number of experts of {body} is not the {name} of its configuration", hint=_HINT)
-        if first.fused is None or not first.fused.weighted:
-            raise InputError(
-                f"{type(first.module).__name__} multiplies the inputs of its experts instead of their outputs",
-                hint=_HINT,
-            )
+        first.check_factors()
         left = first.experts - removed_experts(first.experts, first.groups, recipe)
         _check_chosen(config, first, left, recipe)
         try:

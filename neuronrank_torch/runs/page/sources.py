@@ -102,6 +102,11 @@ class Sources:
             check_recipe(result.recipe)
         except InvalidValueError as error:
             raise InputError(f"cannot read {file}: recipe.{error}", hint="prune again") from error
+        if result.recipe.removes_experts:
+            raise InputError(
+                f"experts of {self.job.folder} were removed, and the page shows neurons",
+                hint="use `neuronrank compare`, or `neuronrank eval --reference`",
+            )
         if result.recipe.removes_layers:
             raise InputError(
                 f"layers of {self.job.folder} were removed, and the page compares layer by layer",
