@@ -155,6 +155,10 @@ class Sources:
         if self.job.stats is None:
             raise UnavailableError("Provide --stats, a folder written by `neuronrank collect` for the original model.")
         folder = StatisticsFolder(self.job.stats)
+        if folder.experts:
+            raise InputError(
+                f"{folder.path} holds statistics of experts, and the page shows neurons", hint="leave out --stats"
+            )
         folder.check_layers(len(self.saved[0].decoder.layers))
         with suppress(UnavailableError):
             folder.check_model(self.dense[2])

@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 import torch
 from experts import FAMILIES
-from pruning import TEXT, pruned, random_model, recipe, same_state, state
+from pruning import TEXT, pruned, random_model, recipe, same_state, small, state
 from tiny import tiny_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from neuronrank_core import InputError, InvalidValueError
+from neuronrank_core.effort import passes_by_effort
 from neuronrank_core.methods import ALL_METHODS
 from neuronrank_torch.model.open import load_model
 from neuronrank_torch.model.weights import SafetensorsWeights
 from neuronrank_torch.pruning.scope import planned_layers
+from neuronrank_torch.runs.dry_run import plan_prune
 from neuronrank_torch.runs.job import Job
 from neuronrank_torch.runs.prune import run_prune
 
@@ -172,6 +174,24 @@ def test_from_disk_to_disk(family: str, stored: str, tmp_path: Path) -> None:
     saved, left = tmp_path / "out", tmp_path / "left"
     model.save_pretrained(left, save_original_format=stored == "as published")
     assert names(saved) == names(left)
+
+
+def test_a_plan_may_estimate_several_efforts(tmp_path: Path) -> None:
+    dense_model("qwen3_moe").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(TEXT)
+    efforts = passes_by_effort(chosen())
+    result = plan_prune(Job(str(tmp_path / "model"), str(tmp_path / "text.txt")), chosen(), efforts)
+    assert result.plan is not None
+    assert result.plan.efforts.keys() == efforts.keys()
+    assert result.total.removed == pruned(dense_model("qwen3_moe"), chosen()).total.removed
+    assert any("layers without experts are not pruned: 1" in note for note in result.notes)
+
+
+def test_a_model_without_experts_is_refused() -> None:
+    model = small("llama")
+    with pytest.raises(InputError, match="--sparsity_type experts needs a mixture of experts, and LlamaModel is none"):
+        pruned(model, chosen())
 
 
 def names(folder: Path) -> set[str]:
