@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,9 @@ from neuronrank_torch.model.converted import ConvertedWeights
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.tensor_files import read_header
 from neuronrank_torch.model.weights import WeightSource
+
+#: A decoder layer at the beginning of a name.
+_LAYER = re.compile(r".*?\blayers\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,15 @@ class Names:
         Not used by the model: copied as they are.
     changed : list of str
         Part of the model, which saves them under other names or in another shape.
+    left_out : list of str
+        Not used by the model, and not copied.
     """
 
     source: WeightSource | None = None
     written: Sequence[str] = ()
     unused: Sequence[str] = ()
     changed: Sequence[str] = ()
+    left_out: Sequence[str] = ()
 
     @classmethod
     def of(cls, model: StreamedModel) -> Names:
@@ -43,10 +50,7 @@ class Names:
         layout = model.layout
         if not isinstance(layout, ConvertedWeights):
             return cls()
-        saved: dict[str, tuple[int, ...]] = {}
-        for unit in model.units:
-            empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.tensors(unit).items()}
-            saved |= {name: tuple(tensor.shape) for name, tensor in layout.as_stored(empty).items()}
+        saved = _saved(model)
         own = {name for names in model.units.values() for name in names}
         shapes, uses = layout.source.shapes(), layout.uses()
         written = [name for name in shapes if saved.get(name) == shapes[name]]
@@ -57,17 +61,28 @@ class Names:
         """The tensors that the model does not use."""
         return {} if self.source is None else {name: self.source.tensor(name) for name in self.unused}
 
+    def fewer_experts(self) -> Names:
+        """The same for a model that loses experts: without layers that it does not use and that have all of them."""
+        layers = {match[0] for name in self.unused if ".experts." in name and (match := _LAYER.match(name))}
+        gone = [name for name in self.unused if (match := _LAYER.match(name)) and match[0] in layers]
+        return replace(self, unused=[name for name in self.unused if name not in gone], left_out=gone)
+
     def notes(self) -> list[str]:
         """What the result of a run says about them."""
         notes = []
+        if self.left_out:
+            notes.append(
+                "tensors that the model does not use, left out because they have as many experts as before:"
+                f" {_such_as(self.left_out)}"
+            )
         if self.unused:
             notes.append(f"tensors that the model does not use, copied unchanged: {_such_as(self.unused)}")
         if self.changed:
             notes.append(f"tensors saved as transformers holds them, not as the source does: {_such_as(self.changed)}")
         return notes
 
-    def check(self, shards: Iterable[Path]) -> None:
-        """Refuse shards that lack a tensor of the source.
+    def check(self, model: StreamedModel, shards: Iterable[Path]) -> None:
+        """Refuse shards that lack a tensor of the source, unless it is one of an expert that the model lost.
 
         Raises
         ------
@@ -75,10 +90,20 @@ class Names:
             Names one.
         """
         found = {name for shard in shards for name in read_header(shard)[0]}
-        if lost := sorted({*self.written, *self.unused} - found):
+        lost = sorted({*self.written, *self.unused} - found)
+        if lost and lost != sorted({*self.written} - _saved(model).keys()):
             raise NeuronRankError(
                 f"tensors of the source are not in the output: {_such_as(lost)}", hint="please report this as a bug"
             )
+
+
+def _saved(model: StreamedModel) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a checkpoint that the model gives as it is now, by name."""
+    saved: dict[str, tuple[int, ...]] = {}
+    for unit in model.units:
+        empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.tensors(unit).items()}
+        saved |= {name: tuple(tensor.shape) for name, tensor in model.layout.as_stored(empty).items()}
+    return saved
 
 
 def _such_as(names: Sequence[str]) -> str:

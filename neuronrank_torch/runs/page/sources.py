@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from neuronrank_core import METHODS, InputError, InvalidValueError, Recipe
-from neuronrank_core.methods import check_recipe, mode, requires
+from neuronrank_core import InputError, InvalidValueError, Recipe
+from neuronrank_core.methods import check_recipe, method_of, mode, requires
 from neuronrank_core.statistics.table import SAMPLE
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.files.json import read_json
@@ -102,6 +102,11 @@ class Sources:
             check_recipe(result.recipe)
         except InvalidValueError as error:
             raise InputError(f"cannot read {file}: recipe.{error}", hint="prune again") from error
+        if result.recipe.removes_experts:
+            raise InputError(
+                f"experts of {self.job.folder} were removed, and the page shows neurons",
+                hint="use `neuronrank compare`, or `neuronrank eval --reference`",
+            )
         if result.recipe.removes_layers:
             raise InputError(
                 f"layers of {self.job.folder} were removed, and the page compares layer by layer",
@@ -114,7 +119,7 @@ class Sources:
         """The recipe for reading the statistics: in the mode of the run if it groups text, otherwise by topics."""
         header, run = self.statistics.header, self.result.recipe
         tokens = len(header["documents"]) * min(header["seqlen"], header["tokens_per_document"])
-        groups_text = SAMPLE in requires(run) or METHODS[run.method].mode is not None
+        groups_text = SAMPLE in requires(run) or method_of(run).mode is not None
         values = {
             "tfidf_mode": mode(run) if groups_text else "topic",
             "tfidf_k": min(run.tfidf_k, tokens),
@@ -150,6 +155,10 @@ class Sources:
         if self.job.stats is None:
             raise UnavailableError("Provide --stats, a folder written by `neuronrank collect` for the original model.")
         folder = StatisticsFolder(self.job.stats)
+        if folder.experts:
+            raise InputError(
+                f"{folder.path} holds statistics of experts, and the page shows neurons", hint="leave out --stats"
+            )
         folder.check_layers(len(self.saved[0].decoder.layers))
         with suppress(UnavailableError):
             folder.check_model(self.dense[2])
