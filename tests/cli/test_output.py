@@ -13,7 +13,7 @@ import pytest
 import torch
 from command import LAYERS, Run
 from tiny import tiny_model
-from tiny_files import write_gguf
+from tiny_files import write_gguf, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.prune
@@ -165,6 +165,22 @@ def test_the_verdict_of_other_runs(run: Run, small: list[object], flags: list[ob
         assert line in result.stdout
     unsaved = not {"--save", "--dry-run"}.intersection(flags)
     assert result.stderr.startswith("Warning: without --save, ") == unsaved
+
+
+def test_the_verdict_counts_removed_biases(run: Run, small: list[object], tmp_path: Path) -> None:
+    wide = write_model(tmp_path / "granite", tiny_model("granite", layers=2, hidden=32, intermediate=64))
+    lines = run("prune", "--model", wide, *small[2:], "--sparsity_type", "neurons", "--save", "out").stdout.splitlines()
+    models = (AutoModelForCausalLM.from_pretrained(folder) for folder in (wide, tmp_path / "out"))
+    whole, left = (sum(p.numel() for p in each.parameters()) for each in models)
+    assert whole - left == 2 * 32 * (3 * 32 + 2)  # Of 64 neurons in each of two layers; gate and up have biases.
+    assert lines[-4].startswith(
+        f"weights: {whole - left:,} removed, {1 - left / whole:.2%} of the {whole:,} parameters"
+    )
+
+
+def test_the_verdict_names_earlier_zeros(run: Run, small: list[object], holed: Path) -> None:
+    shown = run("prune", "--model", holed, *small[2:], "--save", "out").stdout
+    assert re.search(r"^weights: 12,288 zero, .* whole model; 300 of them were zero before$", shown, re.MULTILINE)
 
 
 def test_a_gguf_file_grows_and_says_so(run: Run, small: list[object], tmp_path: Path) -> None:

@@ -34,13 +34,15 @@ def write_folder(path: Path, **save_options: Any) -> Path:
     return write_model(path, small(), **save_options)
 
 
-def write_gguf(path: Path, model: PreTrainedModel) -> Path:
+def write_gguf(path: Path, model: PreTrainedModel, *, licence: str = "") -> Path:
     """Write a tiny llama as llama.cpp's converter does, with the byte-level tokenizer of the tests."""
     import gguf  # A machine with a GPU may lack it.
 
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
+    if licence:
+        writer.add_license(licence)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
