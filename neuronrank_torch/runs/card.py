@@ -29,7 +29,7 @@ def model_cards(result: PruneResult, source: ModelSource, command: str) -> tuple
     """The card of a pruned model, and the card of its source if there is one: contents by file name, and notes."""
     texts, notes, data = {}, [], {}
     file = source.path / CARD
-    if source.kind != "gguf" and file.is_file():
+    if file.is_file():
         text = file.read_text(encoding="utf-8", errors="replace")
         texts[BASE_CARD] = text
         notes.append(f"{CARD} of the source is kept as {BASE_CARD}; the new {CARD} describes the pruned model")

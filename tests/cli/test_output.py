@@ -13,13 +13,13 @@ import pytest
 import torch
 from command import LAYERS, Run
 from tiny import tiny_model
-from tiny_files import write_gguf, write_model
+from tiny_files import greedy, write_gguf, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.prune
 from neuronrank_cli import console
-from neuronrank_cli.commands.prune import _duration
 from neuronrank_cli.console import Stages, size_text
+from neuronrank_cli.prune_output import _duration
 from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.text.sources import load_text
 
@@ -181,6 +181,35 @@ def test_the_verdict_counts_removed_biases(run: Run, small: list[object], tmp_pa
 def test_the_verdict_names_earlier_zeros(run: Run, small: list[object], holed: Path) -> None:
     shown = run("prune", "--model", holed, *small[2:], "--save", "out").stdout
     assert re.search(r"^weights: 12,288 zero, .* whole model; 300 of them were zero before$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind", ["unstructured", "layers"])
+def test_samples(kind: str, run: Run, small: list[object], model: Path, tmp_path: Path) -> None:
+    flags = ["--sparsity_type", kind, "--save", "out"]
+    found = json.loads(run("prune", *small, *flags, "--sample", "--json").stdout)
+    prompts = ["The capital of France is", "Water boils when", "Once upon a time, there was a"]
+    expected = [[prompt, greedy(model, prompt, 40), greedy(tmp_path / "out", prompt, 40)] for prompt in prompts]
+    assert [[one["prompt"], one["before"], one["after"]] for one in found["samples"]] == expected
+    assert expected[0][1] != expected[0][2]
+    assert json.loads((tmp_path / "out" / "neuronrank.json").read_text("utf-8"))["samples"] == found["samples"]
+    assert json.loads(run("prune", *small, "--save", "plain", "--json").stdout)["samples"] == []
+    lines = run("prune", *small, *flags[:2], "--sample").stdout.splitlines()  # Without --save, nothing is loaded again.
+    at = lines.index("sample: The capital of France is")
+    before, after = (" ".join(text.split()) for text in expected[0][1:])
+    assert lines[at + 1 : at + 3] == [f"  before: {before}", f"  after:  {after}"]
+    assert lines[at + 3] == "sample: Water boils when"
+    assert lines[-4].startswith("weights: ")
+    shown = run("prune", *small, "--sample", "--dry-run") if kind == "unstructured" else None
+    assert shown is None or "--sample has no effect with --dry-run" in shown.stderr
+
+
+def test_samples_that_do_not_fit_are_refused_before_the_run(run: Run, small: list[object], tmp_path: Path) -> None:
+    short = tiny_model(layers=2, hidden=32, intermediate=64)
+    short.config.max_position_embeddings = 50
+    write_model(tmp_path / "short", short)
+    shown = run("prune", "--model", tmp_path / "short", *small[2:], "--sample", "--save", "out", code=2)
+    assert "new_tokens is 40, allowed: [0, 25] after a prompt of 25 tokens" in shown.stderr
+    assert "calibrating" not in shown.stderr
 
 
 def test_a_gguf_file_grows_and_says_so(run: Run, small: list[object], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from tiny import BOS, EOS, VOCAB, tiny_model, tiny_tokenizer
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 
 def small(family: Any = "llama", **options: Any) -> PreTrainedModel:
@@ -27,6 +27,17 @@ def write_model(path: Path | str, model: PreTrainedModel, *, bos: bool = True, *
     model.save_pretrained(path, **save_options)
     tiny_tokenizer(bos).save_pretrained(path)
     return Path(path)
+
+
+def greedy(folder: Path, text: str, count: int, *, special: bool = True) -> str:
+    """What a saved model appends to a text if each token is the most likely one, until it ends its text."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(text, add_special_tokens=special)["input_ids"]
+    start = len(tokens)
+    with torch.no_grad():
+        while len(tokens) < start + count and tokens[-1] != EOS:
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return str(tokenizer.decode(tokens[start:], skip_special_tokens=True))
 
 
 def write_folder(path: Path, **save_options: Any) -> Path:

@@ -9,6 +9,7 @@ import numpy as np
 
 from neuronrank_core import InputError, LayerStatistics
 from neuronrank_core.methods import mode
+from neuronrank_torch.evaluation.generation import continuations
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.blocks import MLP_PROJECTIONS
 from neuronrank_torch.model.open import load_model
@@ -16,7 +17,6 @@ from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.scope import first_pruned
 from neuronrank_torch.runs.evaluate import measure_pair
 from neuronrank_torch.runs.page import weights
-from neuronrank_torch.runs.page.generation import continuations
 from neuronrank_torch.runs.page.neurons import LayerNeurons, distributions, layer_neurons, tf_idf_map
 from neuronrank_torch.runs.page.passages import Passages
 from neuronrank_torch.runs.page.sources import InsightJob, Sources, UnavailableError
