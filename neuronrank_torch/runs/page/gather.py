@@ -22,6 +22,7 @@ from neuronrank_torch.runs.page.passages import Passages
 from neuronrank_torch.runs.page.sources import InsightJob, Sources, UnavailableError
 from neuronrank_torch.runs.page.specialists import add_passages, pick
 from neuronrank_torch.runs.page.topics import describe_topics
+from neuronrank_torch.runs.prune_result import ModelSize
 
 Section = dict[str, Any]
 
@@ -91,7 +92,7 @@ class _Page:
         model, _, source = self.sources.saved
         parameters = sum(p.numel() for p in model.model.parameters())
         head = weights.head_zeros(model) if self.sources.result.recipe.prune_lm_head else None
-        return {"layers": self.zeros, "head": head, "parameters": parameters, "bytes": source.weight_bytes()}
+        return {"layers": self.zeros, "head": head, **asdict(ModelSize.of(source, parameters))}
 
     @cached_property
     def zeros(self) -> list[dict[str, Any]]:
