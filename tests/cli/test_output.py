@@ -456,3 +456,53 @@ def test_errors_on_a_terminal_break_at_spaces(run: Run, small: list[object]) -> 
         lines = run("prune", *small, *flags, env=wide, code=2).stderr.splitlines()
         assert max(map(len, lines[2:])) <= 30
         assert message in " ".join(line.strip() for line in lines)
+
+
+TABLES = {
+    "fits": (("method", "0.5", "0.6"), ("wanda", "42.4600", "82.1300"), 30),
+    "fits without a frame": (
+        ("method", "update", "0.3", "0.5", "0.6", "0.7"),
+        ("neuronrank_unstructured", "least-squares", "40.1234", "86.8512", "213.0012", "20032.4912"),
+        80,
+    ),
+    "too wide": (tuple("abcdefgh"), ("neuronrank_unstructured", *["1234567.1234"] * 7), 123),
+}
+
+
+@pytest.mark.parametrize(("headings", "row", "width"), TABLES.values(), ids=TABLES)
+def test_no_cell_of_a_table_is_broken(
+    headings: tuple[str, ...], row: tuple[str, ...], width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.print_table(headings, [row, row], total=row, left=headings[:1])
+    shown = capsys.readouterr().out
+    for cell in row:
+        assert shown.count(cell) == 3 * row.count(cell)
+    for heading in headings:
+        assert re.search(rf"(?:^|\s){re.escape(heading)}(?:\s|$)", shown)
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    assert ("┃" in shown) == (width == 30)
+
+
+def test_long_lines_are_wrapped_at_spaces_on_a_terminal(
+    run: Run, small: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    model = ["--model", small[1], "--dataset", small[3], "--seqlen", 32, "--windows", 2]
+    compared = [
+        "compare",
+        small[1],
+        small[1],
+        "--eval",
+        "--eval-dataset",
+        small[3],
+        "--eval-windows",
+        2,
+        "--seqlen",
+        32,
+    ]
+    for arguments in (["eval", *model, "--reference", small[1]], compared):
+        shown = re.sub(r"\x1b\[[\d;]*m", "", run(*arguments).stdout)
+        assert len([line for line in shown.splitlines() if line.startswith("  ")]) >= 1  # Folded.
+        assert all(len(line) <= 80 or " " not in line.strip() for line in shown.splitlines())
+        assert "99th percentile" in " ".join(shown.split())
