@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 WIDTH = 100
 COMMANDS = (
     "neuronrank prune --model builtin:smollm2-135m --nsamples 16 --seqlen 256 --dtype bfloat16 \\\n"
-    "      --update least-squares --eval --eval-windows 16 --sample --save out/smollm2-50",
+    "      --eval --eval-windows 16 --sample --save out/smollm2-50",
     'echo "What is the capital of France?" | \\\n'
     "      neuronrank chat builtin:smollm2-135m out/smollm2-50 --max-new-tokens 24",
 )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from neuronrank_cli import options
 from neuronrank_cli.command import Command
@@ -84,8 +83,8 @@ def _print_turn(turn: Turn, models: tuple[str, ...]) -> None:
     if console.is_terminal and len(answers) > 1:
         table = Table(expand=True)
         for name in models:
-            table.add_column(Text(name, overflow="fold"), ratio=1, overflow="fold")
-        table.add_row(*map(Text, answers))
+            table.add_column(name, ratio=1, overflow="fold")
+        table.add_row(*answers)
         console.print(table)
     else:
         for letter, text in zip("AB", answers, strict=False):
