@@ -23,6 +23,7 @@ class Sample:
     Parameters
     ----------
     prompt : str
+        The beginning of the text.
     before, after : str
         The continuation by the model before and after pruning.
     """

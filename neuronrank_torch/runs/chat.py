@@ -19,6 +19,7 @@ class Turn:
     Parameters
     ----------
     prompt : str
+        What the models answer or continue.
     answers : tuple of str
         One for each model.
     """
@@ -112,7 +113,8 @@ class Chat:
         if not 0 <= temperature < float("inf"):
             raise InvalidValueError("temperature", temperature, "[0, inf)")
         self.models, self.new_tokens, self.temperature, self.seed = models, new_tokens, temperature, seed
-        self.speakers, notes = [], []
+        self.speakers: list[_Speaker] = []
+        notes: list[str] = []
         for done, name in enumerate(models):
             progress(f"loading {name}", done, len(models), "models")
             model, tokenizer, source = load_model(name, dtype=dtype, device=device)
