@@ -1,104 +1,119 @@
-"""Draws the figure of the documentation's first page: perplexity against sparsity, as SVG.
+"""Draws the figure of the first page: perplexity against sparsity, as SVG for light and dark pages.
 
     python benchmarks/figure.py
 
-Reads ``benchmarks/results/quality.jsonl`` (and SparseGPT's row of ``docs/measured/quality.md``, which was measured in
-another environment) and writes ``docs/measured/quality.svg``. Needs nothing but the standard library.
+Reads ``docs/measured/quality.json`` and writes ``docs/measured/quality.svg``. Each entry of ``panels`` is a model: the
+perplexity of the dense model, the sparsities, and for each line the perplexities at these. Needs nothing but the
+standard library.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import re
+from html import escape
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from cells import read_cells
-
-ROOT = Path(__file__).parents[1]
-SPARSITIES = ("0.5", "0.6", "0.7")
-WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 232, 24, 52
-#: Of the logarithmic axis.
-LOWEST, HIGHEST = 25.0, 550.0
-TICKS = (30, 50, 100, 200, 500)
-#: Method and update of each line, with its colour; SparseGPT is not in the file of results.
-LINES = {
-    "Wanda": ("wanda", "none", "#b3541e"),
-    "NeuronRank": ("neuronrank_wanda", "none", "#1f6fb2"),
-    "SparseGPT": ("", "", "#6b6b6b"),
-    "NeuronRank, gradual update": ("neuronrank_wanda", "gradual", "#12355b"),
+MEASURED = Path(__file__).parents[1] / "docs" / "measured"
+#: Of one panel; panels stand side by side.
+WIDTH, HEIGHT = 640, 380
+LEFT, RIGHT, TOP, BOTTOM = 64, 236, 44, 52
+#: Least distance between two labels at the ends of lines.
+GAP = 17.0
+TICKS = [m * 10.0**power for power in range(6) for m in (1, 2, 3, 5)]
+#: Colours of the lines in the order of the file, on light and on dark.
+COLOURS = (("#b3541e", "#f2ab63"), ("#1f6fb2", "#6fb1ff"), ("#6b6b6b", "#a9b1ba"), ("#12355b", "#c3e0ff"))
+STYLE = """<style>
+.paper { fill: #fff; } .words { fill: #333; } .grid { stroke: #e3e3e3; } .dense { stroke: #888; stroke-dasharray: 5 4; }
+.line { fill: none; stroke-width: 2.2; }
+%s
+@media (prefers-color-scheme: dark) {
+.paper { fill: #131416; } .words { fill: #cfd3d8; } .grid { stroke: #33383f; }
+%s
 }
+</style>"""
 
 
-def measured() -> dict[str, list[float]]:
-    """Perplexity of each line at each sparsity, and of the dense model."""
-    cells = {
-        (cell["method"], cell["sparsity"], cell["update"]): cell["perplexity"]
-        for cell in read_cells(ROOT / "benchmarks/results/quality.jsonl")
-        if cell["seed"] == 0
-    }
-    [row] = re.findall(r"^\| SparseGPT \|(.*)\|$", (ROOT / "docs/measured/quality.md").read_text("utf-8"), re.MULTILINE)
-    sparsegpt = [float(value) for value in row.split("|")[: len(SPARSITIES)]]
-    lines = {
-        label: [cells[method, sparsity, update] for sparsity in SPARSITIES] if method else sparsegpt
-        for label, (method, update, _) in LINES.items()
-    }
-    return {**lines, "Dense": [cells["dense", "0", "none"]]}
+def rules(theme: int) -> str:
+    """The colours of the lines in a theme."""
+    return "\n".join(
+        f".line.c{i} {{ stroke: {pair[theme]}; }} .mark.c{i} {{ fill: {pair[theme]}; }}"
+        for i, pair in enumerate(COLOURS)
+    )
 
 
-def x(position: float) -> float:
-    """Where a sparsity stands, 0 for the first and 1 for the last."""
-    return LEFT + 24 + position * (WIDTH - LEFT - RIGHT - 48)
-
-
-def y(perplexity: float) -> float:
-    """Where a perplexity stands on the logarithmic axis."""
-    share = math.log(perplexity / LOWEST) / math.log(HIGHEST / LOWEST)
-    return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
-
-def text(left: float, baseline: float, words: str, *, anchor: str = "start", fill: str = "#333", size: int = 13) -> str:
+def text(
+    left: float, baseline: float, words: str, *, anchor: str = "start", kind: str = "words", size: int = 13
+) -> str:
     """One line of text."""
     where = f'x="{left:.1f}" y="{baseline:.1f}" text-anchor="{anchor}"'
-    return f'<text {where} fill="{fill}" font-size="{size}">{words}</text>'
+    return f'<text {where} class="{kind}" font-size="{size}">{escape(words)}</text>'
 
 
-def draw(values: dict[str, list[float]]) -> str:
-    """The figure."""
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        'font-family="system-ui, sans-serif" role="img">',
-        "<title>Perplexity against sparsity</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-    ]
-    end = WIDTH - RIGHT
-    for tick in TICKS:
+def apart(heights: list[float]) -> list[float]:
+    """Heights of labels that do not overlap, each as near to its own as those below it allow."""
+    placed = list(heights)
+    order = sorted(range(len(heights)), key=lambda i: -heights[i])
+    for below, above in pairwise(order):
+        placed[above] = min(placed[above], placed[below] - GAP)
+    return placed
+
+
+def panel(data: dict[str, Any]) -> list[str]:
+    """The marks of one model."""
+    lines, sparsities, end = data["lines"], data["sparsities"], WIDTH - RIGHT
+    low, high = data["dense"] * 0.9, 1.15 * max(max(values) for values in lines.values())
+
+    def x(i: int) -> float:
+        return LEFT + 24 + i / (len(sparsities) - 1) * (end - LEFT - 48)
+
+    def y(perplexity: float) -> float:
+        return HEIGHT - BOTTOM - math.log(perplexity / low) / math.log(high / low) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [text(LEFT, 24, f"{data['model']} on {data['text']}", size=15)]
+    for tick in (tick for tick in TICKS if low <= tick <= high):
         parts += [
-            f'<line x1="{LEFT}" x2="{end}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#e3e3e3"/>',
-            text(LEFT - 8, y(tick) + 4.5, str(tick), anchor="end"),
+            f'<line x1="{LEFT}" x2="{end}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" class="grid"/>',
+            text(LEFT - 8, y(tick) + 4.5, f"{tick:g}", anchor="end"),
         ]
-    for position, sparsity in enumerate(SPARSITIES):
-        at = x(position / (len(SPARSITIES) - 1))
-        parts.append(text(at, HEIGHT - BOTTOM + 20, f"{100 * float(sparsity):.0f} %", anchor="middle"))
+    parts += [
+        text(x(i), HEIGHT - BOTTOM + 20, f"{sparsity:.0%}", anchor="middle") for i, sparsity in enumerate(sparsities)
+    ]
     parts += [
         text((LEFT + end) / 2, HEIGHT - 10, "MLP weights set to zero", anchor="middle"),
-        f'<g transform="translate(16 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)">'
+        f'<g transform="translate(16 {(TOP + HEIGHT - BOTTOM) / 2:.1f}) rotate(-90)">'
         + text(0, 0, "perplexity (log scale)", anchor="middle")
         + "</g>",
+        f'<line x1="{LEFT}" x2="{end}" y1="{y(data["dense"]):.1f}" y2="{y(data["dense"]):.1f}" class="dense"/>',
     ]
-    [dense] = values["Dense"]
-    parts += [
-        f'<line x1="{LEFT}" x2="{end}" y1="{y(dense):.1f}" y2="{y(dense):.1f}" stroke="#888" stroke-dasharray="5 4"/>',
-        text(end + 8, y(dense) + 4.5, f"dense model: {dense:.1f}", fill="#555"),
-    ]
-    for label, (_, _, colour) in LINES.items():
-        points = [(x(i / (len(SPARSITIES) - 1)), y(value)) for i, value in enumerate(values[label])]
+    *labels, dense = apart([*(y(values[-1]) for values in lines.values()), y(data["dense"])])
+    parts.append(text(end + 8, dense + 4.5, f"dense model: {data['dense']:.1f}"))
+    for i, ((label, values), height) in enumerate(zip(lines.items(), labels, strict=True)):
+        points = [(x(j), y(value)) for j, value in enumerate(values)]
         path = " ".join(f"{left:.1f},{top:.1f}" for left, top in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
-        parts += [f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.6" fill="{colour}"/>' for left, top in points]
-        parts.append(text(end + 8, points[-1][1] + 4.5, f"{label}: {values[label][-1]:.1f}", fill=colour))
+        parts.append(f'<polyline points="{path}" class="line c{i}"/>')
+        parts += [f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.6" class="mark c{i}"/>' for left, top in points]
+        parts.append(text(end + 8, height + 4.5, f"{label}: {values[-1]:.1f}", kind=f"mark c{i}"))
+    return parts
+
+
+def draw(panels: list[dict[str, Any]]) -> str:
+    """The figure."""
+    width = WIDTH * len(panels)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}" '
+        'font-family="system-ui, sans-serif" role="img">',
+        "<title>Perplexity against sparsity</title>",
+        STYLE % (rules(0), rules(1)),
+        f'<rect width="{width}" height="{HEIGHT}" class="paper"/>',
+    ]
+    for i, data in enumerate(panels):
+        parts += [f'<g transform="translate({i * WIDTH} 0)">', *panel(data), "</g>"]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 if __name__ == "__main__":
-    (ROOT / "docs/measured/quality.svg").write_text(draw(measured()), encoding="utf-8")
+    shown = json.loads((MEASURED / "quality.json").read_text("utf-8"))["panels"]
+    (MEASURED / "quality.svg").write_text(draw(shown), encoding="utf-8")

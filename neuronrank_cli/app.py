@@ -9,6 +9,7 @@ from types import FrameType
 import click
 
 from neuronrank_cli.command import Group, is_first_process
+from neuronrank_cli.commands.chat import chat
 from neuronrank_cli.commands.collect import collect
 from neuronrank_cli.commands.compare import compare
 from neuronrank_cli.commands.config import config
@@ -45,7 +46,7 @@ def cli() -> None:
     """
 
 
-for command in (prune, evaluate, collect, merge, tune, sweep, config, verify, report, compare):
+for command in (prune, evaluate, collect, merge, tune, sweep, config, verify, report, compare, chat):
     cli.add_command(command)
 
 

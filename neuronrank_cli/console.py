@@ -12,6 +12,7 @@ from contextlib import ExitStack, redirect_stdout
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
@@ -134,23 +135,28 @@ def print_table(
     *,
     total: Sequence[str] = (),
     left: Collection[str] = (),
-    no_wrap: bool = False,
     rule: bool = True,
 ) -> None:
     """Print a table whose columns are aligned to the right, except those in ``left``.
 
-    The row ``total`` is bold and comes last, below a line unless ``rule`` is false.
+    The row ``total`` is bold and comes last, below a line unless ``rule`` is false. No cell is broken or cut: a table
+    that is too wide for the terminal has no frame, and if that is not enough, its lines are longer.
     """
     table = Table()
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=no_wrap)
+        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     if total:
         if rule:
             table.add_section()
         table.add_row(*total, style="bold")
-    Console(markup=False, emoji=False).print(table)  # Square brackets are not markup here.
+    console = Console(markup=False, emoji=False)  # Square brackets are not markup here.
+    endless = console.options.update(max_width=10**4)
+    if console.measure(table, options=endless).maximum > console.width:
+        table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
+    console.width = max(console.width, console.measure(table, options=endless).maximum)
+    console.print(table)
 
 
 def size_text(size: int) -> str:

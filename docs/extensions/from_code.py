@@ -62,6 +62,7 @@ RESULTS = {
     "sweep": "runs.sweep.SweepResult",
     "verify": "runs.verify.verify_result.VerifyResult",
     "compare": "runs.compare.CompareResult",
+    "chat": "runs.chat.ChatResult",
 }
 
 

@@ -8,7 +8,7 @@ import click
 
 from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
-from neuronrank_cli.console import Stages, show
+from neuronrank_cli.console import Stages, say, show
 from neuronrank_core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def collect(ctx: click.Context, /, as_json: bool, documents: tuple[int, int] | N
 
 def print_statistics(result: CollectResult) -> None:
     """Print what was collected, and the folder."""
-    click.echo(
+    say(
         f"{result.model}: {result.layers} layers, {len(result.documents)} of {result.nsamples} sequences of "
         f"{result.seqlen} tokens of {result.dataset}, "
         + ("experts (for --sparsity_type experts)" if result.experts else f"signal {result.signal}")
     )
-    click.echo(f"saved to: {result.save}")
+    say(f"saved to: {result.save}")

@@ -10,7 +10,7 @@ import click
 
 from neuronrank_cli import options
 from neuronrank_cli.command import Command
-from neuronrank_cli.console import Stages, kl_texts, print_table, protocol, show, size_text
+from neuronrank_cli.console import Stages, kl_texts, print_table, protocol, say, show, size_text
 from neuronrank_core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ def print_comparison(result: CompareResult, dataset: str) -> None:
     from neuronrank_torch.evaluation.speed import ROUNDS
 
     a, b = result.models
-    click.echo(f"A: {a.model}\nB: {b.model}")
+    say(f"A: {a.model}")
+    say(f"B: {b.model}")
     if result.layers:
-        click.echo("by module: weights that are zero in both / in either; and the share of weights that both keep:")
+        say("by module: weights that are zero in both / in either; and the share of weights that both keep:")
         _print_overlap(result)
     _print_figures(a, b)
     for task, by in (result.speed_up or {}).items():
@@ -79,10 +80,10 @@ def print_comparison(result: CompareResult, dataset: str) -> None:
         click.echo(f"{TASKS[task]}: {claim} {by.median:.2f} times as fast as A ({interval})")
     if result.divergence:
         mean, tail = kl_texts(result.divergence)
-        click.echo(f"KL divergence of B from A, nats per token: mean {mean}, 99th percentile {tail}")
-        click.echo(f"same most likely token: {result.divergence.agreement:.2%}")
+        say(f"KL divergence of B from A, nats per token: mean {mean}, 99th percentile {tail}")
+        say(f"same most likely token: {result.divergence.agreement:.2%}")
     if a.perplexity:
-        click.echo(f"perplexity measured on: {protocol(dataset, a.perplexity)}")
+        say(f"perplexity measured on: {protocol(dataset, a.perplexity)}")
 
 
 def _print_overlap(result: CompareResult) -> None:
@@ -94,7 +95,7 @@ def _print_overlap(result: CompareResult) -> None:
 
     headings = ("layer", *(name.removesuffix("_proj") for name in result.modules), "both keep")
     rows = [cells(str(layer.layer), layer.modules) for layer in result.layers]
-    print_table(headings, rows, total=cells("all", result.modules), no_wrap=True)
+    print_table(headings, rows, total=cells("all", result.modules))
 
 
 def _print_figures(a: ModelFigures, b: ModelFigures) -> None:

@@ -8,7 +8,7 @@ import click
 
 from neuronrank_cli import options
 from neuronrank_cli.command import Command
-from neuronrank_cli.console import Stages, kl_texts, perplexity_text, print_table, protocol, show
+from neuronrank_cli.console import Stages, kl_texts, perplexity_text, print_table, protocol, say, show
 from neuronrank_core import InputError
 from neuronrank_core.recipe import Recipe
 
@@ -73,13 +73,13 @@ def _run_perplexity(model: str, how: dict[str, Any], as_json: bool) -> None:
 
 def print_perplexity(result: EvalResult) -> None:
     """Print a perplexity, how it compares with the reference, and the protocol."""
-    click.echo(f"perplexity: {perplexity_text(result)}")
+    say(f"perplexity: {perplexity_text(result)}")
     if result.reference:
-        click.echo(f"perplexity of the reference: {perplexity_text(result.reference.perplexity)}")
+        say(f"perplexity of the reference: {perplexity_text(result.reference.perplexity)}")
         mean, tail = kl_texts(result.reference)
-        click.echo(f"KL divergence from the reference, nats per token: mean {mean}, 99th percentile {tail}")
-        click.echo(f"same most likely token: {result.reference.agreement:.2%}")
-    click.echo(f"measured on: {protocol(result.dataset, result)}")
+        say(f"KL divergence from the reference, nats per token: mean {mean}, 99th percentile {tail}")
+        say(f"same most likely token: {result.reference.agreement:.2%}")
+    say(f"measured on: {protocol(result.dataset, result)}")
 
 
 def _run_tasks(model: str, tasks: str, how: dict[str, Any], as_json: bool) -> None:
@@ -105,7 +105,7 @@ def print_tasks(result: TasksResult) -> None:
                 rows.append((name, str(result.fewshot.get(name, "")), shown, _figure(value), _figure(error)))
     print_table(("task", "examples", "metric", "value", "standard error"), rows, left=("task", "metric"))
     asked = "all questions" if result.limit is None else f"the first {result.limit} questions of each task"
-    click.echo(f"measured on: {asked}, with lm-eval {result.lm_eval}")
+    say(f"measured on: {asked}, with lm-eval {result.lm_eval}")
 
 
 def _figure(value: Any) -> str:

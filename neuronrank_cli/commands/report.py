@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from neuronrank_cli.command import OUTPUT, Command
-from neuronrank_cli.console import Stages, print_json, size_text
+from neuronrank_cli.console import Stages, print_json, say, size_text
 from neuronrank_cli.options import count_flag, device_flags, flag, json_flag, model_flag, recipe_flags, text_flag
 from neuronrank_cli.output_file import check_output_file
 
@@ -69,4 +69,4 @@ def report(save: str, force: bool, as_json: bool, prompts: tuple[str, ...], **ho
     if as_json:
         print_json({**data, "saved": str(file)})
     else:
-        click.echo(f"saved to: {save} ({size_text(len(page))})")
+        say(f"saved to: {save} ({size_text(len(page))})")

@@ -10,7 +10,7 @@ import click
 
 from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
-from neuronrank_cli.console import Stages, print_table, protocol, show, warn
+from neuronrank_cli.console import Stages, print_table, protocol, say, show, warn
 from neuronrank_cli.output_file import check_output_file
 from neuronrank_core import InputError
 from neuronrank_core.methods import ALL_METHODS
@@ -115,7 +115,7 @@ def sweep(ctx: click.Context, /, as_json: bool, figure: str | None, **flags: Any
             draw(result, drawn)
     show(result, as_json, print_sweep)
     if drawn and not as_json:
-        click.echo(f"figure: {figure}")
+        say(f"figure: {figure}")
 
 
 def _rows(result: SweepResult) -> dict[tuple[str, str], list[Cell]]:
@@ -135,9 +135,9 @@ def print_sweep(result: SweepResult) -> None:
         for key, cells in rows.items()
     ]
     print_table(("method", "update", *ratios), values, left=("method", "update"))
-    click.echo(f"perplexity by ratio, {result.sparsity_type}; unpruned: {result.dense.perplexity:.4f}")
-    click.echo(f"measured on: {protocol(result.evaluated_on, result.dense)}")
-    click.echo(f"results: {result.out}")
+    say(f"perplexity by ratio, {result.sparsity_type}; unpruned: {result.dense.perplexity:.4f}")
+    say(f"measured on: {protocol(result.evaluated_on, result.dense)}")
+    say(f"results: {result.out}")
 
 
 def draw(result: SweepResult, file: Path) -> None:

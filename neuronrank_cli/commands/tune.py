@@ -11,7 +11,7 @@ import click
 
 from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
-from neuronrank_cli.console import Stages, print_table, protocol, show, warn
+from neuronrank_cli.console import Stages, print_table, protocol, say, show, warn
 from neuronrank_cli.output_file import check_output_file
 from neuronrank_core import InputError, Recipe
 from neuronrank_core.measures import NOISE
@@ -117,7 +117,7 @@ def tune(ctx: click.Context, /, save: str, as_json: bool, **flags: Any) -> None:
         write_config(file, best, result)
     show(result, as_json, print_tuned)
     if not as_json:
-        click.echo(f"saved to: {save}")
+        say(f"saved to: {save}")
 
 
 def _search(flags: dict[str, Any], recipe: Recipe, file: Path, stages: Stages) -> tuple[Recipe, TuneResult]:
@@ -209,19 +209,19 @@ def print_tuned(result: TuneResult) -> None:
         rule=False,
     )
     where = result.validation
-    click.echo(f"measured on: {protocol(where.dataset, where)}; {len(result.trials)} recipes")
+    say(f"measured on: {protocol(where.dataset, where)}; {len(result.trials)} recipes")
     for line in _noise(result):
-        click.echo(line)
+        say(line)
     if result.given_up:
-        click.echo(f"given up early: {result.given_up} recipes")
+        say(f"given up early: {result.given_up} recipes")
     if result.test:
-        click.echo(f"test: {protocol(result.test.dataset, result.test)}")
+        say(f"test: {protocol(result.test.dataset, result.test)}")
         for name in ("wanda", Recipe.method):
             difference, error = tested["best"] - tested[name], result.test.standard_error[name]
             known = "unknown with a single window" if error is None else f"{error:.4f}"
             noise = "; within noise" if error is not None and abs(difference) <= NOISE * error else ""
             noise = noise if difference or error else "; no difference"
-            click.echo(f"test, best compared with {name}: {difference:+.4f} (standard error {known}){noise}")
+            say(f"test, best compared with {name}: {difference:+.4f} (standard error {known}){noise}")
     if result.importance:
         documented = {name: str(rank) for rank, name in enumerate(result.documented_order, 1)}
         headings = ("most important settings", "importance", "documented rank")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuronrank_cli.command import Command
-from neuronrank_cli.console import Stages, print_table, show
+from neuronrank_cli.console import Stages, print_table, say, show
 from neuronrank_cli.options import count_flag, json_flag, model_flags, text_flag
 
 if TYPE_CHECKING:
@@ -64,28 +64,28 @@ def print_verdict(result: VerifyResult) -> None:
             "holds" if all(check.holds for check, _ in rows) else "BROKEN",
         ]
         table.append(row)
-    click.echo(
+    say(
         f"{result.model} on {result.device} in {result.dtype}, {result.nsamples} sequences of {result.seqlen} tokens "
         f"of {result.dataset}, {len(layers)} layers, torch {result.versions['torch']}"
     )
     headings = ("quantity", "worst", "in layer", "near-ties", "margin", "verdict")
-    print_table(headings, table, left=("quantity", "verdict"), no_wrap=True)
+    print_table(headings, table, left=("quantity", "verdict"))
     if result.cost:
         _print_cost(result)
     broken = [str(layer.layer) for layer in layers if not all(check.holds for check in layer.checks.values())]
-    click.echo(f"verdict: BROKEN in layer {', '.join(broken)}" if broken else "verdict: the contract holds")
+    say(f"verdict: BROKEN in layer {', '.join(broken)}" if broken else "verdict: the contract holds")
 
 
 def _print_cost(result: VerifyResult) -> None:
     """Print how much half precision differs from float32."""
-    click.echo(f"Difference between {result.dtype} and float32, in statistics and in masks of the default method:")
+    say(f"Difference between {result.dtype} and float32, in statistics and in masks of the default method:")
     table = []
     for name in sorted(result.cost[0].changed):
         rows = [(layer.changed[name], layer.layer) for layer in result.cost]
         worst, where = max(rows)
         mean = sum(value for value, _ in rows) / len(rows)
         table.append([_shown(name), f"{mean:.2%}", f"{worst:.2%}", str(where)])
-    print_table(("quantity", "mean", "worst", "in layer"), table, left=("quantity",), no_wrap=True)
+    print_table(("quantity", "mean", "worst", "in layer"), table, left=("quantity",))
 
 
 def _shown(name: str) -> str:

@@ -121,18 +121,34 @@ def bands(entries: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def density(tf: list[float], idf: list[float], layer: dict[str, Any]) -> dict[str, Any]:
-    """Neurons of one layer, with TF across and IDF upward; more neurons in a cell give a stronger colour."""
+def most_in_a_cell(layers: list[dict[str, Any]]) -> int:
+    """The largest number of neurons in a cell of any layer."""
+    return max((count for layer in layers for _, _, count in layer["cells"]), default=1)
+
+
+def strength(count: int, most: int) -> float:
+    """Opacity of a cell. The square root, so that single neurons are visible next to hundreds."""
+    return round(0.2 + 0.8 * math.sqrt(count / most), 3)
+
+
+def legend_counts(most: int) -> list[int]:
+    """Numbers of neurons whose colours a legend shows, from one to the most."""
+    return sorted({1, *(max(1, round(most * share)) for share in (0.1, 0.4)), most})
+
+
+def density(tf: list[float], idf: list[float], layer: dict[str, Any], most: int) -> dict[str, Any]:
+    """Neurons of one layer, with TF across and IDF upward; more neurons in a cell give a stronger colour.
+
+    ``most`` is the number of neurons that has the full colour.
+    """
     x, y = across(tf[0], tf[-1], log=True), upward(idf[0], idf[-1])
-    most = max((count for _, _, count in layer["cells"]), default=1)
     cells = [
         {
             "x": x.at(tf[i]),
             "y": y.at(idf[j + 1]),
             "width": round(x.at(tf[i + 1]) - x.at(tf[i]), 2),
             "height": round(y.at(idf[j]) - y.at(idf[j + 1]), 2),
-            # The square root, so that single neurons are visible next to hundreds.
-            "opacity": round(0.2 + 0.8 * math.sqrt(count / most), 3),
+            "opacity": strength(count, most),
             "title": f"{count} neuron{'s' * (count > 1)}: TF {tf[i]:.3g} to {tf[i + 1]:.3g}, "
             f"IDF {idf[j]:.3g} to {idf[j + 1]:.3g}",
         }

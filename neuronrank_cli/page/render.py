@@ -1,5 +1,6 @@
 """Renders the page with templates that escape everything that comes from models and texts."""
 
+import shlex
 from dataclasses import fields
 from typing import Any
 
@@ -9,7 +10,7 @@ from neuronrank_cli.console import protocol, size_text
 from neuronrank_cli.options import SPELLING
 from neuronrank_cli.page import charts
 from neuronrank_core import Recipe
-from neuronrank_core.methods import ALL_METHODS, method_of, needs_text, without_effect
+from neuronrank_core.methods import ALL_METHODS, exponents, method_of, needs_text, without_effect
 from neuronrank_core.recipe import Exponents
 
 #: Fields that have an effect only if text is read.
@@ -38,10 +39,13 @@ def render(data: dict[str, Any]) -> str:
     environment.filters.update(
         size=size_text, percent=lambda share, digits=2: f"{share:.{digits}%}", count="{:,}".format
     )
-    environment.globals.update(chart=charts, methods=ALL_METHODS, protocol=protocol)
-    flags, sizes = recipe_rows(data["run"].recipe), module_sizes(data)
+    environment.filters["quote"] = shlex.quote
+    environment.globals.update(chart=charts, methods=ALL_METHODS, protocol=protocol, shares_of=shares_of)
+    recipe = data["run"].recipe
+    flags, sizes = recipe_rows(recipe), module_sizes(data)
+    idf_used = "idf_exp" in method_of(recipe).reads and exponents(recipe).idf_exp != 0
     total = sparsity_total(sizes, data["sparsity"]["head"])
-    return environment.get_template("page.html").render(data, flags=flags, sizes=sizes, total=total)
+    return environment.get_template("page.html").render(data, flags=flags, sizes=sizes, total=total, idf_used=idf_used)
 
 
 def recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:
@@ -74,6 +78,21 @@ def module_sizes(data: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
             state = {"pruned": before is not None, "changed": changed}
             modules.setdefault(name, {})[layer["layer"]] = lost | state
     return modules
+
+
+def shares_of(
+    sizes: dict[str, dict[int, dict[str, Any]]], removed: int
+) -> tuple[list[tuple[dict[str, Any], list[str]]], dict[str, dict[int, float]]]:
+    """Modules with the same share of weights zero or removed in all layers, by share; and the shares of the others."""
+    uniform: dict[tuple[float, int], list[str]] = {}
+    varied = {}
+    for module, layers in sizes.items():
+        shares = {layer: m["removed" if removed else "zeros"] / m["size"] for layer, m in layers.items()}
+        if len(set(shares.values())) == 1:
+            uniform.setdefault((next(iter(shares.values())), len(shares)), []).append(module)
+        else:
+            varied[module] = shares
+    return [({"share": share, "layers": count}, names) for (share, count), names in uniform.items()], varied
 
 
 def sparsity_total(sizes: dict[str, dict[int, dict[str, Any]]], head: dict[str, int] | None) -> dict[str, int]:

@@ -29,7 +29,7 @@ def model_cards(result: PruneResult, source: ModelSource, command: str) -> tuple
     """The card of a pruned model, and the card of its source if there is one: contents by file name, and notes."""
     texts, notes, data = {}, [], {}
     file = source.path / CARD
-    if source.kind != "gguf" and file.is_file():
+    if file.is_file():
         text = file.read_text(encoding="utf-8", errors="replace")
         texts[BASE_CARD] = text
         notes.append(f"{CARD} of the source is kept as {BASE_CARD}; the new {CARD} describes the pruned model")
@@ -42,8 +42,7 @@ def model_cards(result: PruneResult, source: ModelSource, command: str) -> tuple
         data.setdefault("license", source.license)
     if source.kind == "hub":
         data["base_model"] = source.spec
-    tags = data.pop("tags", [])
-    data["tags"] = list(dict.fromkeys([*([tags] if isinstance(tags, str) else tags), "pruned", "neuronrank"]))
+    data["tags"] = [*data.get("tags", ()), "pruned", "neuronrank"]  # The card's class makes them unique.
     metadata = ModelCardData(library_name="transformers", **data)
     texts[CARD] = f"---\n{metadata.to_yaml()}\n---\n\n{_body(result, source, command, data.get('license'))}"
     return texts, notes

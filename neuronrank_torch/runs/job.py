@@ -85,6 +85,8 @@ class Job:
         Where a run that saves stores the hidden states of the calibration text between layers.
     stats : str, optional
         Folder of statistics to prune with, instead of calibration text.
+    sample : bool
+        Continue a few prompts with the model before and after pruning. This loads both whole, one after the other.
     """
 
     model: str
@@ -97,6 +99,7 @@ class Job:
     evaluation: Evaluation | None = None
     hidden_states: HiddenStates = "memory"
     stats: str | None = None
+    sample: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from neuronrank_core import Recipe
 from neuronrank_core.methods import decided
 from neuronrank_torch.distributed.process_group import launched
 from neuronrank_torch.distributed.ranks import Ranks
+from neuronrank_torch.evaluation.generation import PROMPTS, SAMPLE_TOKENS, check_prompts
 from neuronrank_torch.evaluation.windows import Evaluated
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.files.journal import JOURNAL_FORMAT
@@ -32,6 +33,7 @@ from neuronrank_torch.runs.early_notes import early_notes
 from neuronrank_torch.runs.job import Inputs, Job, read_inputs
 from neuronrank_torch.runs.own_text import write_text
 from neuronrank_torch.runs.prune_result import JobRecord, ModelSize, PerplexityChange, PruneResult
+from neuronrank_torch.runs.samples import write_samples
 from neuronrank_torch.saving.model_writer import ModelWriter
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.schema import to_json
@@ -167,6 +169,8 @@ class _Run(Inputs):
         if self.statistics is not None:
             self.statistics.check_model(self.source)
         planned_layers(model, self.recipe)
+        if self.job.sample:
+            check_prompts(model, self.tokenizer, PROMPTS, SAMPLE_TOKENS)
         if self.job.evaluation:
             self.job.evaluation.check(model, self.tokenizer, self.eval_text)
         return early_notes(self, self.text, self.eval_text, self.tokenizer, find_decoder(model))
@@ -179,7 +183,7 @@ class _Run(Inputs):
         report = self._prune(model, recipe)
         result = self._result(report, self._measure(Evaluated(model, stage=_AFTER)), choice)
         if self.job.save is None:
-            return result
+            return self._sampled(result, model)
         streamed = StreamedModel(model, LoadedWeights(model), model.device)
         with self.staging(streamed, self.job.save) as staging:
             for unit in range(len(streamed.decoder.layers)):
@@ -213,10 +217,18 @@ class _Run(Inputs):
         if folder is not None:
             saved = replace(self.source, kind="folder", path=folder, dtype=stored_dtype(shards(folder)))
             result = replace(result, output=ModelSize.of(saved, result.total.parameters))
+            result = self._sampled(result, folder)
         cards, notes = model_cards(result, self.source, self.command)
         result = replace(result, notes=(*result.notes, *notes))
         staging.finish(to_json(result), cards)
         return result
+
+    def _sampled(self, result: PruneResult, pruned: Any) -> PruneResult:
+        """The result, with samples if the job asks for them."""
+        asked = self.job.sample and self.ranks.first
+        return (
+            replace(result, samples=write_samples(self.job, self.tokenizer, pruned, self.progress)) if asked else result
+        )
 
     def _choose(self, measured: Measured) -> tuple[Recipe, Choice | None]:
         """The recipe to prune by: the best of the candidates, if there are any."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from neuronrank_core.measures import Divergence
+from neuronrank_torch.evaluation.generation import Sample
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.pruning.result import Report
@@ -116,6 +117,8 @@ class PruneResult(Report):
         The saved model; null without ``--save``, and in a dry run.
     faster : str
         Whether the pruned model is faster, and why.
+    samples : tuple of Sample
+        Empty without ``--sample``, and in a dry run.
     schema : int
         Version of this format.
     """
@@ -127,4 +130,5 @@ class PruneResult(Report):
     source: ModelSize | None = None
     output: ModelSize | None = None
     faster: str = ""
+    samples: tuple[Sample, ...] = ()
     schema: int = 1

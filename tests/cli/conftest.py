@@ -38,11 +38,16 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """``run("prune", "--seed", 1, code=2, env={...})``: the result, after a check of the exit code (None: any)."""
+    """``run("prune", "--seed", 1, code=2, env={...}, stdin="...")``: the result, after a check of the exit code.
+
+    None is any code.
+    """
     monkeypatch.chdir(tmp_path)
 
-    def invoke(*arguments: object, code: int | None = 0, env: dict[str, str] | None = None) -> Result:
-        result = CliRunner().invoke(cli, [str(a) for a in arguments], env=env)
+    def invoke(
+        *arguments: object, code: int | None = 0, env: dict[str, str] | None = None, stdin: str | None = None
+    ) -> Result:
+        result = CliRunner().invoke(cli, [str(a) for a in arguments], env=env, input=stdin)
         assert code is None or result.exit_code == code, result.output
         assert "Traceback" not in result.output
         return result

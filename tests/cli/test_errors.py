@@ -80,7 +80,7 @@ def test_wrong_input_to_eval(run: Run, model: Path, text: Path, arguments: str, 
 
 
 def test_a_run_without_a_result_is_refused(run: Run) -> None:
-    assert "give --save, --eval or --dry-run" in run("prune", "--model", "m", code=2).stderr
+    assert "give --save, --eval, --sample or --dry-run" in run("prune", "--model", "m", code=2).stderr
     assert "Missing option '--model'" in run("prune", "--save", "s", code=2).stderr
 
 

@@ -21,7 +21,7 @@ SECTIONS = {
         "TF and IDF",
         "Factor of neuronrank_unstructured",
         "Calibration",
-        "Perplexity",
+        "Perplexity and samples",
         "Output",
         "Methods (a, b, c, r: the exponents of weight, TF, IDF, spikiness)",
         "Effort",
@@ -36,6 +36,7 @@ SECTIONS = {
     "config": ["Output"],
     "report": ["Model", "Statistics", "Predictions", "Generated text", "Output"],
     "compare": ["Model", "Perplexity and speed", "Output"],
+    "chat": ["Model", "Generated text", "Output"],
 }
 
 
@@ -103,9 +104,9 @@ from click.testing import CliRunner
 from neuronrank_cli.app import cli
 for arguments in (["--help"], ["--version"], ["prune", "--help"], ["eval", "--help"], ["verify", "--help"], ["prune"],
                   ["collect", "--help"], ["merge", "--help"], ["tune", "--help"], ["config", "--show", "prune"],
-                  ["report", "--help"], ["compare", "--help"], ["eval", "--model", "m", "--tasks", ","],
-                  ["prune", "--model", "m"], ["prune", "--model", "m", "--save", "s", "--seed", "-1"],
-                  ["prune", "--bogus"]):
+                  ["report", "--help"], ["compare", "--help"], ["chat", "--help"],
+                  ["eval", "--model", "m", "--tasks", ","], ["prune", "--model", "m"],
+                  ["prune", "--model", "m", "--save", "s", "--seed", "-1"], ["prune", "--bogus"]):
     CliRunner().invoke(cli, arguments)
 print(sorted({"torch", "transformers", "datasets", "optuna", "neuronrank_torch"} & sys.modules.keys()))
 """

@@ -14,6 +14,10 @@ from huggingface_hub import HfApi, ModelCard
 from tiny import tiny_model
 from tiny_files import write_gguf, write_model
 
+from neuronrank_core import Recipe
+from neuronrank_torch.runs.job import Job
+from neuronrank_torch.runs.prune import run_prune
+
 CARD = """---
 license: other
 license_name: tiny-licence
@@ -40,11 +44,29 @@ def test_the_card(run: Run, small: list[object], measured: list[object], tmp_pat
     assert "Warning: README" not in done.stderr
     result, card = json.loads(done.stdout), ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.to_dict() == {"library_name": "transformers", "tags": ["pruned", "neuronrank"]}
+    assert card.text.lstrip().startswith(f"# {Path(str(small[1])).name}, pruned\n")
+    assert re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", card.text, re.MULTILINE) == [
+        ("method", "wanda"),
+        ("sparsity_type", "unstructured"),
+        ("sparsity_ratio", "0.25"),
+        ("include_attention", "True"),
+        ("nsamples", "4"),
+        ("seqlen", "32"),
+    ]
     assert "| `gate_proj` | 8,192 | 2,048 | 0 | 25.00% |" in card.text
     assert "| `q_proj` | 4,096 | 1,024 | 0 | 25.00% |" in card.text
     moved = result["perplexity"]
-    assert f"| perplexity after | {moved['after']['perplexity']:.4f} |" in card.text
-    assert f"nats per token | {moved['divergence']['kl_mean']:.4g} |" in card.text
+    change = moved["divergence"]
+    quality = card.text.partition("## Quality")[2].partition("## Limits")[0].split("\n")
+    assert [line for line in quality if line.startswith("|")] == [
+        f"| measure, on {measured[2]}, 2 windows of 32 tokens | value |",
+        "| --- | --- |",
+        f"| perplexity before | {moved['before']['perplexity']:.4f} |",
+        f"| perplexity after | {moved['after']['perplexity']:.4f} |",
+        f"| change | {change['perplexity_change']:+.2%} ± {change['perplexity_change_error']:.2%} |",
+        f"| KL divergence from the base model, nats per token | {change['kl_mean']:.4g} |",
+        f"| same most likely token | {change['agreement']:.2%} |",
+    ]
     assert "Faster: no" in card.text
     assert "Licence: not named" in card.text
     assert "@software{neuronrank" in card.text
@@ -69,6 +91,24 @@ def test_the_card_of_the_source_is_kept(run: Run, small: list[object], carded: P
     }
     assert "| `down_proj` | 8,192 | 0 | 4,096 | 50.00% |" in card.text
     assert "Not measured." in card.text
+    assert "- Faster: yes: the removed neurons are neither computed nor stored.\n" in card.text
+
+
+@pytest.mark.parametrize(("said", "tags"), [("tags: own\n", ["own"]), ("tags: [pruned]\n", []), ("", [])])
+def test_tags_of_the_source(
+    said: str, tags: list[str], run: Run, small: list[object], carded: Path, tmp_path: Path
+) -> None:
+    (carded / "README.md").write_text(f"---\nlicense: mit\n{said}---\n", encoding="utf-8")
+    shown = run("prune", "--model", carded, *small[2:], "--save", "out")
+    assert "cannot be read" not in shown.stderr
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.tags == [*tags, "pruned", "neuronrank"]
+    assert "Licence: mit." in card.text
+
+
+def test_a_run_from_python_has_no_command(model: Path, tmp_path: Path) -> None:
+    run_prune(Job(str(model), save=str(tmp_path / "out")), Recipe("magnitude"))
+    assert "```bash\n# called from Python\n```" in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
 def test_unreadable_metadata_is_said(run: Run, small: list[object], carded: Path, tmp_path: Path) -> None:
@@ -86,10 +126,17 @@ def test_the_base_model_is_that_on_the_hub(
     assert ModelCard.load(tmp_path / "out" / "README.md").data.base_model == "org/tiny"
 
 
-def test_a_gguf_file_names_no_licence_here(run: Run, small: list[object], tmp_path: Path) -> None:
-    write_gguf(tmp_path / "tiny.gguf", tiny_model(layers=2, hidden=32, intermediate=64))
-    run("prune", "--model", "tiny.gguf", *small[2:], "--prune_method", "magnitude", "--save", "out")
-    assert ModelCard.load(tmp_path / "out" / "README.md").data.license is None
+@pytest.mark.parametrize("licence", ["", "apache-2.0"])
+def test_a_gguf_file_names_its_licence_itself(
+    licence: str, run: Run, small: list[object], carded: Path, tmp_path: Path
+) -> None:
+    """Its folder may hold the card of anything: here one with another licence."""
+    write_gguf(carded / "tiny.gguf", tiny_model(layers=2, hidden=32, intermediate=64), licence=licence)
+    run("prune", "--model", "carded/tiny.gguf", *small[2:], "--prune_method", "magnitude", "--save", "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == (licence or None)
+    assert card.text.lstrip().startswith("# tiny.gguf, pruned\n")
+    assert not (tmp_path / "out" / "README-base-model.md").exists()
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import pytest
 import torch
 from command import LAYERS, Run
 from tiny import tiny_model
-from tiny_files import write_gguf
+from tiny_files import greedy, write_gguf, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.prune
 from neuronrank_cli import console
-from neuronrank_cli.commands.prune import _duration
 from neuronrank_cli.console import Stages, size_text
+from neuronrank_cli.prune_output import _duration
 from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.text.sources import load_text
 
@@ -165,6 +165,51 @@ def test_the_verdict_of_other_runs(run: Run, small: list[object], flags: list[ob
         assert line in result.stdout
     unsaved = not {"--save", "--dry-run"}.intersection(flags)
     assert result.stderr.startswith("Warning: without --save, ") == unsaved
+
+
+def test_the_verdict_counts_removed_biases(run: Run, small: list[object], tmp_path: Path) -> None:
+    wide = write_model(tmp_path / "granite", tiny_model("granite", layers=2, hidden=32, intermediate=64))
+    lines = run("prune", "--model", wide, *small[2:], "--sparsity_type", "neurons", "--save", "out").stdout.splitlines()
+    models = (AutoModelForCausalLM.from_pretrained(folder) for folder in (wide, tmp_path / "out"))
+    whole, left = (sum(p.numel() for p in each.parameters()) for each in models)
+    assert whole - left == 2 * 32 * (3 * 32 + 2)  # Of 64 neurons in each of two layers; gate and up have biases.
+    assert lines[-4].startswith(
+        f"weights: {whole - left:,} removed, {1 - left / whole:.2%} of the {whole:,} parameters"
+    )
+
+
+def test_the_verdict_names_earlier_zeros(run: Run, small: list[object], holed: Path) -> None:
+    shown = run("prune", "--model", holed, *small[2:], "--save", "out").stdout
+    assert re.search(r"^weights: 12,288 zero, .* whole model; 300 of them were zero before$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind", ["unstructured", "layers"])
+def test_samples(kind: str, run: Run, small: list[object], model: Path, tmp_path: Path) -> None:
+    flags = ["--sparsity_type", kind, "--save", "out"]
+    found = json.loads(run("prune", *small, *flags, "--sample", "--json").stdout)
+    prompts = ["The capital of France is", "Water boils when", "Once upon a time, there was a"]
+    expected = [[prompt, greedy(model, prompt, 40), greedy(tmp_path / "out", prompt, 40)] for prompt in prompts]
+    assert [[one["prompt"], one["before"], one["after"]] for one in found["samples"]] == expected
+    assert expected[0][1] != expected[0][2]
+    assert json.loads((tmp_path / "out" / "neuronrank.json").read_text("utf-8"))["samples"] == found["samples"]
+    assert json.loads(run("prune", *small, "--save", "plain", "--json").stdout)["samples"] == []
+    lines = run("prune", *small, *flags[:2], "--sample").stdout.splitlines()  # Without --save, nothing is loaded again.
+    at = lines.index("sample: The capital of France is")
+    before, after = (" ".join(text.split()) for text in expected[0][1:])
+    assert lines[at + 1 : at + 3] == [f"  before: {before}", f"  after:  {after}"]
+    assert lines[at + 3] == "sample: Water boils when"
+    assert lines[-4].startswith("weights: ")
+    shown = run("prune", *small, "--sample", "--dry-run") if kind == "unstructured" else None
+    assert shown is None or "--sample has no effect with --dry-run" in shown.stderr
+
+
+def test_samples_that_do_not_fit_are_refused_before_the_run(run: Run, small: list[object], tmp_path: Path) -> None:
+    short = tiny_model(layers=2, hidden=32, intermediate=64)
+    short.config.max_position_embeddings = 50
+    write_model(tmp_path / "short", short)
+    shown = run("prune", "--model", tmp_path / "short", *small[2:], "--sample", "--save", "out", code=2)
+    assert "new_tokens is 40, allowed: [0, 25] after a prompt of 25 tokens" in shown.stderr
+    assert "calibrating" not in shown.stderr
 
 
 def test_a_gguf_file_grows_and_says_so(run: Run, small: list[object], tmp_path: Path) -> None:
@@ -411,3 +456,53 @@ def test_errors_on_a_terminal_break_at_spaces(run: Run, small: list[object]) -> 
         lines = run("prune", *small, *flags, env=wide, code=2).stderr.splitlines()
         assert max(map(len, lines[2:])) <= 30
         assert message in " ".join(line.strip() for line in lines)
+
+
+TABLES = {
+    "fits": (("method", "0.5", "0.6"), ("wanda", "42.4600", "82.1300"), 30),
+    "fits without a frame": (
+        ("method", "update", "0.3", "0.5", "0.6", "0.7"),
+        ("neuronrank_unstructured", "least-squares", "40.1234", "86.8512", "213.0012", "20032.4912"),
+        80,
+    ),
+    "too wide": (tuple("abcdefgh"), ("neuronrank_unstructured", *["1234567.1234"] * 7), 123),
+}
+
+
+@pytest.mark.parametrize(("headings", "row", "width"), TABLES.values(), ids=TABLES)
+def test_no_cell_of_a_table_is_broken(
+    headings: tuple[str, ...], row: tuple[str, ...], width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.print_table(headings, [row, row], total=row, left=headings[:1])
+    shown = capsys.readouterr().out
+    for cell in row:
+        assert shown.count(cell) == 3 * row.count(cell)
+    for heading in headings:
+        assert re.search(rf"(?:^|\s){re.escape(heading)}(?:\s|$)", shown)
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    assert ("┃" in shown) == (width == 30)
+
+
+def test_long_lines_are_wrapped_at_spaces_on_a_terminal(
+    run: Run, small: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    model = ["--model", small[1], "--dataset", small[3], "--seqlen", 32, "--windows", 2]
+    compared = [
+        "compare",
+        small[1],
+        small[1],
+        "--eval",
+        "--eval-dataset",
+        small[3],
+        "--eval-windows",
+        2,
+        "--seqlen",
+        32,
+    ]
+    for arguments in (["eval", *model, "--reference", small[1]], compared):
+        shown = re.sub(r"\x1b\[[\d;]*m", "", run(*arguments).stdout)
+        assert len([line for line in shown.splitlines() if line.startswith("  ")]) >= 1  # Folded.
+        assert all(len(line) <= 80 or " " not in line.strip() for line in shown.splitlines())
+        assert "99th percentile" in " ".join(shown.split())

@@ -31,7 +31,7 @@ def steps(page: Path) -> Iterator[tuple[list[str], list[str]]]:
     for block, after in zip(fences, [*fences[1:], None], strict=True):
         if block.info == "console":
             for session in re.split(r"^\$ ", block.content, flags=re.MULTILINE)[1:]:
-                command, *shown = session.splitlines()
+                command, *shown = session.replace("\\\n", "").splitlines()
                 yield ["bash", "-c", command], shown
         elif block.info == "python":
             yield [sys.executable, "-c", block.content], ["...", *(after.content.splitlines() if after else [])]

@@ -69,6 +69,7 @@ JOBS: dict[str, tuple[Any, Job]] = {
     "eval_windows": (8, replace(JOB, evaluation=Evaluation(windows=8))),
     "save": ("t", replace(JOB, save="t")),
     "force": (True, replace(JOB, force=True)),
+    "sample": (True, replace(JOB, sample=True)),
     "hidden_states": ("disk", replace(JOB, hidden_states="disk")),
 }
 PARAMETERS = {p.name: p for p in prune.params if isinstance(p, click.Option) and p.name != "config"}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from tiny import BOS, EOS, VOCAB, tiny_model, tiny_tokenizer
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 
 def small(family: Any = "llama", **options: Any) -> PreTrainedModel:
@@ -29,18 +29,31 @@ def write_model(path: Path | str, model: PreTrainedModel, *, bos: bool = True, *
     return Path(path)
 
 
+def greedy(folder: Path, text: str, count: int, *, special: bool = True) -> str:
+    """What a saved model appends to a text if each token is the most likely one, until it ends its text."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(text, add_special_tokens=special)["input_ids"]
+    start = len(tokens)
+    with torch.no_grad():
+        while len(tokens) < start + count and tokens[-1] != EOS:
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return str(tokenizer.decode(tokens[start:], skip_special_tokens=True))
+
+
 def write_folder(path: Path, **save_options: Any) -> Path:
     """Save :func:`small`."""
     return write_model(path, small(), **save_options)
 
 
-def write_gguf(path: Path, model: PreTrainedModel) -> Path:
+def write_gguf(path: Path, model: PreTrainedModel, *, licence: str = "") -> Path:
     """Write a tiny llama as llama.cpp's converter does, with the byte-level tokenizer of the tests."""
     import gguf  # A machine with a GPU may lack it.
 
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
+    if licence:
+        writer.add_license(licence)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)

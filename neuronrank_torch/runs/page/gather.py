@@ -9,6 +9,7 @@ import numpy as np
 
 from neuronrank_core import InputError, LayerStatistics
 from neuronrank_core.methods import mode
+from neuronrank_torch.evaluation.generation import continuations
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.blocks import MLP_PROJECTIONS
 from neuronrank_torch.model.open import load_model
@@ -16,12 +17,12 @@ from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.scope import first_pruned
 from neuronrank_torch.runs.evaluate import measure_pair
 from neuronrank_torch.runs.page import weights
-from neuronrank_torch.runs.page.generation import continuations
 from neuronrank_torch.runs.page.neurons import LayerNeurons, distributions, layer_neurons, tf_idf_map
 from neuronrank_torch.runs.page.passages import Passages
 from neuronrank_torch.runs.page.sources import InsightJob, Sources, UnavailableError
 from neuronrank_torch.runs.page.specialists import add_passages, pick
 from neuronrank_torch.runs.page.topics import describe_topics
+from neuronrank_torch.runs.prune_result import ModelSize
 
 Section = dict[str, Any]
 
@@ -91,7 +92,7 @@ class _Page:
         model, _, source = self.sources.saved
         parameters = sum(p.numel() for p in model.model.parameters())
         head = weights.head_zeros(model) if self.sources.result.recipe.prune_lm_head else None
-        return {"layers": self.zeros, "head": head, "parameters": parameters, "bytes": source.weight_bytes()}
+        return {"layers": self.zeros, "head": head, **asdict(ModelSize.of(source, parameters))}
 
     @cached_property
     def zeros(self) -> list[dict[str, Any]]:

@@ -10,12 +10,12 @@ from neuronrank_core import InputError, InvalidValueError, Recipe
 from neuronrank_core.methods import check_recipe, method_of, mode, requires
 from neuronrank_core.statistics.table import SAMPLE
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
+from neuronrank_torch.evaluation.generation import PROMPTS
 from neuronrank_torch.files.json import read_json
 from neuronrank_torch.model.device import check_device
 from neuronrank_torch.model.open import Dtype, open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import StreamedModel
-from neuronrank_torch.runs.page.generation import PROMPTS
 from neuronrank_torch.runs.page.passages import Passages
 from neuronrank_torch.runs.prune_result import PruneResult
 from neuronrank_torch.saving.model_writer import REPORT_NAME

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -22,7 +25,9 @@ from neuronrank_torch.files.json import read_sealed, seal
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 BUDGET = ["--nsamples", 6, "--seqlen", 64]
-SECTIONS = ["how", "perplexity", "sparsity", "neurons", "map", "topics", "specialists", "agreement", "text"]
+SECTIONS = ["verdict", "text", "perplexity", "sparsity", "neurons", "map", "topics", "specialists", "agreement", "how"]
+#: Those that remain without statistics.
+BARE = ["verdict", "text", "perplexity", "sparsity", "neurons", "how"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -128,7 +133,7 @@ def test_what_it_says_is_what_is_there(made: tuple[Path, dict[str, Any]], place:
             weight = saved[f"model.layers.{layer['layer']}.mlp.{name}.weight"]
             zeros = int((weight == 0).sum())
             assert module == {"size": weight.numel(), "zeros": zeros}
-            assert f"layer {layer['layer']}: {zeros / weight.numel():.2%}" in page.text
+            assert f"{zeros / weight.numel():.4%}{zeros:,}" in page.text
     assert data["run"] == json.loads((place / "pruned" / "neuronrank.json").read_text("utf-8"))
     text = (place / "<i>text.txt").read_text("utf-8")
     shown = passages(data)
@@ -152,9 +157,88 @@ def test_a_saved_model_keeps_the_weights_of_its_method(made: tuple[Path, dict[st
 def test_without_statistics_the_page_says_what_to_give(place: Path) -> None:
     neuronrank("report", "pruned", "--save", "bare.html", "--new-tokens", 0)
     page = Page(place / "bare.html")
-    assert [a["id"] for tag, a in page.elements if tag == "section"] == SECTIONS
-    assert page.text.count("Not shown. Provide --stats") == 5
+    assert [a["id"] for tag, a in page.elements if tag == "section"] == BARE
+    assert [a["href"] for tag, a in page.elements if tag == "a"] == [f"#{name}" for name in BARE]
+    assert page.text.count("Not shown. Provide --stats") == 1
     assert "Not shown. Set --new-tokens above 0" in page.text
+    [shown] = re.findall(r"<pre><code>(.*?)</code></pre>", page.source, re.DOTALL)
+    commands = [shlex.split(line) for line in html.unescape(shown).splitlines()]
+    collected, made = (str(place / name) for name in ("said", "said.html"))
+    commands = [[word.replace("stats", collected) if word == "stats" else word for word in line] for line in commands]
+    for (_, *words), more in zip(commands, ([], ["--save", made, "--new-tokens", "0"]), strict=True):
+        neuronrank(*words, *more)
+    assert "Not shown. Provide --stats" not in Page(place / "said.html").text
+
+
+def test_the_verdict_comes_first(made: tuple[Path, dict[str, Any]], place: Path) -> None:
+    page, moved = Page(made[0]), made[1]["run"]["perplexity"]["divergence"]
+    saved = load_file(place / "pruned" / "model.safetensors")
+    weights = [tensor for name, tensor in saved.items() if ".mlp." in name]
+    zeros, whole = (
+        sum(values) for values in ([int((w == 0).sum()) for w in weights], map(torch.numel, saved.values()))
+    )
+    verdict = page.text.partition("Verdict Weights")[2].partition("Text before and after")[0]
+    for said in (
+        f"set to zero{zeros / whole:.2%}of the {whole:,} parameters of the whole model",
+        f"{zeros:,} of {sum(w.numel() for w in weights):,} weights",
+        "safetensors float32 → safetensors float32; zeros take as much space as other weights",
+        f"Perplexity{moved['perplexity_change']:+.2%}",
+        f"standard error of the change {moved['perplexity_change_error']:.2%}",
+        f"KL divergence {moved['kl_mean']:.4g} nats per token",
+        "Fasternozeros are computed and stored like other weights",
+    ):
+        assert said in verdict
+
+
+def test_bars_only_where_layers_differ(place: Path) -> None:
+    """Zeros of one module in one layer more than in the others: that module alone is drawn."""
+    shutil.copytree("pruned", "uneven")
+    file = place / "uneven" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.1.mlp.up_proj.weight"][:, 10:14] = 0
+    save_file(weights, file, metadata={"format": "pt"})
+    neuronrank("report", "uneven", "--new-tokens", 0, "--save", "uneven.html")
+    page = Page(place / "uneven.html")
+    assert len([a for tag, a in page.elements if tag == "rect" and a.get("class") == "bar"]) == 3
+    assert "Sparsity of up_proj by layer" in page.source
+    assert re.search(r"gate_proj: [\d.]+% in each of 3 layers", page.text)
+    assert "share of weights" in page.text
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        (["--prune_method", "neuronrank_tfidf"], ""),
+        (["--prune_method", "neuronrank_tfidf", "--idf-exp", 0], "The run did not use IDF: --idf-exp was 0."),
+        (["--prune_method", "wanda"], "The run did not use IDF: wanda does not read it."),
+    ],
+    ids=str,
+)
+def test_whether_idf_was_used(tmp_path: Path, recipe: list[object], says: str) -> None:
+    name, common = str(tmp_path / "out"), ["--model", "<b>tiny", "--dataset", "<i>text.txt", *BUDGET]
+    neuronrank("prune", *common, *recipe, "--save", name)
+    flags = ["--stats", "stats", "--nr-tfidf-mode", "topic", "--nr-tfidf-k", 4, "--new-tokens", 0]
+    neuronrank("report", name, *flags, "--save", f"{name}.html")
+    page = Page(Path(f"{name}.html"))
+    assert page.text.count("The run did not use IDF") == (4 if says else 0)
+    assert says in page.text
+
+
+def test_charts_share_size_axes_and_colours(made: tuple[Path, dict[str, Any]]) -> None:
+    page, data = Page(made[0]), made[1]
+    drawn = [a["viewbox"] for tag, a in page.elements if tag == "svg"]
+    assert len(drawn) >= 6
+    assert len(set(drawn)) == 1
+    assert "two" not in {a.get("class", "").rpartition(" ")[2] for _, a in page.elements if a.get("class")}
+    for name in ("mean gate signal", "IDF (nats)", "groups", "ratio"):
+        assert name in page.text
+    most = max(count for layer in data["neurons"]["map"]["layers"] for *_, count in layer["cells"])
+    legend = page.text.partition("neurons per cell:")[2].split()
+    assert legend[0] == "1"
+    assert str(most) in legend
+    full = [a for tag, a in page.elements if tag == "rect" and a.get("class") == "cell" and a["opacity"] == "1.0"]
+    assert len(full) == sum(count == most for layer in data["neurons"]["map"]["layers"] for *_, count in layer["cells"])
 
 
 def test_predictions_are_those_that_eval_measures(made: tuple[Path, dict[str, Any]], place: Path) -> None:
@@ -192,10 +276,12 @@ def test_removed_neurons_and_doc_mode(place: Path) -> None:
     data = json.loads(neuronrank("report", "smaller", *arguments, "--json").stdout)
     assert data["sparsity"]["layers"][0]["modules"]["gate_proj"] == {"size": 48 * 32, "zeros": 0}
     page = Page(place / "smaller.html")
-    assert page.text.count("layer 1: 25.00%") == 3
+    assert "gate_proj, up_proj, down_proj: 25.00% in each of 3 layers." in page.text
+    assert not [a for tag, a in page.elements if tag == "rect" and a.get("class") == "bar"]
     assert "Whole neurons were removed" in page.text
-    assert "4,608 of 18,432 weights are removed" in page.text
-    assert "removed weights take none" in page.text
+    assert "Weights removed" in page.text
+    assert "25.00% of the pruned modules: 4,608 of 18,432 weights" in page.text
+    assert "removed weights take no space" in page.text
     assert "zeros take" not in page.text
     assert "each sequence as a group" in page.text
     assert "add --nr-tfidf-mode topic" in page.text
@@ -260,7 +346,7 @@ def test_figures_come_from_the_tensors_whatever_neuronrank_json_says(place: Path
         assert wrong not in page
     warning = "The weights differ from the figures in neuronrank.json in layer 1: the files were changed after the run."
     assert warning in page
-    assert page.replace(warning, "").split() == unedited.replace("pruned.", "edited.").split()
+    assert re.sub(r"\bedited\b", "pruned", page.replace(warning, "")).split() == unedited.split()
 
 
 @pytest.mark.parametrize(
@@ -343,10 +429,17 @@ def test_in_a_browser(made: tuple[Path, dict[str, Any]], browser: Any, width: in
     assert noise == []
     assert requests == [made[0].as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    assert page.locator("svg").count() >= 3 + 4 + 2
+    assert page.locator("svg").count() == 4 + 2
     assert page.evaluate("[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().width > 250)")
     assert page.locator("h1").inner_text().endswith("/<b>tiny")
     assert worst_contrast(page) >= 4.5
+    # The matrix is read without scrolling, on the screen of a phone as on paper.
+    around = page.locator(".scroll:has(.matrix)")
+    assert around.evaluate("e => e.scrollWidth <= e.clientWidth")
+    page.emulate_media(media="print")
+    assert around.evaluate("e => e.scrollWidth <= e.clientWidth")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(251, 251, 249)"
+    assert page.evaluate("getComputedStyle(document.querySelector('.matrix td')).printColorAdjust") == "exact"
     context.close()
 
 

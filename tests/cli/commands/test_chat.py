@@ -1,0 +1,121 @@
+"""``neuronrank chat``: what the models say by themselves, in turns, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import LAYERS, Run
+from tiny import tiny_model, tiny_tokenizer
+from tiny_files import greedy, write_model
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }};{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """Another model than ``model``."""
+    return write_model(tmp_path / "other", tiny_model(layers=LAYERS, hidden=32, intermediate=64, seed=5))
+
+
+@pytest.fixture
+def talking(other: Path) -> Path:
+    """The same, with a chat template."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(other)
+    return other
+
+
+def said(result: Any) -> list[list[str]]:
+    return [turn["answers"] for turn in json.loads(result.stdout)["turns"]]
+
+
+def test_two_models_continue_each_prompt(run: Run, model: Path, other: Path) -> None:
+    flags = ["chat", model, other, "--max-new-tokens", 6]
+    result = run(*flags, "--json", stdin="One.\n\n  \nand two\n")
+    assert [turn["prompt"] for turn in json.loads(result.stdout)["turns"]] == ["One.", "and two"]
+    expected = [[greedy(folder, prompt, 6) for folder in (model, other)] for prompt in ("One.", "and two")]
+    assert expected[0][0] != expected[0][1]
+    assert said(result) == expected
+    for name in (model, other):
+        assert f"Warning: {name} has no chat template: it continues each prompt, without the earlier" in result.stderr
+    shown = run(*flags, stdin="One.\nand two").stdout
+    lines = [f"> One.\nA: {expected[0][0].strip()}\nB: {expected[0][1].strip()}\n"]
+    lines += [f"> and two\nA: {expected[1][0].strip()}\nB: {expected[1][1].strip()}\n"]
+    assert shown == "".join(lines)
+    assert run("chat", model, *flags[3:], stdin="One.").stdout == f"> One.\n{expected[0][0].strip()}\n"
+
+
+def test_a_template_makes_it_a_conversation(run: Run, model: Path, talking: Path) -> None:
+    result = run("chat", talking, model, "--max-new-tokens", 5, "--json", stdin="Hi\nWhy?\n")
+    first = greedy(talking, "<user>Hi;<assistant>", 5, special=False)
+    second = greedy(talking, f"<user>Hi;<assistant>{first};<user>Why?;<assistant>", 5, special=False)
+    assert first != second
+    assert said(result) == [[first, greedy(model, "Hi", 5)], [second, greedy(model, "Why?", 5)]]
+    assert f"{model} has no chat template" in result.stderr
+    assert f"{talking} has no" not in result.stderr
+
+
+def test_side_by_side_on_a_terminal(run: Run, model: Path, talking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = iter(["an answer [b]of the first[/b] " * 3, "one of the second"])
+    monkeypatch.setattr("neuronrank_torch.runs.chat._Speaker.reply", lambda *_: next(texts))
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    shown = run("chat", model, talking, stdin="Go").stdout
+    rows = [line for line in shown.splitlines() if line.startswith("│")]
+    assert {len(row) for row in rows} == {60}
+    first, second = (" ".join(row.split("│")[side].strip() for row in rows).strip() for side in (1, 2))
+    assert first == " ".join(["an answer [b]of the first[/b]"] * 3)
+    assert second == "one of the second"
+
+
+def test_without_a_prompt(run: Run, model: Path) -> None:
+    assert "Error: there is no prompt on stdin\nHint: give one per line" in run("chat", model, stdin="", code=2).stderr
+
+
+def test_drawn_tokens_follow_the_seed(run: Run, model: Path) -> None:
+    flags = ["chat", model, model, "--max-new-tokens", 12, "--json"]
+
+    def draw(*more: object) -> list[list[str]]:
+        return said(run(*flags, *more, stdin="Go\nGo\n"))
+
+    drawn = draw("--temperature", 1.5, "--seed", 3)
+    assert drawn == draw("--temperature", 1.5, "--seed", 3)
+    assert [a == b for a, b in drawn] == [True, True]  # The same model with the same random numbers.
+    assert drawn[0] != drawn[1]
+    assert drawn != draw("--temperature", 1.5, "--seed", 4)
+    assert draw("--temperature", 1e-4) == draw()
+    assert "--seed has no effect without --temperature" in run(*flags, "--seed", 1, stdin="Go").stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--max-new-tokens", 510], "Error: --max-new-tokens is 510, allowed: [0, 509] after a prompt of 3 tokens"),
+        (["--temperature", -1], "Error: --temperature is -1.0, allowed: [0, inf)"),
+        (["--temperature", "nan"], "Error: --temperature is nan, allowed: [0, inf)"),
+        (["--device", "nowhere"], "Error: device nowhere is not available"),
+    ],
+)
+def test_mistakes(run: Run, model: Path, flags: list[object], says: str) -> None:
+    assert says in run("chat", model, *flags, stdin="Go", code=2).stderr
+
+
+def test_a_conversation_that_becomes_too_long(run: Run, talking: Path) -> None:
+    shown = run("chat", talking, "--max-new-tokens", 4, stdin=f"Hi\n{'x' * 480}\n", code=2)
+    assert "Error: --max-new-tokens is 4, allowed: [0, " in shown.stderr
+    assert shown.stdout.startswith("> Hi\n")
+
+
+def test_a_template_that_refuses(run: Run, talking: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no users here') }}"
+    tokenizer.save_pretrained(talking)
+    shown = run("chat", talking, stdin="Hi", code=2)
+    assert "Error: the chat template of the model refuses the conversation: no users here" in shown.stderr
