@@ -22,8 +22,8 @@ from rich.console import Console
 ROOT = Path(__file__).parents[1]
 WIDTH = 100
 COMMANDS = (
-    "neuronrank prune --model builtin:smollm2-135m --nsamples 16 --seqlen 256 --dtype bfloat16 \\\n"
-    "      --eval --eval-windows 16 --sample --save out/smollm2-50",
+    "neuronrank prune --model builtin:smollm2-135m --nsamples 8 --seqlen 128 --dtype bfloat16 \\\n"
+    "      --sparsity_ratio 0.4 --eval --eval-windows 4 --sample --save out/smollm2-50",
     'echo "What is the capital of France?" | \\\n'
     "      neuronrank chat builtin:smollm2-135m out/smollm2-50 --max-new-tokens 24",
 )
