@@ -69,6 +69,19 @@ RECIPE_FLAGS = {
             "0.5, or N/M",
         ),
         RecipeFlag(
+            "multiple_of",
+            "--multiple-of",
+            int,
+            "With neurons: remove fewer, so that N divides the number that stays; kernels are fastest at multiples of 64.",
+            "no rounding; with --target-params or --max-loss, up to 64",
+        ),
+        RecipeFlag(
+            "divisible_by",
+            "--divisible-by",
+            int,
+            "With heads: N divides the numbers of heads and of key-value groups that stay, for tensor parallelism.",
+        ),
+        RecipeFlag(
             "allocate",
             "--allocate",
             Name(ALLOCATIONS),

@@ -202,7 +202,7 @@ def _without_text(recipe: Recipe, flags: dict[str, Any]) -> dict[str, str]:
 
 def _ignoring(recipe: Recipe, name: str) -> str:
     """The part of a recipe that ignores a field: its sparsity type, its method, or the method in its mode."""
-    if name == "compare" or recipe.removes_layers:
+    if name in ("compare", "multiple_of", "divisible_by") or recipe.removes_layers:
         return recipe.sparsity_type
     if name not in METHODS[recipe.method].reads:
         return recipe.method

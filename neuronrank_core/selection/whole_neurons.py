@@ -3,13 +3,33 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronrank_core.errors import InvalidValueError
 from neuronrank_core.methods import method_of
 from neuronrank_core.methods.context import ScoringContext
-from neuronrank_core.selection.patterns import select
+from neuronrank_core.recipe import Recipe
+from neuronrank_core.selection.patterns import exact_ratio, select
+
+
+def removed_neurons(neurons: int, recipe: Recipe) -> int:
+    """The number of neurons that go: ``int(ratio * neurons)``, or fewer, so that ``multiple_of`` divides the others.
+
+    Raises
+    ------
+    InvalidValueError
+        If that is none because of ``multiple_of``.
+    """
+    goes, multiple = int(recipe.ratio * neurons), recipe.multiple_of
+    if multiple is None:
+        return goes
+    goes -= -(neurons - goes) % multiple
+    if goes <= 0:
+        allowed = f"a number with a multiple from {neurons - int(recipe.ratio * neurons)} to {neurons - 1} neurons"
+        raise InvalidValueError("multiple_of", multiple, allowed, hint="lower it, or choose a larger --sparsity_ratio")
+    return goes
 
 
 def kept_neurons(context: ScoringContext) -> NDArray[np.int64]:
-    """Indices of the kept neurons, ascending: all but the ``int(ratio * neurons)`` lowest scores.
+    """Indices of the kept neurons, ascending: all but the lowest scores, see :func:`removed_neurons`.
 
     Of equal scores the lowest index is removed first.
 
@@ -21,5 +41,6 @@ def kept_neurons(context: ScoringContext) -> NDArray[np.int64]:
         If all scores are zero, or a score is NaN or Inf.
     """
     score = np.array(method_of(context.recipe).neuron_score(context), dtype=np.float64)[None]
-    where, ratio = f"layer {context.layer} neurons", context.recipe.ratio
+    where, size = f"layer {context.layer} neurons", score.size
+    ratio = exact_ratio(removed_neurons(size, context.recipe), size)
     return np.flatnonzero(~select(score, np.ones_like(score), ratio=ratio, compare="row", where=where)[0])

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from neuronrank_core import InputError, Recipe, ScoringContext
-from neuronrank_core.selection.whole_neurons import kept_neurons
+from neuronrank_core.selection.whole_neurons import kept_neurons, removed_neurons
 from neuronrank_core.update.least_squares import absorb
 from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.kernels import inverse
@@ -42,7 +42,7 @@ class Neurons(SparsityType):
                 f"the width of the MLPs of {type(decoder.body).__name__} is not the {name} of its configuration",
                 hint=hint,
             )
-        kept = dense - int(recipe.ratio * dense)
+        kept = dense - removed_neurons(dense, recipe)
         if kept == dense:
             return
         try:
@@ -68,7 +68,7 @@ class Neurons(SparsityType):
         """The weights that are removed with the neurons. Which zeros are among them is not known before."""
         del counted
         neurons = block.projections["down_proj"].weight.shape[1]
-        goes = int(recipe.ratio * neurons)
+        goes = removed_neurons(neurons, recipe)
         sizes = {role: weight.numel() for role, weight in block.weights.items()}
         return {block.prefix + role: ModuleReport(size, 0, goes * (size // neurons)) for role, size in sizes.items()}
 
@@ -77,7 +77,7 @@ class Neurons(SparsityType):
         assert isinstance(block, Mlp)
         own = [p.numel() for module in block.producers for p in module.parameters(recurse=False)]
         own.append(block.projections["down_proj"].weight.numel())
-        removed: int = int(recipe.ratio * block.neurons) * (sum(own) // block.neurons)
+        removed: int = removed_neurons(block.neurons, recipe) * (sum(own) // block.neurons)
         return removed
 
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> None:
