@@ -72,7 +72,7 @@ RECIPE_FLAGS = {
             "multiple_of",
             "--multiple-of",
             int,
-            "With neurons: remove fewer, so that N divides the number that stays; kernels are fastest at multiples of 64.",
+            "With neurons: remove fewer, so that N divides the number that stays. Kernels are fast at multiples of 64.",
             "no rounding; with --target-params or --max-loss, up to 64",
         ),
         RecipeFlag(
@@ -293,7 +293,9 @@ def warn_of_signal(ctx: click.Context, chosen: str, measured: str) -> None:
 def recipe_of(ctx: click.Context, values: dict[str, Any]) -> Recipe:
     """The recipe for the values of a command. Values that the user set take precedence over preset and effort."""
     effort = values.get("effort")
-    chosen = {} if effort is None else effort_settings(effort, values["sparsity_type"])
+    chosen: dict[str, Any] = {} if effort is None else effort_settings(effort, values["sparsity_type"])
+    if values.get("target_params") is not None or values.get("max_loss") is not None:
+        chosen = {"sparsity_type": "neurons", "update": "least-squares"}
     recipe = Recipe.from_preset(values.get("preset"), **{**chosen, **given(ctx, fields_of(Recipe, values))})
     check_recipe(recipe)
     return recipe

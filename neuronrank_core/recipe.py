@@ -58,7 +58,7 @@ class Recipe:
     """How to score, what to prune, and on how much text.
 
     Plain data; :mod:`neuronrank_core.methods` defines the methods and their requirements. An exponent of None means the
-    method's default. A ``sparsity_ratio`` of None means 0.5, or N/M for N:M sparsity. A ``multiple_of`` of None means that
+    method's default. A ``sparsity_ratio`` of None means 0.5, or N/M for N:M sparsity; with a ``multiple_of`` of None,
     the number of neurons is not rounded.
 
     Raises

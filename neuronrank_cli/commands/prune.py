@@ -13,17 +13,18 @@ import click
 from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command, is_first_process
 from neuronrank_cli.command_line import command_line
-from neuronrank_cli.console import Stages, perplexity_text, print_table, protocol, say, show, size_text, warn
-from neuronrank_cli.verdict import changed, verdict
+from neuronrank_cli.console import Stages, say, show, warn
+from neuronrank_cli.prune_output import print_result
+from neuronrank_cli.target import target_flags, target_of
 from neuronrank_core.effort import EFFORTS, VARIANTS, candidates, passes_by_effort
 from neuronrank_core.errors import InputError
 from neuronrank_core.methods import METHODS, exponents, mode, needs_text, requires, without_effect
+from neuronrank_core.mixes import Target
 from neuronrank_core.recipe import PRESETS, Recipe
 from neuronrank_core.statistics.table import SAMPLE
 
 if TYPE_CHECKING:
-    from neuronrank_torch.runs.choice import Choice
-    from neuronrank_torch.runs.prune_result import Plan, PruneResult
+    from neuronrank_torch.runs.prune_result import PruneResult
 
 EXPONENTS, CALIBRATION, PERPLEXITY = "Exponents of the score", "Calibration", "Perplexity"
 EXAMPLE = """\b
@@ -50,6 +51,7 @@ TABLES = {
 @click.command(cls=Command, tables=TABLES, epilog=EXAMPLE)
 @options.model_flags
 @options.recipe_flags("What to prune")
+@target_flags("What to prune")
 @options.flag(
     "--preset",
     EXPONENTS,
@@ -106,6 +108,7 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     With --save, layers are loaded, pruned and saved one at a time, so only one layer is in memory. If interrupted,
     rerun the same command to resume.
     """
+    target = target_of(ctx, flags)
     recipe = options.recipe_of(ctx, flags)
     _warn_of_idle(ctx, recipe, flags)
     if flags["effort"] in ("good", "best") and flags["stats"]:
@@ -123,7 +126,7 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     given = options.given(ctx, flags)
     with Stages() as stages:
         try:
-            result = _run(recipe, given, flags, stages, command_line(ctx))
+            result = _run(recipe, target, given, flags, stages, command_line(ctx))
         except InputError as error:
             raise _by_effort(error, given, flags["effort"]) from error.__cause__
     if not without_effect(recipe, ["signal"]):
@@ -135,17 +138,22 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
         say(f"pushed to: {push_folder(flags['save'], flags['push_to_hub'])}", err=flags["as_json"])
 
 
-def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: Stages, command: str) -> PruneResult:
+def _run(
+    recipe: Recipe, target: Target | None, given: Collection[str], flags: dict[str, Any], stages: Stages, command: str
+) -> PruneResult:
     """Prune or plan. Imports torch here, because --help does not need it."""
     from neuronrank_torch.hub import check_repository
     from neuronrank_torch.runs.dry_run import plan_prune
     from neuronrank_torch.runs.job import Evaluation, Job
+    from neuronrank_torch.runs.plan_smaller import plan_smaller
     from neuronrank_torch.runs.prune import run_prune
 
     if flags["push_to_hub"]:
         check_repository(flags["push_to_hub"])
     evaluation = Evaluation(flags["eval_dataset"], recipe.seqlen, flags["eval_windows"], recipe.bos)
     job = Job(**options.fields_of(Job, flags), evaluation=evaluation if flags["evaluate"] else None)
+    if flags["dry_run"] and target is not None:
+        return plan_smaller(job, recipe, target)
     if flags["dry_run"]:
         timed = flags["effort"] and not flags["stats"]
         result = plan_prune(job, recipe, passes_by_effort(recipe, given) if timed else {})
@@ -155,7 +163,7 @@ def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: 
     compared = candidates(recipe, given) if flags["effort"] == "best" else {}
     if len(compared) == 1:
         warn("--effort best is the same as good here: no other recipe applies to these settings")
-    return run_prune(job, recipe, stages, compared if len(compared) > 1 else {}, stages.note, command)
+    return run_prune(job, recipe, stages, compared if len(compared) > 1 else {}, stages.note, command, target)
 
 
 def _by_effort(error: InputError, given: Collection[str], effort: str | None) -> InputError:
@@ -210,84 +218,3 @@ def _ignoring(recipe: Recipe, name: str) -> str:
         return f"{recipe.method} without IDF: set --idf-exp 0.5 too, or use --prune_method neuronrank_tfidf"
     off = " with --idf-exp 0" if exponents(recipe).idf_exp == 0 else ""
     return f"{recipe.method} in {mode(recipe)} mode{off}"
-
-
-def print_result(result: PruneResult, *, verbose: bool = False) -> None:
-    """Print what a run did to the layers, the perplexities and the verdict, or the estimates of a dry run."""
-    job, recipe, planned = result.job, result.recipe, result.plan is not None
-    goal = f"{recipe.sparsity_ratio:.4g} {recipe.sparsity_type}"
-    method = "" if recipe.removes_layers else f"{recipe.method}, "
-    say(f"{job.model}: {method}{goal}{', planned' if planned else ''}")
-    (_print_layers if verbose else _print_summary)(result)
-    if result.choice:
-        _print_choice(result.choice)
-    if result.perplexity and job.evaluation:
-        say(f"perplexity before: {perplexity_text(result.perplexity.before)}")
-        say(f"perplexity after:  {perplexity_text(result.perplexity.after)}")
-        say(f"measured on: {protocol(job.evaluation.dataset, result.perplexity.after)}")
-    if result.plan:
-        say(f"weights: {changed(result)}")
-        if result.calibration.tokens:
-            text = result.calibration.dataset or job.dataset
-            say(f"calibration: {recipe.nsamples} sequences of {recipe.seqlen} tokens of {text}")
-        _print_plan(result.plan)
-        return
-    say(f"time: {_duration(result.seconds)}")
-    if job.save:
-        say(f"saved to: {job.save}")
-    for line in verdict(result):
-        say(line)
-
-
-def _print_summary(result: PruneResult) -> None:
-    """Print the sparsity of the layers in one line."""
-    if result.recipe.removes_layers:
-        removed = [str(layer.layer) for layer in result.layers if layer.sum("removed")]
-        listed, parameters = ", ".join(removed), f"{result.total.removed:,} parameters"
-        say(f"{len(removed)} of {len(result.layers)} layers removed ({listed}), with {parameters}")
-        return
-    gone = "removed" if result.total.removed else "zeros"
-    shares = [layer.sum(gone) / layer.sum("size") for layer in result.layers if layer.sum("size")]
-    low, high = min(shares, default=0.0), max(shares, default=0.0)
-    each = f"{low:.4%} in each" if low == high else f"{low:.2%} to {high:.2%} in each (--verbose lists them)"
-    lost, verb = getattr(result.total, gone), gone if gone == "removed" else "zero"
-    layers = f"{len(result.layers)} layer{'s' * (len(result.layers) != 1)}"
-    say(f"{layers}: {lost:,} of {result.total.prunable:,} weights {verb}, {each}")
-
-
-def _print_choice(choice: Choice) -> None:
-    good, best = choice.perplexity["good"], choice.perplexity[choice.chosen]
-    others = ", ".join(f"{name} {value:.4f}" for name, value in choice.perplexity.items() if name != choice.chosen)
-    gain = "" if choice.chosen == "good" else f", {1 - best / good:.2%} below good"
-    say(f"effort best: chose {choice.chosen}: held-out perplexity {best:.4f}{gain}; others: {others or 'none'}")
-
-
-def _print_plan(plan: Plan) -> None:
-    parts = {name: size for name, size in plan.memory.items() if size}
-    listed = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
-    say(f"size of a layer: {size_text(plan.layer_bytes)}")
-    say(f"peak memory: about {size_text(sum(parts.values()))}: {listed}")
-    say(f"time: about {_duration(plan.seconds)}, extrapolated from the first layer")
-    if plan.efforts:
-        say("by effort: " + ", ".join(f"{name} {_duration(seconds)}" for name, seconds in plan.efforts.items()))
-    say("dry run: nothing was calibrated, pruned or saved")
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min" if seconds >= 120 else f"{seconds:.0f} s"
-
-
-def _print_layers(result: PruneResult) -> None:
-    """Print the sparsity by layer and in total; for a run that is done, with the time that each layer took."""
-    total, gone = result.total, "removed" if result.total.removed else "zeros"
-    headings = ("layer", "weights", gone, "sparsity", "seconds")[: 4 if result.plan else 5]
-
-    def cells(name: str, size: int, lost: int, seconds: float) -> list[str]:
-        share = lost / size if size else 0.0
-        return [name, f"{size:,}", f"{lost:,}", f"{share:.4%}", f"{seconds:.1f}"][: len(headings)]
-
-    rows = [cells(str(layer.layer), layer.sum("size"), layer.sum(gone), layer.seconds) for layer in result.layers]
-    print_table(headings, rows, total=cells("total", total.prunable, getattr(total, gone), result.seconds))

@@ -22,8 +22,8 @@ def head_options(heads: int, groups: int, recipe: Recipe) -> dict[str, int]:
     """The ways in which a recipe can remove heads, and the number of heads that each removes.
 
     ``int(ratio * groups)`` groups go, or ``int(ratio * n)`` of the n query heads of every group; or fewer, so that
-    ``divisible_by`` divides the numbers of heads and of groups that stay. Of ``heads``, which leaves the way open, these
-    are the ways that remove most.
+    ``divisible_by`` divides the numbers of heads and of groups that stay. Of ``heads``, which leaves the way open,
+    these are the ways that remove most.
 
     Parameters
     ----------
@@ -104,7 +104,10 @@ def lost_share(context: ScoringContext, groups: int) -> float:
 def _kept(score: NDArray[np.float64], groups: int, way: str, goes: int, context: ScoringContext) -> NDArray[np.int64]:
     by_group = score.reshape(groups, -1)
     compared = by_group.sum(axis=1)[None] if way == "key-value-groups" else by_group.copy()
-    where, ratio = f"layer {context.layer} heads", exact_ratio(goes * compared.shape[1] // score.size, compared.shape[1])
+    where, ratio = (
+        f"layer {context.layer} heads",
+        exact_ratio(goes * compared.shape[1] // score.size, compared.shape[1]),
+    )
     gone = select(compared, np.ones_like(compared), ratio=ratio, compare="row", where=where)
     gone = gone.T if way == "key-value-groups" else gone
     return np.flatnonzero(~np.broadcast_to(gone, by_group.shape))

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank_core.errors import InvalidValueError
+from neuronrank_core.kernels import Array, Vector
 from neuronrank_core.methods import method_of
 from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.recipe import Recipe
@@ -40,7 +41,28 @@ def kept_neurons(context: ScoringContext) -> NDArray[np.int64]:
     AllZeroMetricError, NonFiniteError
         If all scores are zero, or a score is NaN or Inf.
     """
-    score = np.array(method_of(context.recipe).neuron_score(context), dtype=np.float64)[None]
-    where, size = f"layer {context.layer} neurons", score.size
-    ratio = exact_ratio(removed_neurons(size, context.recipe), size)
-    return np.flatnonzero(~select(score, np.ones_like(score), ratio=ratio, compare="row", where=where)[0])
+    score = np.array(method_of(context.recipe).neuron_score(context), dtype=np.float64)
+    return np.setdiff1d(np.arange(score.size), _lowest(score, removed_neurons(score.size, context.recipe), context))
+
+
+def next_neurons(context: ScoringContext, weight: Array, norm: Vector, count: int) -> NDArray[np.int64]:
+    """Indices of the neurons to remove next: those that score lowest among the remaining ones.
+
+    Parameters
+    ----------
+    context : ScoringContext
+        Of the dense layer.
+    weight : array, shape (out_features, neurons)
+        Current weight of ``down_proj``.
+    norm : ndarray, shape (neurons,)
+        Replaces the norm of its inputs in the score; 0 for neurons that are removed already.
+    count : int
+    """
+    score = np.array(method_of(context.recipe).neuron_score(context.at("down_proj", weight, norm)), dtype=np.float64)
+    rest = np.flatnonzero(norm)
+    return rest[_lowest(score[rest], count, context)]
+
+
+def _lowest(score: NDArray[np.float64], count: int, context: ScoringContext) -> NDArray[np.int64]:
+    where, ratio = f"layer {context.layer} neurons", exact_ratio(count, score.size)
+    return np.flatnonzero(select(score[None], np.ones((1, score.size)), ratio=ratio, compare="row", where=where)[0])

@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from neuronrank_core import InputError, Recipe, ScoringContext
-from neuronrank_core.selection.whole_neurons import kept_neurons, removed_neurons
-from neuronrank_core.update.least_squares import absorb
+from neuronrank_core.selection.whole_neurons import kept_neurons, next_neurons, removed_neurons
+from neuronrank_core.update.least_squares import absorb, eliminate
 from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.kernels import inverse
 from neuronrank_torch.model.blocks import Block, Mlp
@@ -81,15 +82,23 @@ class Neurons(SparsityType):
         return removed
 
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> None:
-        """Remove the lowest-scoring neurons; with ``gram``, let the remaining ones compensate for them."""
+        """Remove the lowest-scoring neurons; with ``gram``, a few at a time, and let the others compensate for them."""
         assert isinstance(block, Mlp)
-        down = block.projections["down_proj"]
-        kept = torch.as_tensor(kept_neurons(context), device=down.weight.device)
-        fitted = None
-        if gram is not None:
-            dense = down.with_bias(down.weight.float())
-            bias = torch.arange(block.neurons, dense.shape[1], device=kept.device)
-            fitted = absorb(dense, torch.cat([kept, bias]), gram.gram["down_proj"], inverse)
+        down, neurons, fitted = block.projections["down_proj"], block.neurons, None
+        if gram is None:
+            kept = torch.as_tensor(kept_neurons(context), device=down.weight.device)
+        else:
+            dense, inputs = down.with_bias(down.weight.float()), gram.gram["down_proj"]
+
+            def choose(weight: Tensor, norm: Tensor, count: int) -> list[int]:
+                own = norm[:neurons].double().cpu().numpy()
+                return next_neurons(context, weight[:, :neurons], own, count).tolist()
+
+            gone = eliminate(dense, inputs, choose, removed_neurons(neurons, context.recipe), inverse)
+            stay = torch.ones(dense.shape[1], dtype=torch.bool, device=dense.device)
+            stay[gone] = False
+            [columns] = torch.nonzero(stay, as_tuple=True)
+            fitted, kept = absorb(dense, columns, inputs, inverse), columns[columns < neurons]
         block.remove_neurons(kept)
         if fitted is not None:
             down.store(fitted)

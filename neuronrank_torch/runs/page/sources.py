@@ -102,11 +102,6 @@ class Sources:
             check_recipe(result.recipe)
         except InvalidValueError as error:
             raise InputError(f"cannot read {file}: recipe.{error}", hint="prune again") from error
-        if result.recipe.removes_layers:
-            raise InputError(
-                f"layers of {self.job.folder} were removed, and the page compares layer by layer",
-                hint="use `neuronrank compare`, or `neuronrank eval --reference`",
-            )
         return result
 
     @cached_property
@@ -149,6 +144,8 @@ class Sources:
         """The statistics, which have to be of this model."""
         if self.job.stats is None:
             raise UnavailableError("Provide --stats, a folder written by `neuronrank collect` for the original model.")
+        if self.result.removed_layers:
+            raise UnavailableError("Layers were removed, and statistics are compared layer by layer.")
         folder = StatisticsFolder(self.job.stats)
         folder.check_layers(len(self.saved[0].decoder.layers))
         with suppress(UnavailableError):
