@@ -56,6 +56,11 @@ class Target:
         if (self.target_params is None) == (self.max_loss is None):
             raise InvalidValueError("max_loss", self.max_loss, "a number, if and only if target_params is not set")
 
+    @property
+    def flag(self) -> str:
+        """The flag that asks for it."""
+        return "--max-loss" if self.target_params is None else "--target-params"
+
 
 @dataclass(frozen=True)
 class Sizes:

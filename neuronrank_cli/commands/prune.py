@@ -177,7 +177,8 @@ def _by_effort(error: InputError, given: Collection[str], effort: str | None) ->
 
 def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> None:
     """Warn of the flags that the user set and that have no effect on this run, with the reason."""
-    for name in without_effect(recipe, options.given(ctx, flags)):
+    sized = flags["target_params"] is not None or flags["max_loss"] is not None
+    for name in without_effect(recipe, options.given(ctx, flags).keys() - ({"divisible_by"} if sized else set())):
         warn(f"{options.SPELLING[name]} has no effect on {_ignoring(recipe, name)}")
     preset = PRESETS.get(flags["preset"], {})
     if preset and len(without_effect(recipe, preset)) == len(preset):

@@ -109,7 +109,7 @@ class Comparison:
         self.calibration, rest = split_text(text)
         [few] = rehearsed([candidates.recipe])
         self.batch_size = batch_size or micro_batch(few)
-        self.windows: Tokens = held_out_windows(tokenizer, few, rest, "--target-params")
+        self.windows: Tokens = held_out_windows(tokenizer, few, rest, candidates.target.flag)
         self.found: dict[str, float] = {}
         self.left_out: dict[str, str] = {}
         self.dense = self._perplexity(model)

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.prune
 from neuronrank_cli import console
-from neuronrank_cli.prune_output import _duration
 from neuronrank_cli.console import Stages, size_text
+from neuronrank_cli.prune_output import _duration
 from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.text.sources import load_text
 

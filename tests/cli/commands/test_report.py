@@ -193,12 +193,27 @@ def test_removed_neurons_and_doc_mode(place: Path) -> None:
     assert data["sparsity"]["layers"][0]["modules"]["gate_proj"] == {"size": 48 * 32, "zeros": 0}
     page = Page(place / "smaller.html")
     assert page.text.count("layer 1: 25.00%") == 3
-    assert "Whole neurons were removed" in page.text
+    assert "Weights were removed, not set to zero" in page.text
     assert "4,608 of 18,432 weights are removed" in page.text
     assert "removed weights take none" in page.text
     assert "zeros take" not in page.text
     assert "each sequence as a group" in page.text
     assert "add --nr-tfidf-mode topic" in page.text
+
+
+def test_removed_layers_are_named_as_the_original_model_numbers_them(place: Path) -> None:
+    arguments = ["--stats", "stats", "--new-tokens", 2, "--save", "shallower.html"]
+    data = json.loads(neuronrank("report", "shallower", *arguments, "--json").stdout)
+    gone = [layer["layer"] for layer in data["run"]["layers"] if layer["modules"]["layer"]["removed"]]
+    size = data["run"]["layers"][0]["modules"]["layer"]["size"]
+    assert len(gone) == 1
+    rows = [(row["layer"], row["modules"]["layer"]["size"]) for row in data["sparsity"]["layers"]]
+    assert rows == [(layer, 0 if layer in gone else size) for layer in range(3)]
+    page = Page(place / "shallower.html")
+    assert f"layer {gone[0]}: 100.00%" in page.text
+    assert f"{size:,} of {3 * size:,} weights are removed" in page.text
+    assert "statistics are compared layer by layer" in page.text
+    assert "neuronrank_wanda:" not in page.text  # No method scores layers.
 
 
 def test_weights_that_were_changed_since_the_run_are_named(place: Path) -> None:
@@ -219,7 +234,6 @@ def test_weights_that_were_changed_since_the_run_are_named(place: Path) -> None:
         (["pruned", "--save", "report.html"], "Error: report.html already exists"),
         (["pruned", "--save", "pruned"], "Error: pruned is a folder"),
         (["pruned", "--save", "no/report.html"], "Error: cannot write no/report.html: there is no folder no"),
-        (["shallower", "--save", "new.html"], "Error: layers of shallower were removed"),
         (["<b>tiny", "--save", "new.html"], "Error: <b>tiny has no neuronrank.json"),
         (["pruned", "--device", "2:4", "--save", "new.html"], "Error: device 2:4 is not available"),
         (["pruned", "--stats", "nowhere", "--save", "new.html"], "Error: nowhere is not a statistics folder"),
