@@ -83,9 +83,7 @@ def _sizes(model: Any, decoder: Decoder, recipe: Recipe, sizes: Sizes) -> dict[s
         of = groups if one == "key-value-groups" else heads // groups
         goes = min(head_steps(heads, groups, recipe.divisible_by)[one], default=0)
         if goes == 0:
-            raise InputError(
-                f"none of {heads} heads in {groups} groups can go with --divisible-by {recipe.divisible_by}"
-            )
+            raise InputError(f"no head of {heads} in {groups} groups can go with --divisible-by {recipe.divisible_by}")
     recipe = replace(recipe, sparsity_ratio=exact_ratio(goes, of))
     planned_layers(model, recipe)
     removed = kind.shrinkage(block, recipe)

@@ -60,6 +60,8 @@ def _body(result: PruneResult, source: ModelSource, command: str, licence: Any) 
         for field, value in settings.items()
         if value != getattr(plain, field) or field in ("method", "sparsity_type", "sparsity_ratio")
     )
+    if result.choice and result.choice.passes:
+        recipe += f"\n| removed | {result.choice.chosen} |"
     modules: dict[str, list[int]] = {}
     for layer in result.layers:
         for role, module in layer.modules.items():

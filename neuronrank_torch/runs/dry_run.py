@@ -59,7 +59,7 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
     saved: list[str] = []
     if job.save is not None:
         check_output(job.save, job.force, source=source.path, label=source.spec)
-        saved = Names.of(streamed).notes()
+        saved = Names.of(streamed, smaller=recipe.structured).notes()
     if statistics is not None:
         statistics.check_model(source)
     model = streamed.model

@@ -87,11 +87,12 @@ def run_prune(
         # First, so that a missing file is reported before the model is loaded.
         inputs = read_inputs(job, recipe, ranks)
         progress(f"loading {job.model}", 0, 1, "models")
+        unsaved: list[str] = []
         loaded = job.save is None or recipe.removes_layers or target is not None
         if target is not None and ranks.size > 1:
             raise InputError("--target-params and --max-loss run in a single process", hint="leave out torchrun")
         if target is not None or recipe.removes_layers:
-            check_whole(open_model(job.model, dtype=job.dtype, device=inputs.job.device)[0])
+            unsaved = check_whole(open_model(job.model, dtype=job.dtype, device=inputs.job.device)[0])
         load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if loaded else open_model
         model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
         text, eval_text = inputs.texts(tokenizer)
@@ -109,7 +110,7 @@ def run_prune(
             sized=None if target is None else Candidates.of(whole, target, recipe),
             dense=ModelSize.of(source, sum(p.numel() for p in whole.parameters())),
         )
-        run = replace(run, early=run.check(whole))
+        run = replace(run, early=[*unsaved, *run.check(whole)])
         for note in run.early:
             warn(note)
         if loaded:
@@ -163,17 +164,12 @@ class _Run(Inputs):
         dense, hidden_states = self.recipe.propagate == "dense", self.job.hidden_states
         options: dict[str, Any] = {"propagate_dense": dense, "hidden_states": hidden_states, "ranks": self.ranks}
         if self.ranks.first:
-            return ModelWriter(target, model, self.identity(), force=self.job.force, **options)
+            options |= {"force": self.job.force, "smaller": self.recipe.structured}
+            return ModelWriter(target, model, self.identity(), **options)
         return Receiver(target, model, **options)
 
     def check(self, model: Any) -> list[str]:
-        """Refuse, before anything expensive, a model that cannot be pruned, other statistics, or too short a text.
-
-        Returns
-        -------
-        list of str
-            Notes for the user on what was asked.
-        """
+        """Notes for the user; refuses, early, a model that cannot be pruned, other statistics, or too short a text."""
         if self.statistics is not None:
             self.statistics.check_model(self.source)
         if self.sized is None:

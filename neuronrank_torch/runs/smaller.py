@@ -27,6 +27,7 @@ from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.passes import outside_embeddings, prune_in_passes, sizes_of
 from neuronrank_torch.runs.choice import Choice, held_out_windows, split_text
+from neuronrank_torch.saving.names import Names
 from neuronrank_torch.text.sequences import Tokens, micro_batch
 
 
@@ -199,9 +200,10 @@ def choose_passes(
     return passes(mix, candidates.recipe), replace(choice, left_out=choice.left_out | compared.left_out)
 
 
-def check_whole(model: StreamedModel) -> None:
-    """Refuse a model that does not fit into memory as a whole."""
+def check_whole(model: StreamedModel) -> list[str]:
+    """Refuse a model that does not fit into memory as a whole; returns notes on what such a run does not save."""
     check_memory(sum(map(model.bytes, model.units)), model.device, "the whole model")
+    return Names.of(model, smaller=True).left_out()
 
 
 def checked_size(choice: Choice, model: Any, candidates: Candidates | None) -> Choice:

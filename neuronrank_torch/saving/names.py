@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from neuronrank_torch.model.converted import ConvertedWeights
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.tensor_files import read_header
 from neuronrank_torch.model.weights import WeightSource
+
+#: Names of the number of layers for multi-token prediction in configurations.
+PREDICTORS = ("num_mtp_layers", "num_nextn_predict_layers", "mtp_num_hidden_layers")
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,19 @@ class Names:
         Not used by the model: copied as they are.
     changed : list of str
         Part of the model, which saves them under other names or in another shape.
+    dropped : list of str
+        Not saved: of layers for multi-token prediction, which do not fit a smaller model.
     """
 
     source: WeightSource | None = None
     written: Sequence[str] = ()
     unused: Sequence[str] = ()
     changed: Sequence[str] = ()
+    dropped: Sequence[str] = ()
 
     @classmethod
-    def of(cls, model: StreamedModel) -> Names:
-        """Those of a model that is not pruned yet."""
+    def of(cls, model: StreamedModel, *, smaller: bool = False) -> Names:
+        """Those of a model that is not pruned yet, and of which something will be removed if it becomes smaller."""
         layout = model.layout
         if not isinstance(layout, ConvertedWeights):
             return cls()
@@ -51,7 +59,10 @@ class Names:
         shapes, uses = layout.source.shapes(), layout.uses()
         written = [name for name in shapes if saved.get(name) == shapes[name]]
         unused = sorted(name for name in shapes.keys() - saved.keys() if own.isdisjoint(uses[name]))
-        return cls(layout.source, written, unused, sorted(shapes.keys() - {*written, *unused}))
+        changed = sorted(shapes.keys() - {*written, *unused})
+        depth = len(model.decoder.layers)
+        dropped = [name for name in unused if smaller and _predicts_ahead(name, depth)]
+        return cls(layout.source, written, [name for name in unused if name not in dropped], changed, dropped)
 
     def copies(self) -> dict[str, Tensor]:
         """The tensors that the model does not use."""
@@ -60,11 +71,22 @@ class Names:
     def notes(self) -> list[str]:
         """What the result of a run says about them."""
         notes = []
+        if self.dropped:
+            notes.append(
+                "layers for multi-token prediction do not fit a smaller model, and are left out:"
+                f" {_such_as(self.dropped)}"
+            )
         if self.unused:
             notes.append(f"tensors that the model does not use, copied unchanged: {_such_as(self.unused)}")
         if self.changed:
             notes.append(f"tensors saved as transformers holds them, not as the source does: {_such_as(self.changed)}")
         return notes
+
+    def left_out(self) -> list[str]:
+        """What the result of a run says that saves only what the model uses."""
+        notes = replace(self, unused=(), changed=()).notes()
+        lost = [f"tensors that the model does not use are left out: {_such_as(self.unused)}"] if self.unused else []
+        return [*notes, *lost]
 
     def check(self, shards: Iterable[Path]) -> None:
         """Refuse shards that lack a tensor of the source.
@@ -79,6 +101,19 @@ class Names:
             raise NeuronRankError(
                 f"tensors of the source are not in the output: {_such_as(lost)}", hint="please report this as a bug"
             )
+
+
+def _predicts_ahead(name: str, depth: int) -> bool:
+    """Whether a tensor that the model does not use is of a layer for multi-token prediction."""
+    number = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    return "mtp" in re.split(r"[._]", name) or (number is not None and int(number[1]) >= depth)
+
+
+def forget_predictors(config: Any) -> None:
+    """Have a configuration state that there are no layers for multi-token prediction."""
+    for part in {id(one): one for one in (config, config.get_text_config())}.values():
+        for name in vars(part).keys() & set(PREDICTORS):
+            setattr(part, name, 0)
 
 
 def _such_as(names: Sequence[str]) -> str:
