@@ -92,7 +92,7 @@ class Neurons(SparsityType):
 
             def choose(weight: Tensor, norm: Tensor, count: int) -> list[int]:
                 own = norm[:neurons].double().cpu().numpy()
-                return next_neurons(context, weight[:, :neurons], own, count).tolist()
+                return [int(index) for index in next_neurons(context, weight[:, :neurons], own, count)]
 
             gone = eliminate(dense, inputs, choose, removed_neurons(neurons, context.recipe), inverse)
             stay = torch.ones(dense.shape[1], dtype=torch.bool, device=dense.device)
