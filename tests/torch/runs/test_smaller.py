@@ -74,12 +74,18 @@ def test_layers_keep_the_numbers_of_the_original_model(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("neuronrank_torch.runs.smaller.Comparison.measure", lambda self, mix: float(len(mix) == 1))
+    cheap = load_model(job["model"])[0]
+    with torch.no_grad():  # So that it is not the last layer that goes.
+        cheap.model.layers[1].self_attn.o_proj.weight.mul_(0.01)
+        cheap.model.layers[1].mlp.down_proj.weight.mul_(0.01)
+    cheap.save_pretrained(job["model"])
     how = Recipe(**{**vars(HOW), "multiple_of": 64, "divisible_by": 64})
     result = run_prune(Job(**job, save=str(tmp_path / "out")), how, target=Target(target_params=0.61))
     assert result.choice is not None
     assert list(result.choice.passes) == ["layers-by-influence", "neurons"]
     assert set(result.choice.left_out) == {"query-heads", "key-value-groups"}
-    [gone] = result.removed_layers
+    gone = 1
+    assert result.removed_layers == [gone]
     assert [layer.layer for layer in result.layers] == [0, 1, 2, 3, 4]
     assert f"layers removed, in this order, and the KL divergence on held-out text then: {gone} (" in result.notes[0]
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
