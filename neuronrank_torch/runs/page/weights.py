@@ -9,6 +9,7 @@ from torch import Tensor
 from neuronrank_core import METHODS, InputError, LayerStatistics, Recipe, ScoringContext, prune_mask
 from neuronrank_core.kernels import Kernels
 from neuronrank_core.overlap import Overlap, overlap
+from neuronrank_core.recipe import LAYERS
 from neuronrank_torch.model.blocks import Block
 from neuronrank_torch.model.streaming import HEAD, StreamedModel
 from neuronrank_torch.model.structure import untied_head
@@ -39,7 +40,8 @@ def saved_zeros(model: StreamedModel, result: PruneResult, *, progress: Progress
     """
     gone = result.removed_layers
     counted: list[dict[str, Any]] = [{"layer": index, "modules": {WHOLE: {"size": 0, "zeros": 0}}} for index in gone]
-    layers = model.decoder.layers
+    layers, passes = model.decoder.layers, result.choice.passes if result.choice else {}
+    recipes = [replace(result.recipe, sparsity_type=kind) for kind in passes if kind not in LAYERS] or [result.recipe]
     stay = [index for index in range(len(layers) + len(gone)) if index not in gone]
     if len(stay) != len(layers):
         raise InputError("the layers of the model are not those of neuronrank.json", hint="prune again")
@@ -49,7 +51,7 @@ def saved_zeros(model: StreamedModel, result: PruneResult, *, progress: Progress
             modules = {WHOLE: {"size": whole_layer(layer).sum("size"), "zeros": 0}}
         else:
             with model.resident(layer.index):
-                modules = _counted(sparsity_type_of(result.recipe).blocks(layer, result.recipe))
+                modules = _counted([b for one in recipes for b in sparsity_type_of(one).blocks(layer, one)])
         counted.append({"layer": index, "modules": modules})
     return sorted(counted, key=lambda one: one["layer"])
 

@@ -18,9 +18,10 @@ from neuronrank_core import InputError, Recipe
 from neuronrank_core.mixes import Target
 from neuronrank_torch import prune
 from neuronrank_torch.evaluation.perplexity import perplexity
-from neuronrank_torch.model.open import load_model
+from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.runs.choice import held_out_windows, split_text
 from neuronrank_torch.runs.job import Evaluation, Job
+from neuronrank_torch.runs.page.weights import saved_zeros
 from neuronrank_torch.runs.prune import run_prune
 
 HOW = recipe(sparsity_type="neurons", update="least-squares", nsamples=32)
@@ -184,3 +185,26 @@ def test_a_perplexity_that_was_measured_is_not_measured_again(
     assert f"its perplexity is {ratio:.4g} times" in result.notes[-1]
     unstructured = run_prune(Job(**job, evaluation=evaluation), recipe(sparsity_ratio=0.5))
     assert not [note for note in unstructured.notes if "no longer predicts" in note]
+
+
+def test_the_report_counts_what_every_pass_left(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "neuronrank_torch.runs.smaller.Comparison.measure", lambda self, mix: float("query-heads" not in mix)
+    )
+    result = run_prune(Job(**job, save=str(tmp_path / "out")), HOW, target=Target(target_params=0.8))
+    assert result.choice is not None
+    assert list(result.choice.passes) == ["query-heads", "neurons"]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for row in saved_zeros(open_model(str(tmp_path / "out"))[0], result):
+        layer = saved.model.layers[row["layer"]]
+        own = {
+            name: m.weight.numel()
+            for part in (layer.self_attn, layer.mlp)
+            for name, m in part.named_children()
+            if hasattr(m, "weight")
+        }
+        assert {name: module["size"] for name, module in row["modules"].items()} == own
+        reported = result.layers[row["layer"]].modules
+        assert {name: module.size - module.removed for name, module in reported.items()} == own
