@@ -324,7 +324,7 @@ def test_a_target_says_what_it_chose_and_why(run: Run, small: list[object], tmp_
     assert first.split(" of ")[0].isdigit()
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert f"| removed | {choice['chosen']} |" in card
-    assert "--target-params 80%" in card
+    assert "--target-params 0.8" in card
 
 
 @pytest.fixture
