@@ -70,6 +70,19 @@ RECIPE_FLAGS = {
             "0.5, or N/M",
         ),
         RecipeFlag(
+            "multiple_of",
+            "--multiple-of",
+            int,
+            "With neurons: remove fewer, so that N divides the number that stays. Kernels are fast at multiples of 64.",
+            "no rounding; with --target-params or --max-loss, up to 64",
+        ),
+        RecipeFlag(
+            "divisible_by",
+            "--divisible-by",
+            int,
+            "With heads: N divides the numbers of heads and of key-value groups that stay, for tensor parallelism.",
+        ),
+        RecipeFlag(
             "allocate",
             "--allocate",
             Name(ALLOCATIONS),
@@ -281,7 +294,9 @@ def warn_of_signal(ctx: click.Context, chosen: str, measured: str) -> None:
 def recipe_of(ctx: click.Context, values: dict[str, Any]) -> Recipe:
     """The recipe for the values of a command. Values that the user set take precedence over preset and effort."""
     effort = values.get("effort")
-    chosen = {} if effort is None else effort_settings(effort, values["sparsity_type"])
+    chosen: dict[str, Any] = {} if effort is None else effort_settings(effort, values["sparsity_type"])
+    if values.get("target_params") is not None or values.get("max_loss") is not None:
+        chosen = {"sparsity_type": "neurons", "update": "least-squares"}
     recipe = Recipe.from_preset(values.get("preset"), **{**chosen, **given(ctx, fields_of(Recipe, values))})
     check_recipe(recipe)
     return recipe

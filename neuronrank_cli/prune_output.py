@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from neuronrank_cli.console import perplexity_text, print_table, protocol, say, size_text
 from neuronrank_cli.verdict import changed, verdict
+from neuronrank_core.selection.layers import removed_layers
 
 if TYPE_CHECKING:
     from neuronrank_torch.runs.choice import Choice
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 def print_result(result: PruneResult, *, verbose: bool = False) -> None:
     """Print what a run did to the layers, the perplexities and the verdict, or the estimates of a dry run."""
     job, recipe, planned = result.job, result.recipe, result.plan is not None
-    goal = f"{recipe.sparsity_ratio:.4g} {recipe.sparsity_type}"
+    sized = result.choice is not None and bool(result.choice.passes)
+    goal = "smaller" if sized else f"{recipe.sparsity_ratio:.4g} {recipe.sparsity_type}"
     method = "" if recipe.removes_layers else f"{recipe.method}, "
     say(f"{job.model}: {method}{goal}{', planned' if planned else ''}")
     (_print_layers if verbose else _print_summary)(result)
     if result.choice:
-        _print_choice(result.choice)
+        (_print_sized if sized else _print_choice)(result.choice)
     if result.perplexity and job.evaluation:
         say(f"perplexity before: {perplexity_text(result.perplexity.before)}")
         say(f"perplexity after:  {perplexity_text(result.perplexity.after)}")
@@ -36,7 +38,8 @@ def print_result(result: PruneResult, *, verbose: bool = False) -> None:
             say(f"calibration: {recipe.nsamples} sequences of {recipe.seqlen} tokens of {text}")
         _print_plan(result.plan)
         return
-    say(f"time: {_duration(result.seconds)}")
+    compared = f", after {_duration(result.choice.seconds)} of comparison" if sized and result.choice else ""
+    say(f"time: {_duration(result.seconds)}{compared}")
     if job.save:
         say(f"saved to: {job.save}")
     for line in verdict(result):
@@ -49,10 +52,13 @@ def _one_line(text: str) -> str:
 
 def _print_summary(result: PruneResult) -> None:
     """Print the sparsity of the layers in one line."""
+    if result.recipe.removes_layers and result.plan:
+        goes = removed_layers(len(result.layers), result.recipe)
+        say(f"{goes} of {len(result.layers)} layers to remove, with {result.total.removed:,} parameters")
+        return
     if result.recipe.removes_layers:
-        removed = [str(layer.layer) for layer in result.layers if layer.sum("removed")]
-        listed, parameters = ", ".join(removed), f"{result.total.removed:,} parameters"
-        say(f"{len(removed)} of {len(result.layers)} layers removed ({listed}), with {parameters}")
+        listed, parameters = ", ".join(map(str, result.removed_layers)), f"{result.total.removed:,} parameters"
+        say(f"{len(result.removed_layers)} of {len(result.layers)} layers removed ({listed}), with {parameters}")
         return
     gone = "removed" if result.total.removed else "zeros"
     shares = [layer.sum(gone) / layer.sum("size") for layer in result.layers if layer.sum("size")]
@@ -68,6 +74,21 @@ def _print_choice(choice: Choice) -> None:
     others = ", ".join(f"{name} {value:.4f}" for name, value in choice.perplexity.items() if name != choice.chosen)
     gain = "" if choice.chosen == "good" else f", {1 - best / good:.2%} below good"
     say(f"effort best: chose {choice.chosen}: held-out perplexity {best:.4f}{gain}; others: {others or 'none'}")
+
+
+def _print_sized(choice: Choice) -> None:
+    """Print what was removed to reach a size, why, and what was compared."""
+    if choice.dense is not None:
+        own = choice.perplexity[choice.chosen]
+        why = f"held-out perplexity {own:.4f}, {own / choice.dense - 1:+.2%} from the dense {choice.dense:.4f}"
+        say(f"chose: {choice.chosen}: {why}")
+        for name, value in choice.perplexity.items():
+            if name != choice.chosen:
+                say(f"compared: {name}: {value:.4f}, {value / choice.dense - 1:+.2%}")
+    for kind, reason in choice.left_out.items():
+        say(f"left out: {kind}: {reason}")
+    share = f"{choice.kept / choice.parameters:.2%} of the {choice.parameters:,} parameters outside the embeddings"
+    say(f"size: {share}; the width of the MLPs is a multiple of {choice.multiple_of}")
 
 
 def _print_plan(plan: Plan) -> None:

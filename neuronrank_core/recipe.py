@@ -61,7 +61,8 @@ class Recipe:
     """How to score, what to prune, and on how much text.
 
     Plain data; :mod:`neuronrank_core.methods` defines the methods and their requirements. An exponent of None means the
-    method's default. A ``sparsity_ratio`` of None means 0.5, or N/M for N:M sparsity.
+    method's default. A ``sparsity_ratio`` of None means 0.5, or N/M for N:M sparsity; with a ``multiple_of`` of None,
+    the number of neurons is not rounded.
 
     Raises
     ------
@@ -72,6 +73,8 @@ class Recipe:
     method: str = label("neuronrank_wanda")
     sparsity_type: str = field(default="unstructured")
     sparsity_ratio: float | None = number(None, 0, 1)
+    multiple_of: int | None = number(None, 1, integer=True)
+    divisible_by: int = number(1, 1, integer=True)
     pruning_last: int | None = number(None, 1, integer=True)
     compare: str | None = one_of(None, COMPARE)
     include_attention: bool = flag(False)

@@ -15,9 +15,11 @@ from neuronrank_cli.command import OUTPUT, Command, is_first_process
 from neuronrank_cli.command_line import command_line
 from neuronrank_cli.console import Stages, say, show, warn
 from neuronrank_cli.prune_output import print_result
+from neuronrank_cli.target import target_flags, target_of
 from neuronrank_core.effort import EFFORTS, VARIANTS, candidates, passes_by_effort
 from neuronrank_core.errors import InputError
 from neuronrank_core.methods import ALL_METHODS, exponents, mode, needs_text, requires, without_effect
+from neuronrank_core.mixes import Target
 from neuronrank_core.recipe import PRESETS, Recipe
 from neuronrank_core.statistics.table import SAMPLE
 
@@ -49,6 +51,7 @@ TABLES = {
 @click.command(cls=Command, tables=TABLES, epilog=EXAMPLE)
 @options.model_flags
 @options.recipe_flags("What to prune")
+@target_flags("What to prune")
 @options.flag(
     "--preset",
     EXPONENTS,
@@ -111,6 +114,7 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     With --save, layers are loaded, pruned and saved one at a time, so only one layer is in memory. If interrupted,
     rerun the same command to resume.
     """
+    target = target_of(ctx, flags)
     recipe = options.recipe_of(ctx, flags)
     _warn_of_idle(ctx, recipe, flags)
     if flags["effort"] in ("good", "best") and flags["stats"]:
@@ -128,7 +132,7 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     given = options.given(ctx, flags)
     with Stages() as stages:
         try:
-            result = _run(recipe, given, flags, stages, command_line(ctx))
+            result = _run(recipe, target, given, flags, stages, command_line(ctx))
         except InputError as error:
             raise _by_effort(error, given, flags["effort"]) from error.__cause__
     if not without_effect(recipe, ["signal"]):
@@ -140,17 +144,22 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
         say(f"pushed to: {push_folder(flags['save'], flags['push_to_hub'])}", err=flags["as_json"])
 
 
-def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: Stages, command: str) -> PruneResult:
+def _run(
+    recipe: Recipe, target: Target | None, given: Collection[str], flags: dict[str, Any], stages: Stages, command: str
+) -> PruneResult:
     """Prune or plan. Imports torch here, because --help does not need it."""
     from neuronrank_torch.hub import check_repository
     from neuronrank_torch.runs.dry_run import plan_prune
     from neuronrank_torch.runs.job import Evaluation, Job
+    from neuronrank_torch.runs.plan_smaller import plan_smaller
     from neuronrank_torch.runs.prune import run_prune
 
     if flags["push_to_hub"]:
         check_repository(flags["push_to_hub"])
     evaluation = Evaluation(flags["eval_dataset"], recipe.seqlen, flags["eval_windows"], recipe.bos)
     job = Job(**options.fields_of(Job, flags), evaluation=evaluation if flags["evaluate"] else None)
+    if flags["dry_run"] and target is not None:
+        return plan_smaller(job, recipe, target)
     if flags["dry_run"]:
         timed = flags["effort"] and not flags["stats"]
         result = plan_prune(job, recipe, passes_by_effort(recipe, given) if timed else {})
@@ -160,7 +169,7 @@ def _run(recipe: Recipe, given: Collection[str], flags: dict[str, Any], stages: 
     compared = candidates(recipe, given) if flags["effort"] == "best" else {}
     if len(compared) == 1:
         warn("--effort best is the same as good here: no other recipe applies to these settings")
-    return run_prune(job, recipe, stages, compared if len(compared) > 1 else {}, stages.note, command)
+    return run_prune(job, recipe, stages, compared if len(compared) > 1 else {}, stages.note, command, target)
 
 
 def _by_effort(error: InputError, given: Collection[str], effort: str | None) -> InputError:
@@ -174,7 +183,8 @@ def _by_effort(error: InputError, given: Collection[str], effort: str | None) ->
 
 def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> None:
     """Warn of the flags that the user set and that have no effect on this run, with the reason."""
-    for name in without_effect(recipe, options.given(ctx, flags)):
+    sized = flags["target_params"] is not None or flags["max_loss"] is not None
+    for name in without_effect(recipe, options.given(ctx, flags).keys() - ({"divisible_by"} if sized else set())):
         warn(f"{options.SPELLING[name]} has no effect on {_ignoring(recipe, name)}")
     preset = PRESETS.get(flags["preset"], {})
     if preset and len(without_effect(recipe, preset)) == len(preset):
@@ -207,7 +217,7 @@ def _without_text(recipe: Recipe, flags: dict[str, Any]) -> dict[str, str]:
 
 def _ignoring(recipe: Recipe, name: str) -> str:
     """The part of a recipe that ignores a field: its sparsity type, its method, or the method in its mode."""
-    if name == "compare" or recipe.removes_layers:
+    if name in ("compare", "multiple_of", "divisible_by") or recipe.removes_layers:
         return recipe.sparsity_type
     if name not in ALL_METHODS[recipe.method].reads:
         return recipe.method

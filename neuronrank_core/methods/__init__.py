@@ -87,6 +87,10 @@ def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
         dead |= {"compare"}
     if recipe.removes_layers:  # No method scores them.
         dead |= method_of(recipe).reads
+    if not recipe.whole_neurons:
+        dead |= {"multiple_of"}
+    if not recipe.removes_heads:
+        dead |= {"divisible_by"}
     if recipe.removes_heads:  # Their signal is what they add, and the score has no factor per weight.
         dead |= {"signal", "weight_exp", "input_exp"}
     if recipe.removes_experts:  # The same, and an expert is active where the router sends it its share of tokens.

@@ -60,8 +60,9 @@ class NeuronRankWanda(Method):
 
 
 def neuron_strength(context: ScoringContext) -> Vector:
-    """Contribution of each neuron to the block's output: RMS of its ``down_proj`` input * norm of its column there."""
-    return context.input_rms("down_proj") * context.kernels.column_norm(context.weights["down_proj"])
+    """Contribution of each neuron to the block's output: norm of its ``down_proj`` input * norm of its column there."""
+    norm = context.norms["down_proj"] if "down_proj" in context.norms else context.input_rms("down_proj")
+    return norm * context.kernels.column_norm(context.weights["down_proj"])
 
 
 METHOD = NeuronRankWanda()

@@ -15,14 +15,15 @@ from neuronrank_core.errors import InvalidValueError
 from neuronrank_core.methods import method_of
 from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.recipe import Recipe
-from neuronrank_core.selection.patterns import select
+from neuronrank_core.selection.patterns import exact_ratio, select
 
 
 def head_options(heads: int, groups: int, recipe: Recipe) -> dict[str, int]:
     """The ways in which a recipe can remove heads, and the number of heads that each removes.
 
-    ``int(ratio * groups)`` groups go, or ``int(ratio * n)`` of the n query heads of every group. Of ``heads``, which
-    leaves the way open, these are the ways that remove most.
+    ``int(ratio * groups)`` groups go, or ``int(ratio * n)`` of the n query heads of every group; or fewer, so that
+    ``divisible_by`` divides the numbers of heads and of groups that stay. Of ``heads``, which leaves the way open,
+    these are the ways that remove most.
 
     Parameters
     ----------
@@ -35,16 +36,38 @@ def head_options(heads: int, groups: int, recipe: Recipe) -> dict[str, int]:
     InvalidValueError
         If the ratio removes no head.
     """
-    each, ratio = heads // groups, recipe.ratio
-    goes = {"query-heads": groups * int(ratio * each), "key-value-groups": each * int(ratio * groups)}
-    asked = [recipe.sparsity_type] if recipe.sparsity_type in goes else list(goes)
-    most = max(goes[way] for way in asked)
+    each, ratio, by = heads // groups, recipe.ratio, recipe.divisible_by
+    steps = head_steps(heads, groups, by)
+    asked = [recipe.sparsity_type] if recipe.sparsity_type in steps else list(steps)
+    parts = {"query-heads": each, "key-value-groups": groups}
+    goes = {way: max((k for k in steps[way] if k <= int(ratio * parts[way])), default=0) for way in asked}
+    removed = {way: k * heads // parts[way] for way, k in goes.items()}
+    most = max(removed.values())
     if most == 0:
-        largest = max({"query-heads": each, "key-value-groups": groups}[way] for way in asked)
-        allowed = f"at least {ceil(1e4 / largest) / 1e4:g} and below 1" if largest > 1 else "none"
+        least = min((k / parts[way] for way in asked for k in steps[way]), default=None)
+        allowed = "none" if least is None else f"at least {ceil(1e4 * least) / 1e4:g} and below 1"
         layout = f"{groups} key-value groups with {each} query heads each"
+        layout += f", with --divisible-by {by}" if by > 1 else ""
         raise InvalidValueError("sparsity_ratio", ratio, f"{allowed}, to remove {recipe.sparsity_type} of {layout}")
-    return {way: goes[way] for way in asked if goes[way] == most}
+    return {way: removed[way] for way in asked if removed[way] == most}
+
+
+def head_steps(heads: int, groups: int, divisible_by: int = 1) -> dict[str, list[int]]:
+    """By way, the numbers that can go: of key-value groups, or of query heads of every group.
+
+    Parameters
+    ----------
+    heads, groups : int
+        As in :func:`head_options`.
+    divisible_by : int
+        What has to divide the numbers of heads and of groups that stay.
+    """
+    each = heads // groups
+    fits = groups % divisible_by == 0
+    return {
+        "query-heads": [k for k in range(1, each) if fits],
+        "key-value-groups": [k for k in range(1, groups) if (groups - k) % divisible_by == 0],
+    }
 
 
 def kept_heads(context: ScoringContext, groups: int) -> NDArray[np.int64]:
@@ -67,7 +90,8 @@ def kept_heads(context: ScoringContext, groups: int) -> NDArray[np.int64]:
         If all scores are zero, or a score is NaN or Inf.
     """
     score = np.array(method_of(context.recipe).head_score(context), dtype=np.float64)
-    found = {way: _kept(score, groups, way, context) for way in head_options(len(score), groups, context.recipe)}
+    options = head_options(len(score), groups, context.recipe)
+    found = {way: _kept(score, groups, way, goes, context) for way, goes in options.items()}
     return max(found.values(), key=lambda kept: float(score[kept].sum()))
 
 
@@ -77,10 +101,13 @@ def lost_share(context: ScoringContext, groups: int) -> float:
     return float(1 - score[kept_heads(context, groups)].sum() / score.sum())
 
 
-def _kept(score: NDArray[np.float64], groups: int, way: str, context: ScoringContext) -> NDArray[np.int64]:
+def _kept(score: NDArray[np.float64], groups: int, way: str, goes: int, context: ScoringContext) -> NDArray[np.int64]:
     by_group = score.reshape(groups, -1)
     compared = by_group.sum(axis=1)[None] if way == "key-value-groups" else by_group.copy()
-    where, ratio = f"layer {context.layer} heads", context.recipe.ratio
-    goes = select(compared, np.ones_like(compared), ratio=ratio, compare="row", where=where)
-    goes = goes.T if way == "key-value-groups" else goes
-    return np.flatnonzero(~np.broadcast_to(goes, by_group.shape))
+    where, ratio = (
+        f"layer {context.layer} heads",
+        exact_ratio(goes * compared.shape[1] // score.size, compared.shape[1]),
+    )
+    gone = select(compared, np.ones_like(compared), ratio=ratio, compare="row", where=where)
+    gone = gone.T if way == "key-value-groups" else gone
+    return np.flatnonzero(~np.broadcast_to(gone, by_group.shape))

@@ -67,6 +67,12 @@ def select(
     return lowest_k(score.reshape(-1, size), k).reshape(shape)
 
 
+def exact_ratio(count: int, size: int) -> float:
+    """A ratio of which ``int(ratio * size)`` is ``count``."""
+    ratio = count / size
+    return ratio if int(ratio * size) == count else math.nextafter(ratio, 1)
+
+
 def comparison_group(
     shape: tuple[int, int],
     *,

@@ -21,6 +21,8 @@ ITERATIONS = 16
 DAMPING = 0.3
 #: The same where the update chooses what to remove: less, so that inputs that replace each other are told apart better.
 SELECTION_DAMPING = 0.1
+#: Inputs that :func:`eliminate` chooses together.
+BLOCK = 16
 #: Fraction of the final zeros that is chosen by each iteration of a gradual update: 1 from three quarters of the
 #: iterations on, with decreasing steps up to there.
 SHARES = tuple(min(1.0, (4 / 3 * i / ITERATIONS) ** (1 / 3)) for i in range(1, ITERATIONS + 1))
@@ -189,6 +191,55 @@ def linear_map(
     unit, scale = _unit_diagonal(gram)
     unit[range(len(unit)), range(len(unit))] += damping
     return (target / scale + damping * weight * scale) @ inverse(unit) / scale
+
+
+def eliminate(
+    weight: Array,
+    gram: Array,
+    choose: Callable[[Array, Array, int], Sequence[int]],
+    count: int,
+    inverse: Callable[[Array], Array],
+    *,
+    damping: float = DAMPING,
+    block: int = BLOCK,
+) -> list[int]:
+    """Choose inputs to remove, a few at a time, each time with the remaining weights re-fitted.
+
+    The steps of Optimal Brain Surgeon, for all rows at once: re-fitting after the removal of inputs g changes the
+    weights by ``-W_g ([H^-1]_gg)^-1 [H^-1]_g``, with ``H`` the Gram matrix with damping.
+
+    Parameters
+    ----------
+    weight, gram, inverse, damping
+        See :func:`absorb`.
+    choose : callable
+        ``choose(candidate, norm, number)`` returns the indices of the next inputs, by the current weights and the
+        current :func:`residual_norm`, which is 0 for inputs that were chosen before.
+    count : int
+        Number of inputs to remove.
+    block : int
+        Number of inputs that are chosen together.
+
+    Returns
+    -------
+    list of int
+        The inputs, in the order in which they were chosen.
+    """
+    unit, scale = _unit_diagonal(gram)
+    every = range(len(unit))
+    unit[every, every] += damping
+    left, current = inverse(unit), weight * scale
+    gone: list[int] = []
+    while len(gone) < count:
+        norm = scale / left.diagonal() ** 0.5
+        norm[gone] = 0
+        new = list(choose(current / scale, norm, min(block, count - len(gone))))
+        spread = inverse(left[new][:, new]) @ left[new]
+        current = current - current[:, new] @ spread
+        left = left - left[:, new] @ spread
+        left[new, new] = 1  # Removed inputs are apart from all others.
+        gone += new
+    return gone
 
 
 def absorb(

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import torch
+from accelerate.utils import get_max_memory
+
 from neuronrank_core.errors import InputError, InvalidValueError, UnsupportedModelError
 
 
@@ -54,3 +57,27 @@ def check_positions(model: Any, tokens: int, before: int = 0, field: str = "seql
     if positions is not None and before + tokens > positions:
         allowed = f"[2, {positions}]" if before == 0 else f"[0, {positions - before}] after a prompt of {before} tokens"
         raise InvalidValueError(field, tokens, allowed, hint=f"the model's max_position_embeddings is {positions}")
+
+
+def check_memory(needed: int, device: torch.device, what: str) -> None:
+    """Refuse to load what does not fit into the free memory of a device.
+
+    Parameters
+    ----------
+    needed : int
+        In bytes.
+    device : torch.device
+    what : str
+        For the error.
+
+    Raises
+    ------
+    InputError
+        Names both sizes.
+    """
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else get_max_memory()["cpu"]
+    if needed > free:
+        raise InputError(
+            f"{what} needs {needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free on {device}",
+            hint="use a larger machine, or --dtype bfloat16",
+        )

@@ -15,6 +15,9 @@ from neuronrank_core import Recipe, __version__
 from neuronrank_core.methods import decided
 from neuronrank_torch.model.streaming import HEAD
 
+#: Name under which a layer is reported as a whole.
+WHOLE = "layer"
+
 
 @dataclass(frozen=True)
 class ModuleReport:
@@ -67,6 +70,11 @@ class LayerReport:
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     experts_removed: tuple[int, ...] = ()
+
+    @property
+    def removed(self) -> bool:
+        """Whether the layer was removed as a whole."""
+        return WHOLE in self.modules and self.modules[WHOLE].removed > 0
 
     def sum(self, what: str) -> int:
         """Sum of a field over the modules."""
@@ -170,6 +178,11 @@ class Report:
             f"<p>{escape(self._summary())}</p>{listed}<details><summary>by layer</summary>"
             f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table></details>"
         )
+
+    @property
+    def removed_layers(self) -> list[int]:
+        """Numbers of the layers that were removed as a whole."""
+        return [one.layer for one in self.layers if isinstance(one.layer, int) and one.removed]
 
     @property
     def _gone(self) -> str:

@@ -10,7 +10,7 @@ from neuronrank_torch.model.streaming import Resident
 from neuronrank_torch.model.structure import Decoder, Layer, find_decoder, untied_head
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
-from neuronrank_torch.pruning.whole_layers import check_whole_layers
+from neuronrank_torch.pruning.whole_layers import FEWER_LAYERS, check_whole_layers, whole_layer
 
 #: Fraction of zeros from which a module counts as pruned. Unpruned checkpoints have a few, above all quantised ones.
 PRUNED = 0.01
@@ -42,9 +42,9 @@ def planned_layers(model: Any, recipe: Recipe, resident: Resident | None = None)
         If the model has no MLP in a known layout.
     """
     decoder = find_decoder(model)
-    if recipe.removes_layers:  # Which ones is measured.
+    if recipe.removes_layers:
         check_whole_layers(model, decoder, recipe)
-        return [], []
+        return [whole_layer(layer) for layer in decoder.layers], []
     refuse_modes(model, decoder, recipe)
     layers, notes = pruned_layers(decoder, recipe)
     blocks: dict[int | str, Any] = {layer.index: sparsity_type_of(recipe).blocks(layer, recipe) for layer in layers}
@@ -78,6 +78,11 @@ def pruned_layers(decoder: Decoder, recipe: Recipe) -> tuple[list[Layer], list[s
         what = "experts" if recipe.removes_experts else "an MLP"
         notes.append(f"layers without {what} are not pruned: {', '.join(str(layer.index) for layer in bare)}")
     return [layer for layer in decoder.layers[first:] if layer not in bare], notes
+
+
+def speed(recipe: Recipe) -> str:
+    """Whether a model pruned by a recipe is faster, and why."""
+    return FEWER_LAYERS if recipe.removes_layers else sparsity_type_of(recipe).speed(recipe)
 
 
 def first_pruned(recipe: Recipe, layers: int) -> tuple[int, list[str]]:

@@ -12,7 +12,7 @@ layer is multiplied into the MLP's ``down_proj``.
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from neuronrank_torch.kernels import inverse, kl_divergence, layer_signal
 from neuronrank_torch.model.depth import check_depth, keep_layers, with_layers
 from neuronrank_torch.model.structure import Decoder, Layer, find_decoder
 from neuronrank_torch.progress import Progress
-from neuronrank_torch.pruning.result import Calibration, LayerReport, ModuleReport, Report
+from neuronrank_torch.pruning.result import WHOLE, Calibration, LayerReport, ModuleReport, Report
 from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
 from neuronrank_torch.text.sources import text_fingerprint
 
@@ -69,6 +69,12 @@ def check_whole_layers(model: Any, decoder: Decoder, recipe: Recipe) -> None:
     check_depth(model, decoder, range(depth - removed_layers(depth, recipe)))
 
 
+def whole_layer(layer: Layer, *, removed: bool = False) -> LayerReport:
+    """The report of a layer that stays or goes as a whole."""
+    size = sum(p.numel() for p in layer.module.parameters())
+    return LayerReport(layer.index, {WHOLE: ModuleReport(size, 0, size * removed)})
+
+
 class LayerRemoval:
     """Removes layers of a model in memory.
 
@@ -104,7 +110,6 @@ class LayerRemoval:
         dense = [self._log_probabilities(batch) for batch in self.held_out]
         ranked = self._by_influence() if self.recipe.sparsity_type == "layers-by-influence" else []
         gone: dict[int, tuple[float, float]] = {}
-        sizes = [sum(p.numel() for p in layer.module.parameters()) for layer in self.decoder.layers]
         while len(gone) < self.goes:
             started = time.perf_counter()
             sums = self._sums() if self.foldable else {}
@@ -130,8 +135,8 @@ class LayerRemoval:
         self.notes.insert(0, f"layers removed, in this order, and the KL divergence on held-out text then: {order}")
         keep_layers(self.decoder, self.kept)
         return [
-            LayerReport(index, {"layer": ModuleReport(size, 0, size * (index in gone))}, gone.get(index, (0, 0.0))[1])
-            for index, size in enumerate(sizes)
+            replace(whole_layer(layer, removed=layer.index in gone), seconds=gone.get(layer.index, (0, 0.0))[1])
+            for layer in self.decoder.layers
         ]
 
     def _first_allowed(self, order: Iterable[int]) -> int:

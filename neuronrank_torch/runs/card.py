@@ -59,6 +59,8 @@ def _body(result: PruneResult, source: ModelSource, command: str, licence: Any) 
         for field, value in settings.items()
         if value != getattr(plain, field) or field in ("method", "sparsity_type", "sparsity_ratio")
     )
+    if result.choice and result.choice.passes:
+        recipe += f"\n| removed | {result.choice.chosen} |"
     modules: dict[str, list[int]] = {}
     for layer in result.layers:
         for role, module in layer.modules.items():
@@ -67,8 +69,8 @@ def _body(result: PruneResult, source: ModelSource, command: str, licence: Any) 
     rows = "\n".join(
         f"| `{role}` | {a:,} | {b:,} | {c:,} | {(c or b) / a:.2%} |" for role, (a, b, c) in modules.items()
     )
-    if result.recipe.removes_layers:
-        removed = ", ".join(str(layer.layer) for layer in result.layers if layer.sum("removed"))
+    if result.removed_layers:
+        removed = ", ".join(map(str, result.removed_layers))
         rows += f"\n\nLayers removed, as the base model numbers them: {removed}."
     lost = f"{dense - total.parameters:,} removed" if total.removed else f"{total.zeros:,} zero"
     share = (dense - total.parameters if total.removed else total.zeros) / dense

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,25 +23,42 @@ from neuronrank_torch.text.sequences import Tokens, evaluation_windows, micro_ba
 
 @dataclass(frozen=True)
 class Choice:
-    """What ``--effort best`` compared, and what it chose.
+    """What ``--effort best``, ``--target-params`` or ``--max-loss`` compared, and what it chose.
 
     Parameters
     ----------
     chosen : str
-        Name of the recipe with the lowest perplexity.
+        Name of the recipe with the lowest perplexity; what was removed for ``--target-params`` or ``--max-loss``.
     perplexity : dict of float
-        Perplexity on held-out calibration text, by name; ``good`` is the recipe of ``--effort good``.
+        Perplexity on held-out calibration text, by name; ``good`` is the recipe of ``--effort good``. Empty in
+        a dry run.
     windows, seqlen : int
         Size of the held-out text.
     seconds : float
         Wall time of the comparison.
+    dense : float or None
+        Perplexity of the dense model; this and what follows are for ``--target-params`` and ``--max-loss`` only.
+    passes : dict of float
+        The ratio of each sparsity type that was removed, in this order.
+    left_out : dict of str
+        What the model does not allow, with the reason.
+    multiple_of : int
+        What divides the width of the MLPs.
+    parameters, kept : int
+        Parameters outside input and output embeddings, before and after.
     """
 
     chosen: str
     perplexity: dict[str, float]
-    windows: int
-    seqlen: int
-    seconds: float
+    windows: int = 0
+    seqlen: int = 0
+    seconds: float = 0.0
+    dense: float | None = None
+    passes: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    multiple_of: int = 1
+    parameters: int = 0
+    kept: int = 0
 
 
 def split_text(text: str) -> tuple[str, str]:
@@ -54,7 +71,7 @@ def split_text(text: str) -> tuple[str, str]:
     return text[: end_of_line(1 - HELD_OUT - GAP)], text[end_of_line(1 - HELD_OUT) :]
 
 
-def held_out_windows(tokenizer: Any, recipe: Recipe, text: str) -> Tokens:
+def held_out_windows(tokenizer: Any, recipe: Recipe, text: str, asked: str = "--effort best") -> Tokens:
     """Windows of the held-out text, shape (windows, seqlen): half as many as calibration sequences, if it is so long.
 
     Raises
@@ -66,7 +83,7 @@ def held_out_windows(tokenizer: Any, recipe: Recipe, text: str) -> Tokens:
         cut = evaluation_windows(tokenizer, text, seqlen=recipe.seqlen, windows=None, bos_mode=recipe.bos)
     except InputError as error:
         raise InputError(
-            f"--effort best holds out the last {HELD_OUT:.0%} of the calibration text: {error}", hint=error.hint
+            f"{asked} holds out the last {HELD_OUT:.0%} of the calibration text: {error}", hint=error.hint
         ) from error
     wanted = max(1, recipe.nsamples // 2)
     return cut[:: max(1, len(cut) // wanted)][:wanted]

@@ -7,8 +7,9 @@ from functools import partial
 
 import torch
 
-from neuronrank_core import InputError, Recipe
+from neuronrank_core import Recipe
 from neuronrank_core.methods import check_recipe, needs_text
+from neuronrank_core.selection.layers import removed_layers
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
 from neuronrank_torch.distributed.ranks import ALONE
 from neuronrank_torch.evaluation.windows import STREAMED_TOKENS
@@ -20,8 +21,9 @@ from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
 from neuronrank_torch.model.structure import Layer
 from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune_layer
 from neuronrank_torch.pruning.result import Calibration, Report
-from neuronrank_torch.pruning.scope import first_pruned, planned_layers, pruned_layers
+from neuronrank_torch.pruning.scope import first_pruned, planned_layers, pruned_layers, speed
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
+from neuronrank_torch.pruning.whole_layers import held_out, whole_layer
 from neuronrank_torch.runs.early_notes import early_notes
 from neuronrank_torch.runs.job import Job, read_inputs
 from neuronrank_torch.runs.own_text import first_token
@@ -51,16 +53,13 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
         If the output, the texts or the model's configuration cannot be used.
     """
     check_recipe(recipe)
-    if recipe.removes_layers:
-        raise InputError(f"--dry-run cannot plan --sparsity_type {recipe.sparsity_type}", hint="leave out --dry-run")
     inputs = read_inputs(job, recipe)
     job, recipe, statistics = inputs.job, inputs.recipe, inputs.statistics
     streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
     saved: list[str] = []
     if job.save is not None:
         check_output(job.save, job.force, source=source.path, label=source.spec)
-        names = Names.of(streamed)
-        saved = (names.fewer_experts() if recipe.removes_experts else names).notes()
+        saved = Names.of(streamed, smaller=recipe.structured).notes()
     if statistics is not None:
         statistics.check_model(source)
     model = streamed.model
@@ -81,16 +80,14 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
     if text:
         calibration_sequences(tokenizer, recipe, text)
     dense = ModelSize.of(source, sum(p.numel() for p in model.parameters()))
-    kind = sparsity_type_of(recipe)
-    option = kind.options(model, streamed.decoder, recipe)[0]
-    parameters = dense.parameters - sum(
-        kind.shrinkage(block, option)
-        for layer in pruned_layers(streamed.decoder, recipe)[0]
-        for block in kind.blocks(layer, recipe)
-    )
+    removed = removed_parameters(streamed, recipe)
+    if recipe.removes_layers:
+        notes.append("which layers go is measured during the run: planned are so many of average size")
     tokens = {"tokens": recipe.nsamples * recipe.seqlen} if needs_text(recipe) else {}
     calibration = Calibration(**(tokens if statistics is None else statistics.calibration()))
-    report = Report.of(streamed.decoder.measured(recipe), layers, parameters, calibration, notes=notes)
+    report = Report.of(streamed.decoder.measured(recipe), layers, dense.parameters - removed, calibration, notes=notes)
+    if recipe.removes_layers:
+        report = replace(report, total=replace(report.total, removed=removed))
     record = JobRecord(**vars(job), model_type=source.model_type, dry_run=True)
     if statistics is not None:  # No text is processed, so it takes about as long as pruning by magnitude.
         recipe = Recipe("magnitude", include_attention=recipe.include_attention, seqlen=recipe.seqlen)
@@ -106,8 +103,18 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
         estimate(recipe),
         {name: sum(map(estimate, recipes)) for name, recipes in (efforts or {}).items()},
     )
-    faster = sparsity_type_of(report.recipe).speed(report.recipe)
-    return PruneResult(**vars(report), job=record, plan=plan, source=dense, faster=faster)
+    return PruneResult(**vars(report), job=record, plan=plan, source=dense, faster=speed(report.recipe))
+
+
+def removed_parameters(model: StreamedModel, recipe: Recipe) -> int:
+    """The number of parameters that will leave a model; of layers of average size, as which ones go is not known."""
+    if recipe.removes_layers:
+        sizes = [whole_layer(layer).sum("size") for layer in model.decoder.layers]
+        return round(sum(sizes) * removed_layers(len(sizes), recipe) / len(sizes))
+    kind = sparsity_type_of(recipe)
+    option = kind.options(model.model, model.decoder, recipe)[0]
+    layers = pruned_layers(model.decoder, recipe)[0]
+    return sum(kind.shrinkage(block, option) for layer in layers for block in kind.blocks(layer, recipe))
 
 
 #: Python, torch, transformers, and the activations of a micro-batch.
@@ -133,11 +140,14 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
         Whether the whole model is in memory at some time.
     """
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
-    blocks = sparsity_type_of(recipe).blocks(_example_layer(model, recipe), recipe)
+    example, whole = _example_layer(model, recipe), whole or recipe.removes_layers
+    blocks = example.mlps if recipe.removes_layers else sparsity_type_of(recipe).blocks(example, recipe)
     weights = [weight for block in blocks for weight in block.weights.values()]
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
     calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and job.hidden_states == "memory" else 0
-    if recipe.update != "none" and len(sparsity_type_of(recipe).stages(recipe)) > 1:
+    if recipe.removes_layers:
+        calibration = 0  # The text runs through the whole model.
+    elif recipe.update != "none" and len(sparsity_type_of(recipe).stages(recipe)) > 1:
         # The outputs of the dense MLP are kept too and, on a CPU, those of attention.
         calibration *= 3 if model.device.type == "cpu" and not recipe.include_attention else 2
     evaluation = (1 if whole else 2) * min(eval_tokens, STREAMED_TOKENS)
@@ -172,7 +182,11 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     layers = len(model.decoder.layers)
     # One micro-batch may hold fewer tokens than there are topics.
     plan = LayerPlan(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device))
-    passes = sum(plan.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
+    passes: float
+    if recipe.removes_layers:
+        passes = _removal_passes(layers, recipe)
+    else:
+        passes = sum(plan.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
     if recipe.allocate == "neuronrank" or recipe.sparsity_type == "heads":
         passes += layers
     forward = prune = 0.0
@@ -182,7 +196,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
         started = time.perf_counter()
         run.feed(keep=False)
         forward = time.perf_counter() - started
-        if run.index < example:
+        if run.index < example or recipe.removes_layers:
             return
         started = time.perf_counter()
         if needs_text(recipe):
@@ -207,7 +221,17 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     return forward * (batches * passes + evaluation) + max(0.0, prune) * (layers - first)
 
 
+def _removal_passes(layers: int, recipe: Recipe) -> float:
+    """How often the calibration text runs through one layer, all in all, when layers are removed."""
+    held = held_out(recipe.nsamples, recipe.seqlen) / recipe.nsamples
+    depths = range(layers, layers - removed_layers(layers, recipe), -1)
+    greedy, updating = recipe.sparsity_type == "layers", recipe.update != "none"
+    measured = (1 - held) * (sum(depths) * updating + layers * (not greedy))
+    return measured + held * (layers + sum(depth * (depth - 1 if greedy else 1) for depth in depths))
+
+
 def _example_layer(model: StreamedModel, recipe: Recipe) -> Layer:
     """The first layer with an MLP; with experts, if these are removed."""
-    kind = sparsity_type_of(recipe)
-    return next(layer for layer in model.decoder.layers if layer.mlps and kind.blocks(layer, recipe))
+    layers = [layer for layer in model.decoder.layers if layer.mlps]
+    kind = None if recipe.removes_layers else sparsity_type_of(recipe)
+    return next(layer for layer in layers if kind is None or kind.blocks(layer, recipe))

@@ -13,10 +13,7 @@ from neuronrank_torch.pruning.scope import pruned_layers
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.pruning.whole_layers import held_out
 from neuronrank_torch.runs.job import Inputs
-from neuronrank_torch.text.sequences import tokenize
-
-#: More characters per token than any tokenizer has on average: a text this much longer need not be tokenised.
-_CHARACTERS = 16
+from neuronrank_torch.text.sequences import CHARACTERS, tokenize
 
 
 def early_notes(inputs: Inputs, text: str, eval_text: str, tokenizer: Any, decoder: Decoder) -> list[str]:
@@ -31,7 +28,7 @@ def early_notes(inputs: Inputs, text: str, eval_text: str, tokenizer: Any, decod
 def _repeated(recipe: Recipe, text: str, tokenizer: Any) -> Iterator[str]:
     """Whether more tokens are drawn than the text has."""
     drawn = recipe.nsamples * recipe.seqlen
-    if not text or len(text) > _CHARACTERS * drawn:
+    if not text or len(text) > CHARACTERS * drawn:
         return
     there = tokenize(tokenizer, text).size
     if drawn > there:

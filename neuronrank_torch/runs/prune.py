@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from neuronrank_core import Recipe
+from neuronrank_core import InputError, Recipe
 from neuronrank_core.methods import decided
+from neuronrank_core.mixes import Target
 from neuronrank_torch.distributed.process_group import launched
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.evaluation.generation import PROMPTS, SAMPLE_TOKENS, check_prompts
@@ -21,19 +22,19 @@ from neuronrank_torch.model.structure import find_decoder
 from neuronrank_torch.model.tensor_files import shards, stored_dtype
 from neuronrank_torch.model.weights import LoadedWeights
 from neuronrank_torch.progress import Progress, silent
-from neuronrank_torch.pruning.prune import prune
+from neuronrank_torch.pruning.passes import prune_in_passes
 from neuronrank_torch.pruning.result import Report, versions
-from neuronrank_torch.pruning.scope import planned_layers
-from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
+from neuronrank_torch.pruning.scope import planned_layers, speed
 from neuronrank_torch.pruning.store import LayerStore
-from neuronrank_torch.pruning.whole_layers import FEWER_LAYERS
 from neuronrank_torch.runs.card import model_cards
 from neuronrank_torch.runs.choice import Choice, Measured, compare_recipes
+from neuronrank_torch.runs.collapse import collapse_notes
 from neuronrank_torch.runs.early_notes import early_notes
 from neuronrank_torch.runs.job import Inputs, Job, read_inputs
 from neuronrank_torch.runs.own_text import write_text
 from neuronrank_torch.runs.prune_result import JobRecord, ModelSize, PerplexityChange, PruneResult
 from neuronrank_torch.runs.samples import write_samples
+from neuronrank_torch.runs.smaller import Candidates, check_whole, checked_size, choose_passes
 from neuronrank_torch.saving.model_writer import ModelWriter
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.schema import to_json
@@ -50,12 +51,13 @@ def run_prune(
     candidates: Mapping[str, Recipe] | None = None,
     warn: Callable[[str], object] = lambda note: None,
     command: str = "",
+    target: Target | None = None,
 ) -> PruneResult:
     """Load a model, prune it, compare its perplexity and predictions with those before, and save it.
 
     A run that saves reads, prunes and writes one layer at a time, and resumes an interrupted run of the same command.
-    A run that does not save, or that removes layers, loads the whole model. Processes started by torchrun share the
-    texts; only the first reads and writes files.
+    A run that does not save, that removes layers, or that has a target, loads the whole model. Processes started by
+    torchrun share the texts; only the first reads and writes files.
 
     Parameters
     ----------
@@ -70,6 +72,8 @@ def run_prune(
         Called with those notes of the result that are known before the work begins.
     command : str
         The command that repeats the run, for the model card.
+    target : Target, optional
+        A size or a loss. What is removed to reach it is chosen on held-out calibration text; ``recipe`` says how.
 
     Returns
     -------
@@ -85,7 +89,12 @@ def run_prune(
         # First, so that a missing file is reported before the model is loaded.
         inputs = read_inputs(job, recipe, ranks)
         progress(f"loading {job.model}", 0, 1, "models")
-        loaded = job.save is None or recipe.removes_layers
+        unsaved: list[str] = []
+        loaded = job.save is None or recipe.removes_layers or target is not None
+        if target is not None and ranks.size > 1:
+            raise InputError("--target-params and --max-loss run in a single process", hint="leave out torchrun")
+        if target is not None or recipe.removes_layers:
+            unsaved = check_whole(open_model(job.model, dtype=job.dtype, device=inputs.job.device)[0])
         load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if loaded else open_model
         model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
         text, eval_text = inputs.texts(tokenizer)
@@ -100,9 +109,10 @@ def run_prune(
             ranks=ranks,
             candidates=candidates or {},
             command=command,
+            sized=None if target is None else Candidates.of(whole, target, recipe),
             dense=ModelSize.of(source, sum(p.numel() for p in whole.parameters())),
         )
-        run = replace(run, early=run.check(whole))
+        run = replace(run, early=[*unsaved, *run.check(whole)])
         for note in run.early:
             warn(note)
         if loaded:
@@ -125,6 +135,7 @@ class _Run(Inputs):
     candidates: Mapping[str, Recipe]
     command: str
     dense: ModelSize
+    sized: Candidates | None = None
     early: Sequence[str] = ()
 
     def identity(self) -> dict[str, Any]:
@@ -132,6 +143,7 @@ class _Run(Inputs):
         return {
             **asdict(decided(self.recipe)),
             **{name: getattr(self.job, name) for name in ("device", "dtype", "batch_size")},
+            "target": self.sized and asdict(self.sized.target),
             "candidates": {name: asdict(decided(recipe)) for name, recipe in self.candidates.items()},
             "model": str(self.source.path),
             "file": self.source.fingerprint(),
@@ -154,21 +166,16 @@ class _Run(Inputs):
         dense, hidden_states = self.recipe.propagate == "dense", self.job.hidden_states
         options: dict[str, Any] = {"propagate_dense": dense, "hidden_states": hidden_states, "ranks": self.ranks}
         if self.ranks.first:
-            options |= {"fewer_experts": self.recipe.removes_experts}
-            return ModelWriter(target, model, self.identity(), force=self.job.force, **options)
+            options |= {"force": self.job.force, "smaller": self.recipe.structured}
+            return ModelWriter(target, model, self.identity(), **options)
         return Receiver(target, model, **options)
 
     def check(self, model: Any) -> list[str]:
-        """Refuse, before anything expensive, a model that cannot be pruned, other statistics, or too short a text.
-
-        Returns
-        -------
-        list of str
-            Notes for the user on what was asked.
-        """
+        """Notes for the user; refuses, early, a model that cannot be pruned, other statistics, or too short a text."""
         if self.statistics is not None:
             self.statistics.check_model(self.source)
-        planned_layers(model, self.recipe)
+        if self.sized is None:
+            planned_layers(model, self.recipe)
         if self.job.sample:
             check_prompts(model, self.tokenizer, PROMPTS, SAMPLE_TOKENS)
         if self.job.evaluation:
@@ -179,9 +186,10 @@ class _Run(Inputs):
         """Prune a loaded model, and save it if the job says so."""
         if self.job.save is not None:
             self.target(self.job.save)
-        recipe, choice = self._choose(lambda name, measure: measure())
-        report = self._prune(model, recipe)
-        result = self._result(report, self._measure(Evaluated(model, stage=_AFTER)), choice)
+        recipes, choice = self._choose(lambda name, measure: measure(), model)
+        report = self._prune(model, recipes)
+        choice = choice and checked_size(choice, model, self.sized)
+        result = self._result(report, Evaluated(model, stage=_AFTER), choice)
         if self.job.save is None:
             return self._sampled(result, model)
         streamed = StreamedModel(model, LoadedWeights(model), model.device)
@@ -204,10 +212,9 @@ class _Run(Inputs):
         done = min(len(staging.units_done()), layers)
         if done:
             self.progress(f"resuming: {done} of {layers} layers are finished", done, layers, "layers")
-        recipe, choice = self._choose(staging.measured)
-        report = self._prune(model.model, recipe, staging)
-        change = self._measure(Evaluated(model.model, staging.pruned, _AFTER))
-        return self._save(self._result(report, change, choice), staging)
+        recipes, choice = self._choose(staging.measured)
+        report = self._prune(model.model, recipes, staging)
+        return self._save(self._result(report, Evaluated(model.model, staging.pruned, _AFTER), choice), staging)
 
     def _save(self, result: PruneResult, staging: ModelWriter | Receiver) -> PruneResult:
         """Complete the output, with its size in the result and with its card."""
@@ -230,23 +237,26 @@ class _Run(Inputs):
             replace(result, samples=write_samples(self.job, self.tokenizer, pruned, self.progress)) if asked else result
         )
 
-    def _choose(self, measured: Measured) -> tuple[Recipe, Choice | None]:
-        """The recipe to prune by: the best of the candidates, if there are any."""
+    def _choose(self, measured: Measured, model: Any = None) -> tuple[list[Recipe], Choice | None]:
+        """The recipes to prune by, one after another: the best of the candidates, or what reaches the target."""
+        how: dict[str, Any] = {"batch_size": self.job.batch_size, "progress": self.progress}
+        if self.sized is not None:
+            return choose_passes(model, self.tokenizer, self.sized, self.text, **how)
         if not self.candidates:
-            return self.recipe, None
-        how: dict[str, Any] = {"batch_size": self.job.batch_size, "progress": self.progress, "ranks": self.ranks}
+            return [self.recipe], None
+        how["ranks"] = self.ranks
         choice = compare_recipes(self._reopen, self.tokenizer, self.candidates, self.text, measured, **how)
-        return self.candidates[choice.chosen], choice
+        return [self.candidates[choice.chosen]], choice
 
     def _reopen(self) -> StreamedModel:
         """The model once more, with its original weights."""
         return open_model(self.job.model, dtype=self.job.dtype, device=self.job.device)[0]
 
-    def _prune(self, model: Any, recipe: Recipe, store: LayerStore | None = None) -> Report:
-        return prune(
+    def _prune(self, model: Any, recipes: Sequence[Recipe], store: LayerStore | None = None) -> Report:
+        return prune_in_passes(
             model,
             self.tokenizer,
-            recipe,
+            recipes,
             self.text,
             batch_size=self.job.batch_size,
             progress=self.progress,
@@ -264,10 +274,11 @@ class _Run(Inputs):
         reference = Evaluated(dense.model, dense.resident, "perplexity before pruning")
         return PerplexityChange(*self.job.evaluation.compare(reference, pruned, self.tokenizer, self.eval_text, **how))
 
-    def _result(self, report: Report, change: PerplexityChange | None, choice: Choice | None) -> PruneResult:
-        notes = (*self.early, *self.source.notes, *report.notes)
+    def _result(self, report: Report, pruned: Evaluated, choice: Choice | None) -> PruneResult:
+        change = self._measure(pruned)
+        about: dict[str, Any] = {"progress": self.progress, "ranks": self.ranks}
+        collapsed = collapse_notes(self._reopen, pruned, self.tokenizer, report.recipe, self.text, change, **about)
+        notes = (*self.early, *self.source.notes, *report.notes, *collapsed)
         job = JobRecord(**vars(self.job), model_type=self.source.model_type, processes=self.ranks.size)
-        recipe = report.recipe
-        faster = FEWER_LAYERS if recipe.removes_layers else sparsity_type_of(recipe).speed(recipe)
-        about: dict[str, Any] = {"source": self.dense, "faster": faster}
-        return PruneResult(**{**vars(report), "notes": notes}, job=job, perplexity=change, choice=choice, **about)
+        about = {**vars(report), "notes": notes, "job": job, "source": self.dense, "faster": speed(report.recipe)}
+        return PruneResult(**about, perplexity=change, choice=choice)

@@ -16,7 +16,7 @@ from neuronrank_torch.model.tensor_files import join_shards, write_index, write_
 from neuronrank_torch.model.weights import WeightSource, from_first
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.store import LayerStore
-from neuronrank_torch.saving.names import Names
+from neuronrank_torch.saving.names import Names, forget_predictors
 from neuronrank_torch.saving.output_writer import OutputWriter
 from neuronrank_torch.saving.receiver import Opened
 from neuronrank_torch.schema import from_json
@@ -40,8 +40,8 @@ class ModelWriter(OutputWriter, LayerStore):
     propagate_dense : bool
         Whether calibration text is propagated through the original weights of finished layers instead of the pruned
         ones.
-    fewer_experts : bool
-        Whether experts are removed; see :meth:`neuronrank_torch.saving.names.Names.fewer_experts`.
+    smaller : bool
+        Whether something is removed from the model.
     """
 
     inner = "model"
@@ -53,12 +53,12 @@ class ModelWriter(OutputWriter, LayerStore):
         identity: dict[str, Any],
         *,
         propagate_dense: bool = False,
-        fewer_experts: bool = False,
+        smaller: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(target, identity, len(model.decoder.layers), **options)
         self.model, self.propagate_dense = model, propagate_dense
-        self.names = Names.of(model).fewer_experts() if fewer_experts else Names.of(model)
+        self.names, self.smaller = Names.of(model, smaller=smaller), smaller
         tensors = [tensor for unit in model.units for tensor in model.tensors(unit).values()]
         tensors += self.names.copies().values()
         precisions = {tensor.dtype for tensor in tensors}
@@ -165,6 +165,8 @@ class ModelWriter(OutputWriter, LayerStore):
                 # As ``model.save_pretrained`` does, which needs all weights in memory.
                 model.config.architectures = [type(model).__name__]
                 model.config.dtype = model.dtype
+                if self.smaller:
+                    forget_predictors(model.config)
                 model.config.save_pretrained(self.output)
                 if model.can_generate():
                     model.generation_config.save_pretrained(self.output)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.tensor_files import read_header
 from neuronrank_torch.model.weights import WeightSource
 
-#: A decoder layer at the beginning of a name.
-_LAYER = re.compile(r".*?\blayers\.\d+\.")
+#: Names of the number of layers for multi-token prediction in configurations.
+PREDICTORS = ("num_mtp_layers", "num_nextn_predict_layers", "mtp_num_hidden_layers")
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,19 @@ class Names:
         Not used by the model: copied as they are.
     changed : list of str
         Part of the model, which saves them under other names or in another shape.
-    left_out : list of str
-        Not used by the model, and not copied.
+    dropped : list of str
+        Not saved: of layers for multi-token prediction, which do not fit a smaller model.
     """
 
     source: WeightSource | None = None
     written: Sequence[str] = ()
     unused: Sequence[str] = ()
     changed: Sequence[str] = ()
-    left_out: Sequence[str] = ()
+    dropped: Sequence[str] = ()
 
     @classmethod
-    def of(cls, model: StreamedModel) -> Names:
-        """Those of a model that is not pruned yet."""
+    def of(cls, model: StreamedModel, *, smaller: bool = False) -> Names:
+        """Those of a model that is not pruned yet, and of which something will be removed if it becomes smaller."""
         layout = model.layout
         if not isinstance(layout, ConvertedWeights):
             return cls()
@@ -55,31 +56,34 @@ class Names:
         shapes, uses = layout.source.shapes(), layout.uses()
         written = [name for name in shapes if saved.get(name) == shapes[name]]
         unused = sorted(name for name in shapes.keys() - saved.keys() if own.isdisjoint(uses[name]))
-        return cls(layout.source, written, unused, sorted(shapes.keys() - {*written, *unused}))
+        changed = sorted(shapes.keys() - {*written, *unused})
+        depth = len(model.decoder.layers)
+        dropped = [name for name in unused if smaller and _predicts_ahead(name, depth)]
+        return cls(layout.source, written, [name for name in unused if name not in dropped], changed, dropped)
 
     def copies(self) -> dict[str, Tensor]:
         """The tensors that the model does not use."""
         return {} if self.source is None else {name: self.source.tensor(name) for name in self.unused}
 
-    def fewer_experts(self) -> Names:
-        """The same for a model that loses experts: without layers that it does not use and that have all of them."""
-        layers = {match[0] for name in self.unused if ".experts." in name and (match := _LAYER.match(name))}
-        gone = [name for name in self.unused if (match := _LAYER.match(name)) and match[0] in layers]
-        return replace(self, unused=[name for name in self.unused if name not in gone], left_out=gone)
-
     def notes(self) -> list[str]:
         """What the result of a run says about them."""
         notes = []
-        if self.left_out:
+        if self.dropped:
             notes.append(
-                "tensors that the model does not use, left out because they have as many experts as before:"
-                f" {_such_as(self.left_out)}"
+                "layers for multi-token prediction do not fit a smaller model, and are left out:"
+                f" {_such_as(self.dropped)}"
             )
         if self.unused:
             notes.append(f"tensors that the model does not use, copied unchanged: {_such_as(self.unused)}")
         if self.changed:
             notes.append(f"tensors saved as transformers holds them, not as the source does: {_such_as(self.changed)}")
         return notes
+
+    def left_out(self) -> list[str]:
+        """What the result of a run says that saves only what the model uses."""
+        notes = replace(self, unused=(), changed=()).notes()
+        lost = [f"tensors that the model does not use are left out: {_such_as(self.unused)}"] if self.unused else []
+        return [*notes, *lost]
 
     def check(self, model: StreamedModel, shards: Iterable[Path]) -> None:
         """Refuse shards that lack a tensor of the source, unless it is one of an expert that the model lost.
@@ -104,6 +108,19 @@ def _saved(model: StreamedModel) -> dict[str, tuple[int, ...]]:
         empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.tensors(unit).items()}
         saved |= {name: tuple(tensor.shape) for name, tensor in model.layout.as_stored(empty).items()}
     return saved
+
+
+def _predicts_ahead(name: str, depth: int) -> bool:
+    """Whether a tensor that the model does not use is of a layer for multi-token prediction."""
+    number = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    return "mtp" in re.split(r"[._]", name) or (number is not None and int(number[1]) >= depth)
+
+
+def forget_predictors(config: Any) -> None:
+    """Have a configuration state that there are no layers for multi-token prediction."""
+    for part in {id(one): one for one in (config, config.get_text_config())}.values():
+        for name in vars(part).keys() & set(PREDICTORS):
+            setattr(part, name, 0)
 
 
 def _such_as(names: Sequence[str]) -> str:

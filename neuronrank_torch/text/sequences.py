@@ -13,6 +13,8 @@ from neuronrank_core.errors import InputError, InvalidValueError
 
 BosMode = Literal["window", "text"]
 Tokens = npt.NDArray[np.int64]
+#: More characters per token than any tokenizer has on average: a text this much longer need not be tokenised.
+CHARACTERS = 16
 
 
 def tokenize(tokenizer: Any, text: str) -> Tokens:

@@ -19,13 +19,14 @@ from neuronrank_cli.commands.evaluate import evaluate
 from neuronrank_cli.options import SPELLING
 from neuronrank_core import METHODS, Recipe
 from neuronrank_core.effort import candidates
+from neuronrank_core.mixes import Target
 from neuronrank_torch.runs.evaluate import EvalResult
 from neuronrank_torch.runs.job import Evaluation, Job
 from neuronrank_torch.runs.prune_result import Plan, PruneResult
 from neuronrank_torch.schema import to_json
 
 #: Those that this file tests by what they print or call.
-ACTIONS = {"evaluate", "dry_run", "as_json", "preset", "effort", "verbose", "push_to_hub"}
+ACTIONS = {"evaluate", "dry_run", "as_json", "preset", "effort", "verbose", "push_to_hub", "target_params", "max_loss"}
 
 
 @pytest.fixture
@@ -33,15 +34,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the commands asked for, instead of doing it."""
     seen: dict[str, Any] = {}
 
-    def run_prune(job: Job, recipe: Recipe, progress: Any, candidates: Any, warn: Any, command: str) -> PruneResult:
+    def run_prune(
+        job: Job, recipe: Recipe, progress: Any, candidates: Any, warn: Any, command: str, target: Target | None
+    ) -> PruneResult:
         assert callable(progress)
         assert callable(warn)
         assert command.startswith("neuronrank prune --model ")
-        seen.update(job=job, recipe=recipe, planned=False, candidates=candidates)
+        seen.update(job=job, recipe=recipe, planned=False, candidates=candidates, target=target)
         return RESULT
 
     def plan_prune(job: Job, recipe: Recipe, efforts: Any) -> PruneResult:
-        seen.update(job=job, recipe=recipe, planned=True, candidates={}, efforts=efforts)
+        seen.update(job=job, recipe=recipe, planned=True, candidates={}, efforts=efforts, target=None)
         seconds = {name: 1.0 + number for number, name in enumerate(efforts)}
         return replace(RESULT, plan=Plan(1 << 20, {"layers": 1 << 31, "update": 0}, 90.0, seconds))
 
@@ -69,7 +72,7 @@ def test_every_field_has_a_flag_and_every_flag_is_under_test() -> None:
 
 def test_without_flags_the_defaults_hold(run: Run, asked: dict[str, Any]) -> None:
     run("prune", *BASE)
-    assert asked == {"job": JOB, "recipe": Recipe(), "planned": False, "candidates": {}}
+    assert asked == {"job": JOB, "recipe": Recipe(), "planned": False, "candidates": {}, "target": None}
 
 
 @pytest.mark.parametrize("name", RECIPE)
@@ -165,6 +168,43 @@ def test_effort_sets_what_the_user_did_not(run: Run, asked: dict[str, Any]) -> N
     run("prune", *BASE, "--effort", "best", "--update", "least-squares", "--allocate", "uniform")
     assert asked["recipe"] == Recipe(update="least-squares")
     assert {recipe.allocate for recipe in asked["candidates"].values()} <= {"uniform"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "target"),
+    [
+        (["--target-params", 0.8], Target(target_params=0.8)),
+        (["--target-params", "80%"], Target(target_params=0.8)),
+        (["--max-loss", "10%"], Target(max_loss=0.1)),
+        (["--max-loss", 0], Target(max_loss=0.0)),
+    ],
+)
+def test_a_target_implies_removal_with_refit(run: Run, asked: dict[str, Any], flag: list[Any], target: Target) -> None:
+    run("prune", *BASE, *flag)
+    assert asked["target"] == target
+    assert asked["recipe"] == Recipe(sparsity_type="neurons", update="least-squares")
+    chosen = run("prune", *BASE, *flag, "--update", "none", "--divisible-by", 2, "--multiple-of", 16)
+    assert asked["recipe"] == Recipe(sparsity_type="neurons", divisible_by=2, multiple_of=16)
+    assert chosen.stderr == ""
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target-params", 0.8, "--sparsity_type", "neurons"], "leave out --sparsity_type"),
+        (["--max-loss", 0.1, "--sparsity_ratio", 0.2, "--stats", "s"], "leave out --sparsity_ratio, --stats"),
+        (["--target-params", 0.8, "--max-loss", 0.1], "--target-params chooses what to remove: leave out --max-loss"),
+        (["--target-params", 0.8, "--effort", "best"], "leave out --effort"),
+        (["--target-params", 80], "--target-params is 80.0, allowed: a number in (0, 1)"),
+        (["--target-params", 1], "--target-params is 1.0"),
+        (["--max-loss", "-1%"], "--max-loss is -0.01"),
+        (["--max-loss", "much"], "'much' is not a number, such as 0.1 or 10%."),
+        (["--target-params", 0.8, "--nr-prune-lm-head"], "prune"),
+    ],
+)
+def test_what_a_target_does_not_go_with(run: Run, arguments: list[Any], message: str) -> None:
+    assert message in run("prune", *BASE, *arguments, code=2).stderr
 
 
 def test_effort_in_a_dry_run_names_the_time_of_each(run: Run, asked: dict[str, Any]) -> None:

@@ -334,6 +334,44 @@ def test_a_dry_run_plans_what_a_run_does(run: Run, small: list[object], tmp_path
     assert planned["recipe"] == done["recipe"]
 
 
+@pytest.mark.parametrize("kind", ["layers", "layers-by-influence"])
+def test_a_dry_run_plans_how_many_layers_go(run: Run, small: list[object], tmp_path: Path, kind: str) -> None:
+    arguments = [*small, "--sparsity_type", kind, "--sparsity-ratio", 0.5, "--save", "out"]
+    shown = run("prune", *arguments, "--dry-run")
+    planned = json.loads(run("prune", *arguments, "--dry-run", "--json").stdout)
+    assert list(tmp_path.iterdir()) == []
+    done = json.loads(run("prune", *arguments, "--json").stdout)
+    assert planned["total"] == done["total"]
+    assert f"2 of 4 layers to remove, with {done['total']['removed']:,} parameters" in shown.stdout
+    assert "which layers go is measured during the run" in shown.stderr
+
+
+def test_a_target_says_what_it_chose_and_why(run: Run, small: list[object], tmp_path: Path) -> None:
+    arguments = [*small, "--nsamples", 16, "--target-params", "80%"]
+    planned = run("prune", *arguments, "--save", "out", "--dry-run")
+    assert list(tmp_path.iterdir()) == []
+    done = run("prune", *arguments, "--save", "out")
+    result = json.loads((tmp_path / "out" / "neuronrank.json").read_text("utf-8"))
+    choice = result["choice"]
+    for name in choice["perplexity"]:
+        assert name in planned.stderr
+    cost = choice["perplexity"][choice["chosen"]]
+    assert (
+        f"chose: {choice['chosen']}: held-out perplexity {cost:.4f}, {cost / choice['dense'] - 1:+.2%} from the dense"
+        in done.stdout
+    )
+    assert done.stdout.count("compared: ") == len(choice["perplexity"]) - 1
+    share = f"{choice['kept'] / choice['parameters']:.2%} of the {choice['parameters']:,} parameters outside"
+    assert f"size: {share} the embeddings; the width of the MLPs is a multiple of " in done.stdout
+    first = next(iter(choice["perplexity"]))
+    assert "planned is the first" in planned.stderr
+    assert "weights: " in planned.stdout
+    assert first.split(" of ")[0].isdigit()
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert f"| removed | {choice['chosen']} |" in card
+    assert "--target-params 0.8" in card
+
+
 @pytest.fixture
 def holed(model: Path, tmp_path: Path) -> Path:
     """A model with more zeros in some rows of its last layer than a ratio of a half asks for."""

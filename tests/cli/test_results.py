@@ -53,6 +53,11 @@ def test_prune(answer: Any, small: list[object], measured: list[object], tmp_pat
     assert json.loads((tmp_path / "out" / "neuronrank.json").read_text("utf-8")) == done
     for flags in (["--dry-run"], ["--dry-run", *measured], ["--save", "b", "--prune_method", "magnitude"]):
         check(PruneResult, answer("prune", *small, *flags))
+    sized = answer("prune", *small, "--nsamples", 16, "--target-params", 0.8, "--save", "sized")
+    check(PruneResult, sized)
+    assert sized["choice"]["passes"]
+    assert json.loads((tmp_path / "sized" / "neuronrank.json").read_text("utf-8")) == sized
+    check(PruneResult, answer("prune", *small, "--target-params", 0.8, "--dry-run"))
     for kind in ("neurons", "heads", "layers"):
         smaller = answer("prune", *small, "--sparsity_type", kind, "--save", kind)
         check(PruneResult, smaller)

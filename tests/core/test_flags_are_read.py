@@ -17,6 +17,8 @@ from neuronrank_core.recipe import MODES
 VALUES = {
     "sparsity_type": ("unstructured", "2:4"),
     "sparsity_ratio": (None, 0.25),
+    "multiple_of": (None, 2),
+    "divisible_by": (1, 2),
     "compare": ("module", "row"),
     "pruning_last": (None, 1),
     "include_attention": (False, True),

@@ -30,6 +30,8 @@ RECIPE = {
     "method": "neuronrank_old",
     "sparsity_type": "2:4",
     "sparsity_ratio": 0.3,
+    "multiple_of": 4,
+    "divisible_by": 2,
     "pruning_last": 3,
     "compare": "row",
     "include_attention": True,

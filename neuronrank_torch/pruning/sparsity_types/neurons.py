@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from neuronrank_core import InputError, Recipe, ScoringContext
-from neuronrank_core.selection.whole_neurons import kept_neurons
-from neuronrank_core.update.least_squares import absorb
+from neuronrank_core.selection.whole_neurons import kept_neurons, next_neurons, removed_neurons
+from neuronrank_core.update.least_squares import absorb, eliminate
 from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.kernels import inverse
 from neuronrank_torch.model.blocks import Block, Mlp
@@ -42,7 +43,7 @@ class Neurons(SparsityType):
                 f"the width of the MLPs of {type(decoder.body).__name__} is not the {name} of its configuration",
                 hint=hint,
             )
-        kept = dense - int(recipe.ratio * dense)
+        kept = dense - removed_neurons(dense, recipe)
         if kept == dense:
             return
         try:
@@ -68,7 +69,7 @@ class Neurons(SparsityType):
         """The weights that are removed with the neurons. Which zeros are among them is not known before."""
         del counted
         neurons = block.projections["down_proj"].weight.shape[1]
-        goes = int(recipe.ratio * neurons)
+        goes = removed_neurons(neurons, recipe)
         sizes = {role: weight.numel() for role, weight in block.weights.items()}
         return {block.prefix + role: ModuleReport(size, 0, goes * (size // neurons)) for role, size in sizes.items()}
 
@@ -77,19 +78,27 @@ class Neurons(SparsityType):
         assert isinstance(block, Mlp)
         own = [p.numel() for module in block.producers for p in module.parameters(recurse=False)]
         own.append(block.projections["down_proj"].weight.numel())
-        removed: int = int(recipe.ratio * block.neurons) * (sum(own) // block.neurons)
+        removed: int = removed_neurons(block.neurons, recipe) * (sum(own) // block.neurons)
         return removed
 
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> None:
-        """Remove the lowest-scoring neurons; with ``gram``, let the remaining ones compensate for them."""
+        """Remove the lowest-scoring neurons; with ``gram``, a few at a time, and let the others compensate for them."""
         assert isinstance(block, Mlp)
-        down = block.projections["down_proj"]
-        kept = torch.as_tensor(kept_neurons(context), device=down.weight.device)
-        fitted = None
-        if gram is not None:
-            dense = down.with_bias(down.weight.float())
-            bias = torch.arange(block.neurons, dense.shape[1], device=kept.device)
-            fitted = absorb(dense, torch.cat([kept, bias]), gram.gram["down_proj"], inverse)
+        down, neurons, fitted = block.projections["down_proj"], block.neurons, None
+        if gram is None:
+            kept = torch.as_tensor(kept_neurons(context), device=down.weight.device)
+        else:
+            dense, inputs = down.with_bias(down.weight.float()), gram.gram["down_proj"]
+
+            def choose(weight: Tensor, norm: Tensor, count: int) -> list[int]:
+                own = norm[:neurons].double().cpu().numpy()
+                return [int(index) for index in next_neurons(context, weight[:, :neurons], own, count)]
+
+            gone = eliminate(dense, inputs, choose, removed_neurons(neurons, context.recipe), inverse)
+            stay = torch.ones(dense.shape[1], dtype=torch.bool, device=dense.device)
+            stay[gone] = False
+            [columns] = torch.nonzero(stay, as_tuple=True)
+            fitted, kept = absorb(dense, columns, inputs, inverse), columns[columns < neurons]
         block.remove_neurons(kept)
         if fitted is not None:
             down.store(fitted)

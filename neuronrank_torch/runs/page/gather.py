@@ -97,7 +97,7 @@ class _Page:
     @cached_property
     def zeros(self) -> list[dict[str, Any]]:
         """The zeros of each layer."""
-        return weights.saved_zeros(self.sources.saved[0], self.sources.result.recipe, progress=self.progress)
+        return weights.saved_zeros(self.sources.saved[0], self.sources.result, progress=self.progress)
 
     def predictions(self) -> Section:
         """How far the predictions are from those of the original model, on the text of the run's perplexity."""
@@ -172,10 +172,11 @@ class _Page:
     def agreement(self) -> Section:
         """How many of the weights that one method keeps another one keeps too."""
         recipe = self.sources.result.recipe
-        self.sources.statistics  # noqa: B018 (reported as missing before the original model)
         if recipe.structured:
             what = {"neurons": "Whole neurons", "experts": "Whole experts"}.get(recipe.sparsity_type, "Attention heads")
+            what = "Layers" if recipe.removes_layers else what
             raise UnavailableError(f"{what} were removed, so there are no zeros to compare.")
+        self.sources.statistics  # noqa: B018 (reported as missing before the original model)
         dense, saved, recipes = self.sources.dense[0], self.sources.saved[0], weights.rival_recipes(recipe)
         shown = self.in_detail(list(range(first_pruned(recipe, self.layers)[0], self.layers)))
 

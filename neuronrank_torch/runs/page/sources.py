@@ -107,11 +107,6 @@ class Sources:
                 f"experts of {self.job.folder} were removed, and the page shows neurons",
                 hint="use `neuronrank compare`, or `neuronrank eval --reference`",
             )
-        if result.recipe.removes_layers:
-            raise InputError(
-                f"layers of {self.job.folder} were removed, and the page compares layer by layer",
-                hint="use `neuronrank compare`, or `neuronrank eval --reference`",
-            )
         return result
 
     @cached_property
@@ -154,6 +149,8 @@ class Sources:
         """The statistics, which have to be of this model."""
         if self.job.stats is None:
             raise UnavailableError("Provide --stats, a folder written by `neuronrank collect` for the original model.")
+        if self.result.removed_layers:
+            raise UnavailableError("Layers were removed, and statistics are compared layer by layer.")
         folder = StatisticsFolder(self.job.stats)
         if folder.experts:
             raise InputError(

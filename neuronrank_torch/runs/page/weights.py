@@ -6,36 +6,54 @@ from typing import Any
 
 from torch import Tensor
 
-from neuronrank_core import METHODS, LayerStatistics, Recipe, ScoringContext, prune_mask
+from neuronrank_core import METHODS, InputError, LayerStatistics, Recipe, ScoringContext, prune_mask
 from neuronrank_core.kernels import Kernels
 from neuronrank_core.overlap import Overlap, overlap
+from neuronrank_core.recipe import LAYERS
 from neuronrank_torch.model.blocks import Block
 from neuronrank_torch.model.streaming import HEAD, StreamedModel
 from neuronrank_torch.model.structure import untied_head
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.layer import module_reports
+from neuronrank_torch.pruning.result import WHOLE
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
+from neuronrank_torch.pruning.whole_layers import whole_layer
+from neuronrank_torch.runs.prune_result import PruneResult
 
 #: Name of the saved model in the list of methods.
 SAVED = "this model"
 
 
-def saved_zeros(model: StreamedModel, recipe: Recipe, *, progress: Progress = silent) -> list[dict[str, Any]]:
-    """Count the weights and zeros of every module of a saved model that the recipe prunes, layer by layer.
+def saved_zeros(model: StreamedModel, result: PruneResult, *, progress: Progress = silent) -> list[dict[str, Any]]:
+    """Count the weights and zeros of every module of a saved model that a run pruned, layer by layer.
 
     Returns
     -------
     list of dicts
-        Number of each layer, and ``size`` and ``zeros`` by module.
+        Number of each layer in the original model, and ``size`` and ``zeros`` by module; of a layer that was removed,
+        and in a run that removed only layers, of the layer as a whole.
+
+    Raises
+    ------
+    InputError
+        If the saved model has not the layers that stayed.
     """
-    counted = []
-    layers = model.decoder.layers
-    for layer in layers:
+    gone = result.removed_layers
+    counted: list[dict[str, Any]] = [{"layer": index, "modules": {WHOLE: {"size": 0, "zeros": 0}}} for index in gone]
+    layers, passes = model.decoder.layers, result.choice.passes if result.choice else {}
+    recipes = [replace(result.recipe, sparsity_type=kind) for kind in passes if kind not in LAYERS] or [result.recipe]
+    stay = [index for index in range(len(layers) + len(gone)) if index not in gone]
+    if len(stay) != len(layers):
+        raise InputError("the layers of the model are not those of neuronrank.json", hint="prune again")
+    for index, layer in zip(stay, layers, strict=True):
         progress("counting zeros", layer.index, len(layers), "layers")
-        with model.resident(layer.index):
-            modules = _counted(sparsity_type_of(recipe).blocks(layer, recipe))
-        counted.append({"layer": layer.index, "modules": modules})
-    return counted
+        if result.recipe.removes_layers:
+            modules = {WHOLE: {"size": whole_layer(layer).sum("size"), "zeros": 0}}
+        else:
+            with model.resident(layer.index):
+                modules = _counted([b for one in recipes for b in sparsity_type_of(one).blocks(layer, one)])
+        counted.append({"layer": index, "modules": modules})
+    return sorted(counted, key=lambda one: one["layer"])
 
 
 def head_zeros(model: StreamedModel) -> dict[str, int]:

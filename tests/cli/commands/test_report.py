@@ -71,7 +71,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     recipe = ["--prune_method", "wanda", "--propagate", "dense", "--sparsity_ratio", 0.4]
     neuronrank("prune", *common, *recipe, *measured, "--save", folder / "pruned")
     neuronrank("prune", *common, "--sparsity_type", "neurons", "--sparsity_ratio", 0.25, "--save", folder / "smaller")
-    neuronrank("prune", *common, "--sparsity_type", "layers", "--save", folder / "shallower")
+    with torch.no_grad():  # So that it is not the last layer that goes.
+        dense.model.layers[1].self_attn.o_proj.weight.zero_()
+        dense.model.layers[1].mlp.down_proj.weight.zero_()
+    write_model(folder / "cheap", dense, bos=False)
+    neuronrank(
+        "prune", "--model", folder / "cheap", *common[2:], "--sparsity_type", "layers", "--save", folder / "shallower"
+    )
     here = Path.cwd()
     os.chdir(folder)
     yield folder
@@ -287,6 +293,21 @@ def test_removed_neurons_and_doc_mode(place: Path) -> None:
     assert "add --nr-tfidf-mode topic" in page.text
 
 
+def test_removed_layers_are_named_as_the_original_model_numbers_them(place: Path) -> None:
+    arguments = ["--stats", "stats", "--new-tokens", 2, "--save", "shallower.html"]
+    data = json.loads(neuronrank("report", "shallower", *arguments, "--json").stdout)
+    gone = [layer["layer"] for layer in data["run"]["layers"] if layer["modules"]["layer"]["removed"]]
+    size = data["run"]["layers"][0]["modules"]["layer"]["size"]
+    assert gone == [1]
+    rows = [(row["layer"], row["modules"]["layer"]["size"]) for row in data["sparsity"]["layers"]]
+    assert rows == [(layer, 0 if layer in gone else size) for layer in range(3)]
+    page = Page(place / "shallower.html")
+    assert f"layer {gone[0]}: 100.00%" in page.text
+    assert f"{size:,} of {3 * size:,} weights are removed" in page.text
+    assert "statistics are compared layer by layer" in page.text
+    assert "neuronrank_wanda:" not in page.text  # No method scores layers.
+
+
 def test_weights_that_were_changed_since_the_run_are_named(place: Path) -> None:
     shutil.copytree("pruned", "touched")
     file = place / "touched" / "model.safetensors"
@@ -305,7 +326,6 @@ def test_weights_that_were_changed_since_the_run_are_named(place: Path) -> None:
         (["pruned", "--save", "report.html"], "Error: report.html already exists"),
         (["pruned", "--save", "pruned"], "Error: pruned is a folder"),
         (["pruned", "--save", "no/report.html"], "Error: cannot write no/report.html: there is no folder no"),
-        (["shallower", "--save", "new.html"], "Error: layers of shallower were removed"),
         (["<b>tiny", "--save", "new.html"], "Error: <b>tiny has no neuronrank.json"),
         (["pruned", "--device", "2:4", "--save", "new.html"], "Error: device 2:4 is not available"),
         (["pruned", "--stats", "nowhere", "--save", "new.html"], "Error: nowhere is not a statistics folder"),

@@ -70,6 +70,34 @@ def test_the_ways_that_remove_most(heads: int, groups: int, ratio: float, option
 
 
 @pytest.mark.parametrize(
+    ("heads", "groups", "ratio", "by", "options"),
+    [
+        (16, 8, 0.49, 4, {"query-heads": 0, "key-value-groups": 0}),
+        (16, 8, 0.5, 4, {"query-heads": 8, "key-value-groups": 8}),
+        (16, 8, 0.7, 2, {"query-heads": 8, "key-value-groups": 8}),  # Not 5 groups: 3 would stay.
+        (24, 8, 0.4, 4, {"query-heads": 8}),
+        (9, 3, 0.4, 2, {"key-value-groups": 3}),
+        (9, 3, 0.9, 3, {"query-heads": 6}),
+    ],
+)
+def test_the_heads_and_groups_that_stay_are_divisible(
+    heads: int, groups: int, ratio: float, by: int, options: dict[str, int]
+) -> None:
+    chosen = Recipe(sparsity_type="heads", sparsity_ratio=ratio, divisible_by=by)
+    if not any(options.values()):
+        with pytest.raises(InvalidValueError, match=r"at least 0\.5 .* with --divisible-by 4"):
+            head_options(heads, groups, chosen)
+        return
+    assert head_options(heads, groups, chosen) == options
+
+
+def test_as_many_heads_go_as_divisibility_says() -> None:
+    # Of 0.7 * 4 groups two may go, so that two stay: those of 1 + 1 and 4 + 4.
+    one = context([1, 1, 5, 5, 2, 2, 6, 6], sparsity_type="key-value-groups", sparsity_ratio=0.7, divisible_by=2)
+    assert kept_heads(one, groups=4).tolist() == [2, 3, 6, 7]
+
+
+@pytest.mark.parametrize(
     ("heads", "groups", "chosen", "allowed"),
     [
         (9, 3, {"sparsity_ratio": 0.33}, "at least 0.3334 and below 1, to remove heads of 3 key-value groups"),

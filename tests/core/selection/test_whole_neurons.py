@@ -5,7 +5,7 @@ import pytest
 
 from neuronrank_core import AllZeroMetricError, InvalidValueError, Recipe, ScoringContext, document_statistics
 from neuronrank_core.methods import check_recipe
-from neuronrank_core.selection.whole_neurons import kept_neurons
+from neuronrank_core.selection.whole_neurons import kept_neurons, removed_neurons
 
 
 def context(products: list[float], down: list[float], **recipe: object) -> ScoringContext:
@@ -31,6 +31,27 @@ def test_seed_formula_does_not_look_at_the_down_weights() -> None:
 def test_exactly_int_ratio_times_neurons_go_and_ties_go_first_index_first(ratio: float, left: int) -> None:
     kept = kept_neurons(context([1] * 5, [1] * 5, sparsity_ratio=ratio))
     assert kept.tolist() == list(range(5 - left, 5))
+
+
+@pytest.mark.parametrize(
+    ("neurons", "ratio", "multiple", "goes"),
+    [(1536, 0.2, None, 307), (1536, 0.2, 64, 256), (1536, 0.25, 64, 384), (100, 0.5, 32, 36), (7, 0.99, 2, 5)],
+)
+def test_a_multiple_stays(neurons: int, ratio: float, multiple: int | None, goes: int) -> None:
+    recipe = Recipe(sparsity_type="neurons", sparsity_ratio=ratio, multiple_of=multiple)
+    assert removed_neurons(neurons, recipe) == goes
+
+
+def test_the_neurons_that_go_are_as_many_as_the_multiple_says() -> None:
+    strengths = [1.0, 5, 2, 7, 3, 6, 4]
+    kept = kept_neurons(context(strengths, [1] * 7, sparsity_ratio=0.8, multiple_of=3))
+    assert kept.tolist() == [1, 3, 5]
+
+
+@pytest.mark.parametrize(("ratio", "multiple"), [(0.2, 4), (0.5, 5)])
+def test_a_multiple_that_removes_no_neuron_is_refused(ratio: float, multiple: int) -> None:
+    with pytest.raises(InvalidValueError, match=f"multiple_of is {multiple}, allowed: a number with a multiple from"):
+        removed_neurons(4, Recipe(sparsity_type="neurons", sparsity_ratio=ratio, multiple_of=multiple))
 
 
 def test_a_ratio_that_leaves_no_neuron_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -261,3 +262,28 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(tmp_path: Path, model_t
     files = {file.name for file in (tmp_path / "whole").glob("*.safetensors")}
     assert files == {file.name for file in (tmp_path / "out").glob("*.safetensors")}
     assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in files)
+
+
+@pytest.mark.parametrize("kind", ["unstructured", "neurons", "layers"])
+def test_layers_for_multi_token_prediction_do_not_follow_into_a_smaller_model(tmp_path: Path, kind: str) -> None:
+    model = tiny_model(layers=4, hidden=32, intermediate=64)
+    model.config.num_nextn_predict_layers = 1
+    source = write(tmp_path / "source", model)
+    extra = {"model.layers.4.mlp.up_proj.weight": torch.ones(64, 32), "mtp.norm.weight": torch.ones(32)}
+    edit(source, lambda tensors: tensors.update(extra, **{"model.tower.weight": torch.ones(3)}))
+    result = run_prune(job(source), recipe(sparsity_type=kind, nsamples=8))
+    out = stored(source.with_name("out"))
+    config = json.loads((source.with_name("out") / "config.json").read_text())
+    said = [note for note in result.notes if "multi-token prediction do not fit" in note]
+    if kind == "unstructured":
+        assert out.keys() >= {*extra, "model.tower.weight"}
+        assert config["num_nextn_predict_layers"] == 1
+        assert said == []
+    else:
+        assert not out.keys() & extra.keys()
+        assert config["num_nextn_predict_layers"] == 0
+        assert len(said) == 1
+        assert said[0].endswith("model.layers.4.mlp.up_proj.weight and 1 more")
+        # A model that is loaded as a whole has nothing but what it uses.
+        assert ("model.tower.weight" in out) == (kind == "neurons")
+        assert any("model.tower.weight" in note for note in result.notes)

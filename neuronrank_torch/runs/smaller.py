@@ -1,0 +1,216 @@
+"""Chooses what to remove so that a model reaches a size or keeps to a loss, by measuring candidates in memory."""
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from neuronrank_core import InputError, Recipe
+from neuronrank_core.mixes import (
+    COMPARED_AT,
+    SHARES,
+    SLACK,
+    Mix,
+    Sizes,
+    Target,
+    described,
+    left,
+    mixes,
+    passes,
+    rehearsed,
+    width_multiple,
+)
+from neuronrank_torch.evaluation.perplexity import perplexity
+from neuronrank_torch.model.limits import check_memory
+from neuronrank_torch.model.streaming import StreamedModel
+from neuronrank_torch.progress import Progress, silent
+from neuronrank_torch.pruning.passes import outside_embeddings, prune_in_passes, sizes_of
+from neuronrank_torch.runs.choice import Choice, held_out_windows, split_text
+from neuronrank_torch.saving.names import Names
+from neuronrank_torch.text.sequences import Tokens, micro_batch
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What can be compared for a target.
+
+    Parameters
+    ----------
+    target : Target
+    recipe : Recipe
+    sizes : Sizes
+    left_out : dict of str
+        As in :class:`Choice`.
+    """
+
+    target: Target
+    recipe: Recipe
+    sizes: Sizes
+    left_out: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: Any, target: Target, recipe: Recipe) -> "Candidates":
+        """Those of a model, which may be on the meta device; raises InputError if no mix reaches the target."""
+        found = cls(target, recipe, *sizes_of(model, recipe))
+        if target.target_params is not None:
+            found.mixes(target.target_params)
+        return found
+
+    def mixes(self, share: float) -> dict[str, Mix]:
+        """The mixes for a share of the parameters; raises InputError if there is none."""
+        if found := mixes(self.sizes, share, self.recipe):
+            return found
+        why = "; ".join(f"{kind}: {reason}" for kind, reason in self.left_out.items())
+        raise InputError(
+            f"nothing that can be removed leaves {share - SLACK:.0%} to {share:.0%} of the parameters outside the"
+            f" embeddings{f' ({why})' if why else ''}",
+            hint="choose another --target-params, or a smaller --multiple-of or --divisible-by",
+        )
+
+    def result(self, mix: Mix, **measured: Any) -> Choice:
+        """The choice of a mix."""
+        return Choice(
+            chosen=described(mix),
+            passes={one.sparsity_type: one.ratio for one in passes(mix, self.recipe)},
+            left_out=dict(self.left_out),
+            multiple_of=width_multiple(self.sizes, self.recipe),
+            parameters=self.sizes.parameters,
+            kept=left(self.sizes, mix),
+            **measured,
+        )
+
+
+class Comparison:
+    """Measures candidates on held-out calibration text, each on a copy of the model.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The dense model, in memory.
+    tokenizer : transformers.PreTrainedTokenizerBase
+    candidates : Candidates
+    text : str
+        Calibration text.
+    batch_size, progress
+        As in :func:`neuronrank_torch.prune`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        candidates: Candidates,
+        text: str,
+        *,
+        batch_size: int | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.model, self.tokenizer, self.candidates, self.progress = model, tokenizer, candidates, progress
+        self.calibration, rest = split_text(text)
+        [few] = rehearsed([candidates.recipe])
+        self.batch_size = batch_size or micro_batch(few)
+        self.windows: Tokens = held_out_windows(tokenizer, few, rest, candidates.target.flag)
+        self.found: dict[str, float] = {}
+        self.left_out: dict[str, str] = {}
+        self.dense = self._perplexity(model)
+
+    def _perplexity(self, model: Any) -> float:
+        return perplexity(model, self.windows, batch_size=self.batch_size, progress=self.progress).perplexity
+
+    def measure(self, mix: Mix) -> float:
+        """Perplexity of a copy of the model without the mix."""
+        name = described(mix)
+        if name not in self.found:
+
+            def step(stage: str, done: int, total: int, unit: str) -> None:
+                self.progress(f"candidate {len(self.found) + 1}: {stage}", done, total, unit)
+
+            model, recipes = copy.deepcopy(self.model), rehearsed(passes(mix, self.candidates.recipe))
+            how: dict[str, Any] = {"batch_size": self.batch_size, "progress": step}
+            prune_in_passes(model, self.tokenizer, recipes, self.calibration, **how)
+            self.found[name] = self._perplexity(model)
+        return self.found[name]
+
+    def best(self, share: float) -> str:
+        """Name of the mix for a share of the parameters that costs least."""
+        costs = {}
+        for name, mix in self.candidates.mixes(share).items():
+            try:
+                costs[name] = self.measure(mix)
+            except InputError as error:  # Such as a width that the class refuses together with fewer heads.
+                self.left_out[described(mix)] = str(error)
+        if not costs:
+            raise InputError("; ".join(f"{name}: {reason}" for name, reason in self.left_out.items()))
+        return min(costs, key=lambda name: costs[name])
+
+    def smallest(self, max_loss: float) -> Mix:
+        """The smallest mix, of the sort that is best at one size, whose loss is within a bound; by bisection.
+
+        Raises
+        ------
+        InputError
+            If the one that removes least is not.
+        """
+        sort = self.best(COMPARED_AT)
+
+        def of(share: float) -> Mix:
+            found = self.candidates.mixes(share)
+            return found.get(sort) or next(iter(found.values()))
+
+        def holds(share: float) -> bool:
+            return self.measure(of(share)) <= (1 + max_loss) * self.dense
+
+        low, high = 0, len(SHARES)  # Those from ``high`` on hold.
+        at = SHARES.index(COMPARED_AT)
+        while low < high:
+            low, high = (low, at) if holds(SHARES[at]) else (at + 1, high)
+            at = (low + high) // 2
+        if high == len(SHARES):
+            rise = self.measure(of(SHARES[-1])) / self.dense - 1
+            raise InputError(
+                f"no model with at most {SHARES[-1]:.0%} of the parameters outside the embeddings keeps to --max-loss"
+                f" {max_loss:g}: the loss is {rise:.4g} on held-out text",
+                hint="choose a larger --max-loss",
+            )
+        return of(SHARES[high])
+
+
+def choose_passes(
+    model: Any, tokenizer: Any, candidates: Candidates, text: str, **how: Any
+) -> tuple[list[Recipe], Choice]:
+    """Compare what reaches a target; the recipes to prune by, in order, and the choice.
+
+    Parameters
+    ----------
+    model, tokenizer, candidates, text
+        See :class:`Comparison`; options too.
+    """
+    started, target = time.perf_counter(), candidates.target
+    nbytes = sum(p.nbytes for p in model.parameters())
+    check_memory(nbytes, model.device, "a copy of the model, from which candidates are removed")
+    compared = Comparison(model, tokenizer, candidates, text, **how)
+    if target.target_params is not None:
+        mix = candidates.mixes(target.target_params)[compared.best(target.target_params)]
+    else:
+        mix = compared.smallest(target.max_loss or 0.0)
+    count, seqlen = compared.windows.shape
+    size: dict[str, Any] = {"windows": count, "seqlen": seqlen, "seconds": round(time.perf_counter() - started, 3)}
+    choice = candidates.result(mix, perplexity=compared.found, dense=compared.dense, **size)
+    return passes(mix, candidates.recipe), replace(choice, left_out=choice.left_out | compared.left_out)
+
+
+def check_whole(model: StreamedModel) -> list[str]:
+    """Refuse a model that does not fit into memory as a whole; returns notes on what such a run does not save."""
+    check_memory(sum(map(model.bytes, model.units)), model.device, "the whole model")
+    return Names.of(model, smaller=True).left_out()
+
+
+def checked_size(choice: Choice, model: Any, candidates: Candidates | None) -> Choice:
+    """The choice with the number of parameters that stayed; raises InputError if they are more than asked for."""
+    if candidates is None:
+        return choice
+    kept, share = outside_embeddings(model), candidates.target.target_params
+    if share is not None and kept > share * choice.parameters:
+        raise InputError(f"{kept:,} parameters stayed, more than {share:.2%} of {choice.parameters:,}")
+    return replace(choice, kept=kept)

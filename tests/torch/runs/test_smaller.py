@@ -1,0 +1,210 @@
+"""A target size or loss: what is compared, what is chosen, and the model that comes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pruning import TEXT, recipe
+from tiny import BOS, tiny_model, tiny_tokenizer
+from tiny_files import write_model
+from transformers import AutoModelForCausalLM
+
+import neuronrank_torch.model.limits
+import neuronrank_torch.runs.collapse
+from neuronrank_core import InputError, Recipe
+from neuronrank_core.mixes import Target
+from neuronrank_torch import prune
+from neuronrank_torch.evaluation.perplexity import perplexity
+from neuronrank_torch.model.open import load_model, open_model
+from neuronrank_torch.runs.choice import held_out_windows, split_text
+from neuronrank_torch.runs.job import Evaluation, Job
+from neuronrank_torch.runs.page.weights import saved_zeros
+from neuronrank_torch.runs.prune import run_prune
+
+HOW = recipe(sparsity_type="neurons", update="least-squares", nsamples=32)
+
+
+@pytest.fixture(params=["llama", "granite"])
+def job(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    write_model(tmp_path / "source", tiny_model(request.param, layers=5, hidden=32, intermediate=96))
+    (tmp_path / "text.txt").write_text(TEXT)
+    return {"model": str(tmp_path / "source"), "dataset": str(tmp_path / "text.txt"), "batch_size": 4}
+
+
+def outside(model: Any) -> int:
+    """Parameters without the table of embeddings, which these models also use as their head."""
+    return sum(p.numel() for name, p in model.named_parameters() if "embed_tokens" not in name)
+
+
+def by_hand(source: str, passes: dict[str, float]) -> Any:
+    """A model pruned by one call after another on the part of the text that is not held out."""
+    model, tokenizer, _ = load_model(source)
+    for kind, ratio in passes.items():
+        one = Recipe(**{**vars(HOW), "sparsity_type": kind, "sparsity_ratio": ratio, "nsamples": 8})
+        prune(model, tokenizer, one, split_text(TEXT)[0], batch_size=4)
+    return model
+
+
+def held_out(model: Any) -> float:
+    few = Recipe(**{**vars(HOW), "nsamples": 8})
+    return perplexity(model, held_out_windows(tiny_tokenizer(True), few, split_text(TEXT)[1])).perplexity
+
+
+def test_a_target_size_is_reached_by_what_costs_least(job: dict[str, Any], tmp_path: Path) -> None:
+    result = run_prune(Job(**job, save=str(tmp_path / "out")), HOW, target=Target(target_params=0.8))
+    choice = result.choice
+    assert choice is not None
+    saved, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"))
+    dense = load_model(job["model"])[0]
+    assert (choice.kept, choice.parameters) == (outside(saved), outside(dense))
+    assert 0.78 <= choice.kept / choice.parameters <= 0.8
+    assert saved.config.intermediate_size % choice.multiple_of == 0
+    assert len(choice.perplexity) == 4
+    assert choice.chosen == min(choice.perplexity, key=lambda name: choice.perplexity[name])
+    assert choice.dense == pytest.approx(held_out(dense), rel=1e-5)
+    assert choice.perplexity[choice.chosen] == pytest.approx(held_out(by_hand(job["model"], choice.passes)), rel=1e-4)
+    assert result.total.parameters == sum(p.numel() for p in saved.parameters())
+    assert sum(p.numel() for p in dense.parameters()) - result.total.parameters == choice.parameters - choice.kept
+
+
+def test_layers_keep_the_numbers_of_the_original_model(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuronrank_torch.runs.smaller.Comparison.measure", lambda self, mix: float(len(mix) == 1))
+    cheap = load_model(job["model"])[0]
+    with torch.no_grad():  # So that it is not the last layer that goes.
+        cheap.model.layers[1].self_attn.o_proj.weight.mul_(0.01)
+        cheap.model.layers[1].mlp.down_proj.weight.mul_(0.01)
+    cheap.save_pretrained(job["model"])
+    how = Recipe(**{**vars(HOW), "multiple_of": 64, "divisible_by": 64})
+    result = run_prune(Job(**job, save=str(tmp_path / "out")), how, target=Target(target_params=0.61))
+    assert result.choice is not None
+    assert list(result.choice.passes) == ["layers-by-influence", "neurons"]
+    assert set(result.choice.left_out) == {"query-heads", "key-value-groups"}
+    gone = 1
+    assert result.removed_layers == [gone]
+    assert [layer.layer for layer in result.layers] == [0, 1, 2, 3, 4]
+    assert f"layers removed, in this order, and the KL divergence on held-out text then: {gone} (" in result.notes[0]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (saved.config.num_hidden_layers, saved.config.intermediate_size) == (4, 64)
+    dense = load_model(job["model"])[0]
+    for layer in result.layers:
+        own = dense.model.layers[layer.layer]
+        mlp = {name: getattr(own.mlp, name).weight.numel() for name in ("gate_proj", "up_proj", "down_proj")}
+        whole = {"layer": sum(p.numel() for p in own.parameters())}
+        assert {name: module.size for name, module in layer.modules.items()} == (whole if layer.removed else mlp)
+        assert layer.sum("removed") == (whole["layer"] if layer.removed else sum(mlp.values()) // 3)
+    kept = [index for index in range(5) if index != gone]
+    for index, layer in zip(kept, saved.model.layers, strict=True):
+        assert torch.equal(layer.self_attn.q_proj.weight, dense.model.layers[index].self_attn.q_proj.weight)
+
+
+def test_the_smallest_model_within_a_loss(job: dict[str, Any]) -> None:
+    loose, tight = (run_prune(Job(**job), HOW, target=Target(max_loss=loss)).choice for loss in (3.0, 0.05))
+    assert loose is not None
+    assert tight is not None
+    assert loose.kept <= tight.kept
+    for choice, loss in ((loose, 3.0), (tight, 0.05)):
+        assert choice.dense is not None
+        assert choice.perplexity[choice.chosen] <= (1 + loss) * choice.dense
+        # What is 5 points smaller was measured, and costs more; or there was nothing smaller to try.
+        shares = {name: value / choice.dense - 1 for name, value in choice.perplexity.items()}
+        assert max(shares.values()) > loss or choice.kept <= 0.32 * choice.parameters
+
+
+def test_a_loss_that_no_size_keeps_to_is_refused(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuronrank_torch.runs.smaller.Comparison.measure", lambda self, mix: 2 * self.dense)
+    with pytest.raises(InputError, match=r"no model with at most 95% .* keeps to --max-loss 0.1: the loss is 1 "):
+        run_prune(Job(**job), HOW, target=Target(max_loss=0.1))
+
+
+def test_a_target_that_nothing_reaches_is_refused_before_work(job: dict[str, Any], tmp_path: Path) -> None:
+    how = Recipe(**{**vars(HOW), "multiple_of": 48})
+    with pytest.raises(InputError, match=r"nothing that can be removed leaves 93% to 95% of the parameters"):
+        run_prune(Job(**job, save=str(tmp_path / "out")), how, target=Target(target_params=0.95))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mixture_of_experts_loses_layers_alone(tmp_path: Path) -> None:
+    write_model(tmp_path / "moe", tiny_model("mixtral", layers=6, hidden=32, intermediate=48))
+    (tmp_path / "text.txt").write_text(TEXT)
+    how = {"model": str(tmp_path / "moe"), "dataset": str(tmp_path / "text.txt")}
+    choice = run_prune(Job(**how), HOW, target=Target(target_params=0.67)).choice
+    assert choice is not None
+    assert "neurons" in choice.left_out
+    assert list(choice.passes) == ["layers-by-influence"]
+
+
+def test_what_does_not_fit_into_memory_is_refused(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neuronrank_torch.model.limits, "get_max_memory", lambda: {"cpu": 1000})
+    with pytest.raises(InputError, match=r"the whole model needs 0\.0 GB of memory"):
+        run_prune(Job(**job), HOW, target=Target(target_params=0.8))
+    with pytest.raises(InputError, match="the whole model needs"):
+        run_prune(Job(**job), Recipe(sparsity_type="layers", nsamples=8, seqlen=32))
+
+
+def rise(dense: Any, pruned: Any, windows: torch.Tensor) -> float:
+    """How many times as high the perplexity is, by plain forward passes."""
+    with torch.no_grad():
+        losses = [model(windows, labels=windows).loss.double() for model in (dense, pruned)]
+    return float((losses[1] - losses[0]).exp())
+
+
+@pytest.mark.parametrize("saving", [False, True])
+@pytest.mark.parametrize("kind", ["neurons", "heads", "layers"])
+def test_a_model_that_no_longer_predicts_text_is_named(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, saving: bool
+) -> None:
+    chosen = recipe(sparsity_type=kind, sparsity_ratio=0.5)
+    own = {**job, "save": str(tmp_path / "out")} if saving else job
+    assert not [note for note in run_prune(Job(**own), chosen).notes if "no longer predicts" in note]
+    monkeypatch.setattr(neuronrank_torch.runs.collapse, "COLLAPSED", 0.5)
+    [note] = [note for note in run_prune(Job(**own, force=True), chosen).notes if "no longer predicts" in note]
+    if saving:
+        tokens = torch.as_tensor(tiny_tokenizer(True)(TEXT)["input_ids"])[1:]
+        windows = torch.cat([torch.full((4, 1), BOS), tokens[: 4 * 31].view(4, 31)], dim=1)
+        expected = rise(load_model(job["model"])[0], load_model(str(tmp_path / "out"))[0], windows)
+        assert (
+            note
+            == f"the model no longer predicts text: its perplexity is {expected:.4g} times that before; remove less"
+        )
+
+
+def test_a_perplexity_that_was_measured_is_not_measured_again(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neuronrank_torch.runs.collapse, "COLLAPSED", 0.5)
+    evaluation = Evaluation(job["dataset"], seqlen=32, windows=3)
+    result = run_prune(Job(**job, evaluation=evaluation), recipe(sparsity_type="neurons", sparsity_ratio=0.5))
+    assert result.perplexity is not None
+    ratio = result.perplexity.after.perplexity / result.perplexity.before.perplexity
+    assert f"its perplexity is {ratio:.4g} times" in result.notes[-1]
+    unstructured = run_prune(Job(**job, evaluation=evaluation), recipe(sparsity_ratio=0.5))
+    assert not [note for note in unstructured.notes if "no longer predicts" in note]
+
+
+def test_the_report_counts_what_every_pass_left(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "neuronrank_torch.runs.smaller.Comparison.measure", lambda self, mix: float("query-heads" not in mix)
+    )
+    result = run_prune(Job(**job, save=str(tmp_path / "out")), HOW, target=Target(target_params=0.8))
+    assert result.choice is not None
+    assert list(result.choice.passes) == ["query-heads", "neurons"]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for row in saved_zeros(open_model(str(tmp_path / "out"))[0], result):
+        layer = saved.model.layers[row["layer"]]
+        own = {
+            name: m.weight.numel()
+            for part in (layer.self_attn, layer.mlp)
+            for name, m in part.named_children()
+            if hasattr(m, "weight")
+        }
+        assert {name: module["size"] for name, module in row["modules"].items()} == own
+        reported = result.layers[row["layer"]].modules
+        assert {name: module.size - module.removed for name, module in reported.items()} == own
