@@ -211,8 +211,9 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     seqlen = recipe.seqlen if needs_text(recipe) or eval_tokens else 2
     tokens = torch.randint(vocabulary, (batch_size, seqlen), generator=torch.Generator().manual_seed(0))
     example = (layer := _example_layer(model, recipe)).index
-    with model.resident(example):
-        plan.sparsity_type.resume(layer)  # An earlier estimate left it with the numbers of a pruned one.
+    if not recipe.removes_layers:
+        with model.resident(example):
+            plan.sparsity_type.resume(layer)  # An earlier estimate left it with the numbers of a pruned one.
     only = replace(model.decoder, layers=model.decoder.layers[: example + 1])
     with torch.no_grad():
         run_layers(only, tokens.to(model.device), visit, batch_size=batch_size, resident=model.resident)

@@ -150,7 +150,8 @@ def test_a_run_repeats_from_its_report(
     report = json.loads((tmp_path / "one" / "neuronrank.json").read_text("utf-8"))
     assert {"recipe", "job", "versions", "layers", "calibration", "perplexity"} <= report.keys()
     assert {"neuronrank", "python", "numpy", "torch", "transformers"} == report["versions"].keys()
-    assert None not in [value for name, value in report["recipe"].items() if name not in ("compare", "pruning_last")]
+    unset = ("compare", "pruning_last", "multiple_of")
+    assert None not in [value for name, value in report["recipe"].items() if name not in unset]
 
     # By the Python interface, and by the flags that set these fields.
     from neuronrank_cli.options import SPELLING

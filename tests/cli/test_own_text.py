@@ -12,7 +12,7 @@ from command import LAYERS, Run, stop_after
 from tiny import tiny_model, tiny_tokenizer
 from tiny_files import write_model
 
-from neuronrank_torch.pruning.prune import prune
+from neuronrank_torch.pruning.passes import prune_in_passes
 from neuronrank_torch.runs import own_text
 from neuronrank_torch.runs import prune as runs
 
@@ -67,8 +67,8 @@ def test_an_interrupted_run_keeps_the_text(
         lift = stop_after(monkeypatch, units, KeyboardInterrupt())
         kept = f"{units} of {LAYERS} layers are finished and saved"
     else:
-        monkeypatch.setattr(runs, "prune", lambda *_, **__: 1 / 0)
-        lift = partial(monkeypatch.setattr, runs, "prune", prune)
+        monkeypatch.setattr(runs, "prune_in_passes", lambda *_, **__: 1 / 0)
+        lift = partial(monkeypatch.setattr, runs, "prune_in_passes", prune_in_passes)
         kept = "the calibration text is written and saved"
     stopped = run("prune", *own, "--save", "out", code=None)
     assert f"{kept}: rerun the same command to resume" in stopped.stderr

@@ -26,8 +26,8 @@ BASE = ("--model", "m", "--save", "s")
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
-    def run_prune(job: Job, recipe: Recipe, progress: Any, candidates: Any, warn: Any, command: str) -> PruneResult:
-        del progress, candidates, warn, command
+    def run_prune(job: Job, recipe: Recipe, *others: Any) -> PruneResult:
+        del others
         seen.update(job=job, recipe=recipe)
         return RESULT
 

@@ -303,7 +303,7 @@ def test_removed_layers_are_named_as_the_original_model_numbers_them(place: Path
     assert rows == [(layer, 0 if layer in gone else size) for layer in range(3)]
     page = Page(place / "shallower.html")
     assert f"layer {gone[0]}: 100.00%" in page.text
-    assert f"{size:,} of {3 * size:,} weights are removed" in page.text
+    assert f"33.33% of the pruned modules: {size:,} of {3 * size:,} weights" in page.text
     assert "statistics are compared layer by layer" in page.text
     assert "neuronrank_wanda:" not in page.text  # No method scores layers.
 

@@ -118,7 +118,7 @@ def test_the_best_is_written_and_no_worse_than_what_it_started_from(
     monkeypatch.setattr(
         neuronrank_torch.runs.prune,
         "run_prune",
-        lambda job, recipe, progress, candidates, warn, command: asked.append((job, recipe)) or 1 / 0,
+        lambda job, recipe, *others: asked.append((job, recipe)) or 1 / 0,
     )
     run("prune", "--config", "best.toml", "--save", "out", code=1)
     ((job, recipe),) = asked

@@ -113,16 +113,16 @@ def test_disk_is_full(run: Run, small: Flags, disk: Callable[[int], None], flags
 
 
 def test_two_runs_at_once(run: Run, small: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
-    prune, others = neuronrank_torch.runs.prune.prune, []
+    prune, others = neuronrank_torch.runs.prune.prune_in_passes, []
 
     def meanwhile(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(neuronrank_torch.runs.prune, "prune", prune)
+        monkeypatch.setattr(neuronrank_torch.runs.prune, "prune_in_passes", prune)
         for flags in ([], ["--force"], ["--seed", 3]):
             says = "another run is writing to"
             others.append(refused(run, "prune", *small, "--save", "out", *flags, code=1, says=says, hint="wait for it"))
         return prune(*arguments, **options)
 
-    monkeypatch.setattr(neuronrank_torch.runs.prune, "prune", meanwhile)
+    monkeypatch.setattr(neuronrank_torch.runs.prune, "prune_in_passes", meanwhile)
     run("prune", *small, "--save", "out")
     assert len(others) == 3
 
