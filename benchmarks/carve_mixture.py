@@ -2,12 +2,12 @@
 
     python benchmarks/carve_mixture.py --calibrate valid.txt --evaluate test.txt --save out/carved
 
-The neurons of a layer form parts of equal size: those that fire most often are the shared expert (``--shared`` parts), the
-others are clustered by when they fire, with the core's k-means, into balanced experts. The router is the least-squares
-fit of the norm of each expert's output, scaled to nearly zero, so that the chosen experts have equal gates, and
-``down_proj`` is multiplied by their number. The folder is an ordinary Qwen2-MoE checkpoint, or Mixtral without a shared
-expert. Checked: with all experts on, perplexity is that of the dense model. The layout of LLaMA only: no mixture has
-Gemma's norm after the block.
+The neurons of a layer form parts of equal size: those that fire most often are the shared expert (``--shared`` parts),
+the others are clustered by when they fire, with the core's k-means, into balanced experts. The router is the
+least-squares fit of the norm of each expert's output, scaled to nearly zero, so that the chosen experts have equal
+gates, and ``down_proj`` is multiplied by their number. The folder is an ordinary Qwen2-MoE checkpoint, or Mixtral
+without a shared expert. Checked: with all experts on, perplexity is that of the dense model. The layout of LLaMA only:
+Gemma has a norm after the block, which these mixtures lack.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def main(
     set_on(carved, on, experts)
     whole = perplexity(carved)
     if not math.isclose(whole, original, rel_tol=2e-3):
-        raise click.ClickException(f"perplexity {whole:.3f} with all experts on, but the dense model has {original:.3f}")
+        raise click.ClickException(f"perplexity {whole:.3f} with all experts on, {original:.3f} of the dense model")
     set_on(carved, experts, on)
     carved.save_pretrained(save)
     tokenizer.save_pretrained(save)

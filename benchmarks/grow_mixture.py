@@ -16,11 +16,11 @@ import re
 import sysconfig
 import time
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import click
 import torch
 from mixture import code_and_docs
-from pydoc_data.topics import topics
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
@@ -35,7 +35,9 @@ def man_pages(folder: Path) -> list[str]:
     pages = []
     for path in sorted(page for section in (2, 3, 5, 7) for page in folder.glob(f"man{section}/*.gz")):
         source = gzip.decompress(path.read_bytes()).decode("utf-8", errors="ignore")
-        lines = [re.sub(r"^[.'][A-Za-z]*\s*", "", line) for line in source.split("\n") if not re.match(r"[.'\\]+\"", line)]
+        lines = [
+            re.sub(r"^[.'][A-Za-z]*\s*", "", line) for line in source.split("\n") if not re.match(r"[.'\\]+\"", line)
+        ]
         text = re.sub(r"\\f\[?[A-Z]+\]?|\\[&/,|]", "", "\n".join(lines)).replace("\\-", "-")
         if len(text) > 1000:  # Shorter ones refer to another page.
             pages.append(text)
@@ -74,7 +76,7 @@ def new_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
 
 
 def balance(router_logits: tuple[torch.Tensor, ...], experts: int) -> torch.Tensor:
-    """Mean over layers of the usual load-balancing loss. (Over all layers at once, one layer may use few experts.)"""
+    """Mean over layers of the usual load-balancing loss; over all layers at once, one layer may use few experts."""
     losses = [load_balancing_loss_func((logits,), experts, 2) for logits in router_logits]
     return torch.stack(losses).mean()
 
@@ -157,7 +159,8 @@ def main(
     model = Qwen3MoeForCausalLM(config)
     count = sum(p.numel() for p in model.parameters())
     idle = layers * (experts - 2) * 3 * hidden * width
-    click.echo(f"{count:,} parameters, {count - idle:,} active; tokens {({k: len(v) for k, v in streams.items()})}")
+    sizes = {kind: len(stream) for kind, stream in streams.items()}
+    click.echo(f"{count:,} parameters, {count - idle:,} active; tokens {sizes}")
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.05)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.05)
     start = time.perf_counter()
