@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from neuronrank_cli.command import OUTPUT, Flag
 from neuronrank_cli.console import warn
 from neuronrank_core.effort import effort_settings
-from neuronrank_core.methods import METHODS, check_recipe
+from neuronrank_core.methods import ALL_METHODS, METHODS, check_recipe
 from neuronrank_core.recipe import ALLOCATIONS, COMPARE, MODES, SIGNALS, UPDATES, Exponents, Recipe
 
 Command = Callable[..., Any]
@@ -48,7 +48,8 @@ def _exponent(field: str, flag: str, text: str) -> RecipeFlag:
 
 _SPARSITY_HELP = (
     "unstructured; N:M such as 2:4, to zero N of every M weights; neurons, to remove whole neurons; heads, to remove"
-    " attention heads (one way alone: key-value-groups, query-heads); or layers, to remove whole layers"
+    " attention heads (one way alone: key-value-groups, query-heads); experts, to remove whole experts of a mixture; or"
+    " layers, to remove whole layers"
     " by measured cost (layers-by-influence: by block influence). Weights that are already zero count; where there are"
     " more than asked for, all stay zero."
 )
@@ -58,14 +59,14 @@ _BOS_HELP = "Where to add a beginning-of-sequence token, if the tokenizer adds o
 RECIPE_FLAGS = {
     "What to prune": (
         RecipeFlag(
-            "method", "--prune_method", Name(tuple(METHODS)), "Scoring method, see Methods below.", "", "METHOD"
+            "method", "--prune_method", Name(tuple(ALL_METHODS)), "Scoring method, see Methods below.", "", "METHOD"
         ),
         RecipeFlag("sparsity_type", "--sparsity_type", str, _SPARSITY_HELP),
         RecipeFlag(
             "sparsity_ratio",
             "--sparsity_ratio",
             float,
-            "Fraction of weights to zero, or of neurons, heads or layers to remove.",
+            "Fraction of weights to zero, or of neurons, heads, experts or layers to remove.",
             "0.5, or N/M",
         ),
         RecipeFlag(

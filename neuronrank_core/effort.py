@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from neuronrank_core.recipe import HEADS, LAYERS, Recipe
+from neuronrank_core.recipe import EXPERTS, HEADS, LAYERS, Recipe
 
 #: ``fast``: one pass. ``good``: the remaining weights are updated. ``best``: several recipes are compared on held-out
 #: calibration text, and the best one is run.
@@ -30,9 +30,9 @@ def effort_settings(effort: str, sparsity_type: str) -> dict[str, Any]:
     effort : str
         One of :data:`EFFORTS`.
     sparsity_type : str
-        As in :class:`Recipe`. Whole neurons, heads and layers have no gradual update.
+        As in :class:`Recipe`. Whole neurons, heads and layers have no gradual update, experts none at all.
     """
-    if effort == "fast":
+    if effort == "fast" or sparsity_type == EXPERTS:
         return {"update": "none"}
     return {"update": "least-squares" if sparsity_type in ("neurons", *HEADS, *LAYERS) else "gradual"}
 

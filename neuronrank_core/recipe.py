@@ -31,6 +31,9 @@ ALLOCATIONS = ("uniform", "modules", "neuronrank")
 #: of both costs less (:mod:`neuronrank_core.selection.heads`).
 HEADS = ("heads", "key-value-groups", "query-heads")
 
+#: The sparsity type that removes whole experts of a mixture.
+EXPERTS = "experts"
+
 #: Sparsity types that remove whole layers: by measured divergence, one after another, or by block influence.
 LAYERS = ("layers", "layers-by-influence")
 
@@ -121,9 +124,11 @@ class Recipe:
                 raise InvalidValueError(name, getattr(self, name), f"unset {kind}")
         if self.update == "gradual":
             raise InvalidValueError("update", self.update, f"none or least-squares {kind}")
+        if self.update != "none" and self.removes_experts:
+            raise InvalidValueError("update", self.update, f"none {kind}")
         if self.ratio == 1:
             raise InvalidValueError("sparsity_ratio", self.ratio, f"below 1 {kind}, so that something stays")
-        if (self.removes_heads or self.removes_layers) and self.propagate == "dense":
+        if not self.whole_neurons and self.propagate == "dense":
             raise InvalidValueError("propagate", self.propagate, f"pruned {kind}")
 
     @classmethod
@@ -149,6 +154,11 @@ class Recipe:
         return self.sparsity_type in HEADS
 
     @property
+    def removes_experts(self) -> bool:
+        """Whether whole experts are removed."""
+        return self.sparsity_type == EXPERTS
+
+    @property
     def removes_layers(self) -> bool:
         """Whether whole layers are removed."""
         return self.sparsity_type in LAYERS
@@ -156,11 +166,11 @@ class Recipe:
     @property
     def structured(self) -> bool:
         """Whether the result is a smaller model, instead of one with zeros."""
-        return self.whole_neurons or self.removes_heads or self.removes_layers
+        return self.whole_neurons or self.removes_heads or self.removes_experts or self.removes_layers
 
     @property
     def ratio(self) -> float:
-        """Share of weights to zero, or of neurons, heads or layers to remove."""
+        """Share of weights to zero, or of neurons, heads, experts or layers to remove."""
         if self.pattern:
             return self.pattern[0] / self.pattern[1]
         return 0.5 if self.sparsity_ratio is None else self.sparsity_ratio
@@ -174,10 +184,10 @@ def parse_pattern(sparsity_type: str) -> tuple[int, int] | None:
     InvalidValueError
         If it is none of these, or N is not below M.
     """
-    if sparsity_type in ("unstructured", "neurons", *HEADS, *LAYERS):
+    if sparsity_type in ("unstructured", "neurons", *HEADS, EXPERTS, *LAYERS):
         return None
     match = re.fullmatch(r"(\d+):(\d+)", sparsity_type) if isinstance(sparsity_type, str) else None
     if not match or not 0 < int(match[1]) < int(match[2]):
-        allowed = f"unstructured, neurons, {', '.join(HEADS + LAYERS)}, or N:M with 0 < N < M (2:4, 4:8, ...)"
+        allowed = f"unstructured, neurons, {', '.join((*HEADS, EXPERTS, *LAYERS))}, or N:M with 0 < N < M (2:4, 4:8, ...)"
         raise InvalidValueError("sparsity_type", sparsity_type, allowed)
     return int(match[1]), int(match[2])

@@ -157,6 +157,16 @@ def head_signal(x: Tensor, o_proj: Tensor, heads: int) -> Tensor:
     return torch.stack([(part.float() @ own.float().T).norm(dim=-1) for part, own in parts], dim=-1)
 
 
+def expert_sums(routed: Tensor, gate: Tensor, norm: Tensor) -> dict[str, Tensor]:
+    """See :func:`neuronrank_core.statistics.experts.expert_sums`; of each document, shape (documents, experts)."""
+    return {
+        "expert_tokens": routed.sum(dim=1),
+        "expert_gate": gate.sum(dim=1),
+        "expert_norm": norm.sum(dim=1),
+        "expert_gated_norm": (gate * norm).sum(dim=1),
+    }
+
+
 def layer_signal(before: Tensor, after: Tensor) -> Tensor:
     """See :func:`neuronrank_core.statistics.layers.layer_signal`."""
     return 1 - torch.cosine_similarity(before, after, dim=1, eps=0.0)

@@ -17,7 +17,7 @@ from neuronrank_cli.console import Stages, perplexity_text, print_table, protoco
 from neuronrank_cli.verdict import changed, verdict
 from neuronrank_core.effort import EFFORTS, VARIANTS, candidates, passes_by_effort
 from neuronrank_core.errors import InputError
-from neuronrank_core.methods import METHODS, exponents, mode, needs_text, requires, without_effect
+from neuronrank_core.methods import ALL_METHODS, exponents, mode, needs_text, requires, without_effect
 from neuronrank_core.recipe import PRESETS, Recipe
 from neuronrank_core.statistics.table import SAMPLE
 
@@ -33,7 +33,7 @@ Example:
 """
 TABLES = {
     "Methods (a, b, c, r: the exponents of weight, TF, IDF, spikiness)": [
-        (method.name, method.summary) for method in METHODS.values()
+        (method.name, method.summary) for method in ALL_METHODS.values()
     ],
     "Effort": [
         ("fast", "one pass"),
@@ -204,7 +204,7 @@ def _ignoring(recipe: Recipe, name: str) -> str:
     """The part of a recipe that ignores a field: its sparsity type, its method, or the method in its mode."""
     if name == "compare" or recipe.removes_layers:
         return recipe.sparsity_type
-    if name not in METHODS[recipe.method].reads:
+    if name not in ALL_METHODS[recipe.method].reads:
         return recipe.method
     if name == "tfidf_mode":  # Nothing else reads the groups: IDF is off, and TF, if on, is not that of the signal.
         return f"{recipe.method} without IDF: set --idf-exp 0.5 too, or use --prune_method neuronrank_tfidf"

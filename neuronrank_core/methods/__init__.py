@@ -9,23 +9,26 @@ from dataclasses import asdict, replace
 
 from neuronrank_core.errors import InvalidValueError
 from neuronrank_core.methods.base import Method
+from neuronrank_core.methods.experts import EXPERT_METHODS
 from neuronrank_core.methods.scoring import NEURON_AXIS
 from neuronrank_core.recipe import Exponents, Recipe
 from neuronrank_core.registry import declared
-from neuronrank_core.statistics.table import SAMPLE, SIGNAL
+from neuronrank_core.statistics.table import EXPERTS, SAMPLE, SIGNAL
 
-#: Every method by name.
+#: Every method for weights by name.
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in declared(__name__, __path__, "METHOD", besides=("base", "context", "scoring")).values()
+    for method in declared(__name__, __path__, "METHOD", besides=("base", "context", "scoring", "experts")).values()
 }
+#: The same, with those that score nothing but experts.
+ALL_METHODS: dict[str, Method] = {**METHODS, **EXPERT_METHODS}
 
 
 def method_of(recipe: Recipe) -> Method:
     """The recipe's method; raises InvalidValueError if its name is unknown."""
-    if recipe.method not in METHODS:
-        raise InvalidValueError("method", recipe.method, "one of " + ", ".join(METHODS))
-    return METHODS[recipe.method]
+    if recipe.method not in ALL_METHODS:
+        raise InvalidValueError("method", recipe.method, "one of " + ", ".join(ALL_METHODS))
+    return ALL_METHODS[recipe.method]
 
 
 def method_for(module: str, recipe: Recipe) -> Method:
@@ -56,6 +59,8 @@ def requires(recipe: Recipe) -> frozenset[str]:
         return frozenset()
     if recipe.removes_heads:
         return method.head_requires(recipe)
+    if recipe.removes_experts:
+        return method.expert_requires(recipe)
     beyond = recipe.include_attention or recipe.prune_lm_head
     return method.requires(recipe) | (METHODS[method.beyond_mlp].requires(recipe) if beyond else frozenset())
 
@@ -76,7 +81,7 @@ def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
         dead |= {"threshold"}
     if SAMPLE not in needed:
         dead |= {"tfidf_k", "q_active", "tokens_per_document"}
-    if not needed & {SIGNAL, SAMPLE}:
+    if not needed & {SIGNAL, SAMPLE, EXPERTS}:
         dead |= {"tfidf_mode", "signal", "threshold"}
     if recipe.pattern:
         dead |= {"compare"}
@@ -84,6 +89,10 @@ def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
         dead |= method_of(recipe).reads
     if recipe.removes_heads:  # Their signal is what they add, and the score has no factor per weight.
         dead |= {"signal", "weight_exp", "input_exp"}
+    if recipe.removes_experts:  # The same, and an expert is active where the router sends it its share of tokens.
+        dead |= {"threshold", "q_active", "weight_exp", "input_exp"}
+        if not (method_of(recipe).expert_signal and exponents(recipe).tf_exp):
+            dead |= {"signal"} | ({"tfidf_mode"} if exponents(recipe).idf_exp == 0 else set())
     return sorted(dead & set(names))
 
 
@@ -93,15 +102,16 @@ def check_recipe(recipe: Recipe) -> None:
     Raises
     ------
     InvalidValueError
-        If the method is unknown, cannot score the neurons or heads that the recipe removes, or clusters sampled tokens
-        into more topics than there are tokens.
+        If the method is unknown, cannot score what the recipe removes, or clusters sampled tokens into more topics than
+        there are tokens; or if the recipe asks for the spikiness of experts.
     """
-    for removes, ranks in ((recipe.whole_neurons, "ranks_neurons"), (recipe.removes_heads, "ranks_heads")):
-        if removes and not getattr(method_of(recipe), ranks):
-            able = ", ".join(name for name, method in METHODS.items() if getattr(method, ranks))
-            raise InvalidValueError(
-                "method", recipe.method, f"with sparsity_type {recipe.sparsity_type}, one of {able}"
-            )
+    removed = {"neurons": recipe.whole_neurons, "heads": recipe.removes_heads, "experts": recipe.removes_experts}
+    ranks = next((f"ranks_{what}" for what, removes in removed.items() if removes), "ranks_weights")
+    if not getattr(method_of(recipe), ranks) and not recipe.removes_layers:
+        able = ", ".join(name for name, method in ALL_METHODS.items() if getattr(method, ranks))
+        raise InvalidValueError("method", recipe.method, f"with sparsity_type {recipe.sparsity_type}, one of {able}")
+    if recipe.removes_experts and "spikiness_exp" in method_of(recipe).reads and exponents(recipe).spikiness_exp:
+        raise InvalidValueError("spikiness_exp", exponents(recipe).spikiness_exp, "0 with sparsity_type experts")
     tokens = recipe.nsamples * min(recipe.seqlen, recipe.tokens_per_document)
     if mode(recipe) == "topic" and SAMPLE in requires(recipe) and recipe.tfidf_k > tokens:
         raise InvalidValueError("tfidf_k", recipe.tfidf_k, f"[1, {tokens}], the number of sampled tokens")

@@ -10,10 +10,9 @@ import numpy as np
 from neuronrank_core.errors import InputError
 from neuronrank_core.kernels import Array, Vector
 from neuronrank_core.methods.context import ScoringContext
-from neuronrank_core.methods.scoring import NEURON_AXIS
 from neuronrank_core.recipe import Exponents, Recipe
 from neuronrank_core.statistics.neurons import NeuronStatistics
-from neuronrank_core.statistics.table import SAMPLE, SIGNAL
+from neuronrank_core.statistics.table import EXPERTS, SAMPLE, SIGNAL
 
 
 class Method(ABC):
@@ -31,6 +30,8 @@ class Method(ABC):
     mode: ClassVar[str | None] = None
     #: Method that scores modules outside the MLP (attention, head).
     beyond_mlp: ClassVar[str] = "wanda"
+    #: Whether the score of an expert reads the TF of the recipe's signal.
+    expert_signal: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, module: str, context: ScoringContext) -> Array:
@@ -66,10 +67,37 @@ class Method(ABC):
         """Kinds of statistics that :meth:`head_score` needs; what :meth:`requires` returns by default."""
         return self.requires(recipe)
 
+    def expert_score(self, context: ScoringContext) -> Vector:
+        """Score every expert of a mixture as a whole, shape (experts,).
+
+        Raises
+        ------
+        InputError
+            If the method has no score for experts.
+        """
+        del context
+        raise InputError(f"{self.name} has no score for experts", hint="use --prune_method neuronrank_tfidf")
+
+    def expert_requires(self, recipe: Recipe) -> frozenset[str]:
+        """Kinds of statistics that :meth:`expert_score` needs: the sums of each expert, for topics a sample too."""
+        e = self.exponents(recipe)
+        topics = self.mode_in(recipe) == "topic" and (e.idf_exp or (e.tf_exp and self.expert_signal))
+        return frozenset({EXPERTS} | ({SAMPLE} if topics else set()))
+
+    @property
+    def ranks_experts(self) -> bool:
+        """Whether the method implements :meth:`expert_score`."""
+        return type(self).expert_score is not Method.expert_score
+
     @property
     def ranks_heads(self) -> bool:
         """Whether the method implements :meth:`head_score`."""
         return type(self).head_score is not Method.head_score
+
+    @property
+    def ranks_weights(self) -> bool:
+        """Whether the method scores single weights."""
+        return not isinstance(self, ExpertMethod)
 
     @property
     def ranks_neurons(self) -> bool:
@@ -96,7 +124,7 @@ class Method(ABC):
         return context.neurons(self.mode_in(context.recipe))
 
     def importance(self, context: ScoringContext, strength: Vector | None = None) -> Vector:
-        """``strength^tf_exp * idf^idf_exp * spikiness^spikiness_exp`` of each neuron or head, shape (neurons,).
+        """``strength^tf_exp * idf^idf_exp * spikiness^spikiness_exp`` of each neuron, head or expert, shape (terms,).
 
         Terms with exponent 0 are not computed, so they need no statistics.
 
@@ -107,8 +135,7 @@ class Method(ABC):
             How strongly each neuron fires; its TF by default.
         """
         e = self.exponents(context.recipe)
-        module, weight = next(iter(context.weights.items()))  # All have as many neurons.
-        factor = np.ones(context.heads or weight.shape[NEURON_AXIS[module]])
+        factor = np.ones(context.terms)
         if e.tf_exp:
             factor = (self.neurons(context).tf if strength is None else strength) ** e.tf_exp
         if e.idf_exp:
@@ -133,3 +160,18 @@ class Method(ABC):
         if (e.idf_exp and mode != "token") or (tf_from_signal and e.tf_exp and mode == "topic"):
             needs.add(SAMPLE)
         return frozenset(needs)
+
+
+class ExpertMethod(Method):
+    """A way to score the experts of a mixture that has none for weights, neurons or heads."""
+
+    mode = "doc"  # It reads sums alone.
+
+    def score(self, module: str, context: ScoringContext) -> Array:
+        """Raise InputError."""
+        del module, context
+        raise InputError(f"{self.name} scores whole experts only", hint="use --sparsity_type experts")
+
+    def requires(self, recipe: Recipe) -> frozenset[str]:
+        """What the score of experts needs."""
+        return self.expert_requires(recipe)

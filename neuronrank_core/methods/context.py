@@ -8,8 +8,10 @@ from functools import cached_property
 
 from neuronrank_core.errors import MissingStatisticsError
 from neuronrank_core.kernels import Array, Kernels, Vector
+from neuronrank_core.methods.scoring import NEURON_AXIS
 from neuronrank_core.recipe import Recipe
 from neuronrank_core.statistics import tfidf
+from neuronrank_core.statistics.experts import ExpertStatistics
 from neuronrank_core.statistics.neurons import NeuronStatistics
 from neuronrank_core.statistics.numpy_kernels import NumpyKernels
 from neuronrank_core.statistics.table import SHARED_INPUT, LayerStatistics
@@ -36,6 +38,8 @@ class ScoringContext:
         Precomputed TF, DF, IDF and spikiness by mode; by default computed from the statistics.
     heads : int, optional
         Number of heads, if the layer's attention is scored: the columns of the statistics are then its heads.
+    experts : int, optional
+        Number of experts, if those of a mixture are scored: the columns of the statistics are then its experts.
     norms : dict of arrays, shape (in_features,), optional
         By module, what :meth:`input_norm` returns instead of the inputs' root mean square.
     """
@@ -48,6 +52,7 @@ class ScoringContext:
     ratio: float | None = None
     known: dict[str, NeuronStatistics] | None = None
     heads: int | None = None
+    experts: int | None = None
     norms: Mapping[str, Array] = field(default_factory=dict)
 
     def at(self, module: str, weight: Array, input_norm: Array | None = None) -> ScoringContext:
@@ -65,12 +70,27 @@ class ScoringContext:
     def neurons(self, mode: str) -> NeuronStatistics:
         """TF, DF, IDF and spikiness with groups formed by ``mode``; cached."""
         if mode not in self._neurons:
-            self._neurons[mode] = NeuronStatistics(self.table, self.recipe, self.kernels, self.layer, mode=mode)
+            kind = NeuronStatistics if self.experts is None else ExpertStatistics
+            self._neurons[mode] = kind(self.table, self.recipe, self.kernels, self.layer, mode=mode)
         return self._neurons[mode]
+
+    def expert_statistics(self, mode: str = "doc") -> ExpertStatistics:
+        """Those of the experts of a mixture."""
+        found = self.neurons(mode)
+        assert isinstance(found, ExpertStatistics)
+        return found
 
     @cached_property
     def _neurons(self) -> dict[str, NeuronStatistics]:
         return {} if self.known is None else self.known
+
+    @property
+    def terms(self) -> int:
+        """Number of heads, experts or neurons, whichever are scored."""
+        if self.heads or self.experts:
+            return self.heads or self.experts or 0
+        module, weight = next(iter(self.weights.items()))  # All have as many neurons.
+        return int(weight.shape[NEURON_AXIS[module]])
 
     def contribution(self) -> Vector:
         """Mean square, over all tokens, of the norm of what each head adds; shape (heads,)."""

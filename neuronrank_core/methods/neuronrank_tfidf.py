@@ -13,6 +13,7 @@ class NeuronRankTfidf(Method):
 
     name = "neuronrank_tfidf"
     summary = "|W|^a * TF^b * IDF^c * spikiness^r, groups are documents or topics"
+    expert_signal = True
     reads = frozenset(
         {"tfidf_mode", "tfidf_k", "q_active", "signal", "threshold", "tokens_per_document"}
         | {"weight_exp", "input_exp", "tf_exp", "idf_exp", "spikiness_exp"}
@@ -31,6 +32,10 @@ class NeuronRankTfidf(Method):
 
     def head_score(self, context: ScoringContext) -> Vector:
         """The same factor, of each head."""
+        return self.importance(context)
+
+    def expert_score(self, context: ScoringContext) -> Vector:
+        """The same factor, of each expert."""
         return self.importance(context)
 
     def head_requires(self, recipe: Recipe) -> frozenset[str]:

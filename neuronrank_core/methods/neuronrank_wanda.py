@@ -42,6 +42,10 @@ class NeuronRankWanda(Method):
         """Score every head by the root mean square of what it adds, and how selectively."""
         return self.importance(context, context.contribution() ** 0.5)
 
+    def expert_score(self, context: ScoringContext) -> Vector:
+        """Score every expert by the mean norm of what it adds, and how selectively."""
+        return self.importance(context, context.expert_statistics(self.mode_in(context.recipe)).contribution)
+
     def head_requires(self, recipe: Recipe) -> frozenset[str]:
         """Moments of the signal, and the statistics that IDF and spikiness need."""
         return self.tfidf_requires(recipe, tf_from_signal=False) | {SIGNAL}

@@ -19,6 +19,10 @@ from neuronrank_core.recipe import TOKENS_PER_DOCUMENT
 INPUTS, SIGNAL, SAMPLE = "inputs", "signal", "sample"
 #: Norms of the residual stream: needed by the allocation between layers, not by any method.
 RESIDUAL = "residual"
+#: Sums over the tokens routed to each expert of a mixture.
+EXPERTS = "experts"
+#: Columns with one row per sampled token.
+_SAMPLED = ("sample", "sample_gate", "sample_norm")
 #: Linear layers that share the input of another layer, and with it the statistics column.
 SHARED_INPUT = {"up_proj": "gate_proj", "k_proj": "q_proj", "v_proj": "q_proj"}
 
@@ -48,6 +52,12 @@ class LayerStatistics:
         Number of rows of ``sample`` per document.
     residual_norm : float32 array, shape (documents, tokens)
         Norm of the layer's output hidden state at each token; requires documents of equal length.
+    expert_tokens : int64 array, shape (documents, experts)
+        Number of tokens routed to each expert of a mixture.
+    expert_gate, expert_norm, expert_gated_norm : float32 arrays, shape (documents, experts)
+        Sums over these tokens: of the factor of the expert's output, of the norm of that output, of their product.
+    sample_gate, sample_norm : float32 arrays, shape (sampled tokens, experts)
+        The factor and the norm at sampled tokens, zero where not routed; ``sample`` then holds the layer's inputs.
     """
 
     document: NDArray[np.int64]
@@ -60,13 +70,19 @@ class LayerStatistics:
     sample: NDArray[np.float32] | None = None
     sample_tokens: NDArray[np.int64] | None = None
     residual_norm: NDArray[np.float32] | None = None
+    expert_tokens: NDArray[np.int64] | None = None
+    expert_gate: NDArray[np.float32] | None = None
+    expert_norm: NDArray[np.float32] | None = None
+    expert_gated_norm: NDArray[np.float32] | None = None
+    sample_gate: NDArray[np.float32] | None = None
+    sample_norm: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         documents = len(self.document)
         if np.any(np.diff(self.document) <= 0):
             raise InputError("documents of a statistics table must be unique and ascending")
         for name, column in self.columns().items():
-            rows = len(self.sample_documents()) if name == "sample" else documents
+            rows = len(self.sample_documents()) if name in _SAMPLED else documents
             if len(column) != rows:
                 raise InputError(f"statistics column {name} has {len(column)} rows, expected {rows}")
 
@@ -141,7 +157,7 @@ def merge(tables: Iterable[LayerStatistics]) -> LayerStatistics:
     merged = {}
     for name in parts[0]:
         column = np.concatenate([part[name] for part in parts])
-        merged[name] = column[_sample_order(tables, order) if name == "sample" else order]
+        merged[name] = column[_sample_order(tables, order) if name in _SAMPLED else order]
     return LayerStatistics.from_columns(merged)
 
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from neuronrank_core.errors import InputError
-from neuronrank_core.statistics.table import INPUTS, RESIDUAL, SAMPLE, SIGNAL, LayerStatistics
+from neuronrank_core.statistics.table import EXPERTS, INPUTS, RESIDUAL, SAMPLE, SIGNAL, LayerStatistics
 
 #: Incremented when the format changes incompatibly.
 FORMAT_VERSION = 1
@@ -20,6 +20,7 @@ _COLUMNS = {
     SIGNAL: ("signal_", "open_gate"),
     SAMPLE: ("sample",),
     RESIDUAL: ("residual_norm",),
+    EXPERTS: ("expert_",),
 }
 KINDS = tuple(_COLUMNS)
 

@@ -21,8 +21,10 @@ from neuronrank_core.statistics.table import (
     sample_positions,
 )
 from neuronrank_torch import kernels
+from neuronrank_torch.calibration.expert_rows import ExpertTableBuilder
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.model.blocks import Block, Mlp, by_input
+from neuronrank_torch.model.mixture import Mixture
 from neuronrank_torch.model.structure import Decoder, Layer
 
 
@@ -49,12 +51,15 @@ class LayerCollector(ExitStack):
     def __init__(self, layer: Layer, blocks: Sequence[Block], recipe: Recipe, seqlen: int = 1) -> None:
         super().__init__()
         self.layer = layer
-        self._builders = [_TableBuilder(block, recipe, seqlen) for block in blocks]
+        self._builders: list[_TableBuilder | ExpertTableBuilder] = [
+            (ExpertTableBuilder if isinstance(block, Mixture) else _TableBuilder)(block, recipe, seqlen)
+            for block in blocks
+        ]
         self._routed: tuple[Tensor, Tensor] | None = None
 
     def __enter__(self) -> LayerCollector:
         hooks = [hook for builder in self._builders if builder.expert is None for hook in builder.watch()]
-        if self.layer.experts is not None:
+        if self.layer.experts is not None and any(builder.expert is not None for builder in self._builders):
             hooks.append(self.layer.experts.on_routed(self._see_routed))
         for hook in hooks:
             self.callback(hook.remove)
@@ -83,7 +88,7 @@ class LayerCollector(ExitStack):
         for builder in self._builders:
             if not builder.kinds:
                 continue
-            if builder.expert is None:
+            if isinstance(builder, ExpertTableBuilder) or builder.expert is None:
                 builder.add_rows(first, tokens)
                 continue
             if self._routed is None or self.layer.experts is None:

@@ -113,6 +113,11 @@ class Block:
         return None
 
     @property
+    def experts(self) -> int | None:
+        """Number of experts, if they are scored as a whole."""
+        return None
+
+    @property
     def gated(self) -> bool:
         """Whether it has a gate."""
         return "gate_proj" in self.projections
@@ -199,7 +204,8 @@ class Mlp(Block):
 
 
 def select_entries(module: Any, name: str, axis: int, kept: Tensor) -> None:
-    """Replace a parameter by its entries at these indices of an axis."""
-    parameter = getattr(module, name)
-    shorter = nn.Parameter(parameter.detach().index_select(axis, kept), requires_grad=parameter.requires_grad)
-    setattr(module, name, shorter)
+    """Replace a parameter or a buffer by its entries at these indices of an axis."""
+    tensor = getattr(module, name)
+    shorter = tensor.detach().index_select(axis, kept.to(tensor.device))
+    parameter = isinstance(tensor, nn.Parameter)
+    setattr(module, name, nn.Parameter(shorter, requires_grad=tensor.requires_grad) if parameter else shorter)

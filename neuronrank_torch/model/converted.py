@@ -56,7 +56,15 @@ class _Group:
         back = self.converter.reverse_transform()
         renamed = [back.rename_source_key(name) for name in tensors]
         parts = [(str(pattern), tensor) for (_, pattern), tensor in zip(renamed, tensors.values(), strict=True)]
-        return dict(zip(self.names, _convert(back, renamed[0][0], parts, model).values(), strict=True))
+        stored = list(_convert(back, renamed[0][0], parts, model).values())
+        return dict(zip(self.first(len(stored)).names, stored, strict=True))
+
+    def first(self, parts: int) -> "_Group":
+        """The group with as many parts, the first ones of each pattern: fewer where experts were removed."""
+        patterns = sorted({pattern for pattern, _ in self.parts})
+        of = {pattern: [part for part in self.parts if part[0] == pattern] for pattern in patterns}
+        each = parts // len(patterns)
+        return _Group(self.target, self.converter, [part for pattern in patterns for part in of[pattern][:each]])
 
 
 def _convert(converter: Any, target: str, parts: list[tuple[str, Tensor]], model: Any) -> dict[str, Tensor]:
@@ -151,7 +159,11 @@ class ConvertedWeights(WeightSource):
         """See :class:`WeightSource`."""
         source = SafetensorsWeights([file])
         there = source.shapes().keys()
-        groups = [group for group in self._loads if group in self._reversible and there >= set(group.names)]
+        groups = [
+            group.first(len(saved))
+            for group in self._loads
+            if group in self._reversible and (saved := there & set(group.names))
+        ]
         return ConvertedWeights(source, self._model, groups)
 
 

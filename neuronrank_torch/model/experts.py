@@ -62,7 +62,17 @@ class Experts:
             for expert in range(self.count)
         )
 
-    def _projections(self, expert: int) -> dict[str, Projection]:
+    @property
+    def weighted(self) -> bool:
+        """Whether the module gets the indices of the chosen experts and the factors of their outputs."""
+        arguments = list(inspect.signature(type(self.module).forward).parameters)
+        return len(arguments) > 3 and arguments[2] in _CHOSEN
+
+    def projections(self) -> dict[str, Projection]:
+        """The matrices of all experts by role, of shape (experts, out_features, in_features)."""
+        return self._projections(None)
+
+    def _projections(self, expert: int | None) -> dict[str, Projection]:
         part = partial(_matrix, expert=expert, transposed=self.transposed)
         roles = {role: partial(_rows, part, take) for role, take in self._halves.items()} or {"up_proj": part}
         return {
@@ -98,6 +108,27 @@ class Experts:
         handle: RemovableHandle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
         return handle
 
+    def on_contributions(self, see: Callable[[Tensor, Tensor, Tensor, Tensor], None]) -> RemovableHandle:
+        """Register a hook on what each expert adds, called at each forward pass; only if :attr:`weighted`.
+
+        ``see`` gets the inputs of the module, shape (tokens, hidden_size); and of shape (tokens, experts): which tokens
+        are routed to which expert, the factors of the outputs, and the norms of the outputs without them. The module
+        itself computes the outputs: its forward is called with every chosen expert alone and a factor of one.
+        """
+        forward = inspect.signature(type(self.module).forward)
+
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            _, hidden, chosen, factors = forward.bind(module, *args, **kwargs).args[:4]
+            hidden, alone = hidden.flatten(0, -2), factors.new_ones(chosen.numel(), 1)
+            outputs = module.forward(hidden.repeat_interleave(chosen.shape[-1], 0), chosen.reshape(-1, 1), alone)
+            norms = torch.linalg.vector_norm(outputs, dim=-1, dtype=torch.float32).view_as(chosen)
+            empty = norms.new_zeros(len(hidden), self.count)
+            routed = empty.bool().scatter(1, chosen, True)
+            see(hidden, routed, empty.scatter(1, chosen, factors.float()), empty.scatter(1, chosen, norms))
+
+        handle: RemovableHandle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
+        return handle
+
     def activations(self, expert: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output of an expert's gate (of ``up_proj`` without a gate) and input of its ``down_proj``.
 
@@ -122,12 +153,14 @@ class Experts:
         return gate, module._apply_gate(both) if hasattr(module, "_apply_gate") else module.act_fn(gate) * up
 
 
-def _matrix(parameter: Tensor, expert: int, transposed: bool) -> Tensor:
-    return parameter[expert].T if transposed else parameter[expert]
+def _matrix(parameter: Tensor, expert: int | None, transposed: bool) -> Tensor:
+    """The matrix of an expert; None for those of all."""
+    own = parameter if expert is None else parameter[expert]
+    return own.mT if transposed else own
 
 
 def _rows(matrix: Callable[[Tensor], Tensor], take: Callable[[Tensor], Tensor], parameter: Tensor) -> Tensor:
-    return take(matrix(parameter).T).T
+    return take(matrix(parameter).mT).mT
 
 
 def _half(x: Tensor, number: int, interleaved: bool) -> Tensor:

@@ -10,8 +10,8 @@ from neuronrank_core.errors import InputError, first_line
 from neuronrank_torch.model.quiet import quiet_transformers
 
 
-def resized_parameters(model: Any, config: Any, sizes: Mapping[str, int]) -> set[str]:
-    """Parameters whose shape in a model of this class depends on sizes in its configuration.
+def resized_tensors(model: Any, config: Any, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Parameters and buffers whose shape in a model of this class depends on sizes in its configuration, and that shape.
 
     Parameters
     ----------
@@ -44,5 +44,9 @@ def resized_parameters(model: Any, config: Any, sizes: Mapping[str, int]) -> set
                 setattr(config, name, before[name])
             else:
                 delattr(config, name)
-    shapes = {name: parameter.shape for name, parameter in other.named_parameters()}
-    return {name for name, parameter in model.named_parameters() if parameter.shape != shapes.get(name)}
+    now, then = _shapes(model), _shapes(other)
+    return {name: then.get(name, ()) for name, shape in now.items() if shape != then.get(name)}
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in (*model.named_parameters(), *model.named_buffers())}

@@ -114,7 +114,7 @@ class Decoder:
     def measured(self, recipe: Recipe) -> Recipe:
         """The recipe with the signal that is measured in this model."""
         first = next(mlp for layer in self.layers for mlp in layer.mlps)
-        return recipe if self.gated else replace(recipe, signal=first.signal(recipe.signal))
+        return recipe if self.gated or recipe.removes_experts else replace(recipe, signal=first.signal(recipe.signal))
 
 
 def find_decoder(model: nn.Module) -> Decoder:

@@ -61,8 +61,10 @@ class LayerPlan:
     def context(self, block: Block, table: Table) -> ScoringContext:
         """Scoring context of a block with its current weights."""
         recipe = replace(self.recipe, method="magnitude") if starved(block, table, self.recipe) else self.recipe
-        scored = {role: weight.float() for role, weight in block.weights.items()}
-        return ScoringContext(block.where, recipe, scored, table, self.kernels, self.ratio, heads=block.heads)
+        counts = {"heads": block.heads, "experts": block.experts}
+        # Experts are scored by what they do.
+        scored = {} if block.experts else {role: weight.float() for role, weight in block.weights.items()}
+        return ScoringContext(block.where, recipe, scored, table, self.kernels, self.ratio, **counts)
 
 
 def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed: bool) -> LayerReport:

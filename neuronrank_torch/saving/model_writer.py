@@ -156,7 +156,7 @@ class ModelWriter(OutputWriter, LayerStore):
                 with self.model.resident(HEAD):
                     self._write(HEAD)
             shards = [self.shard(unit) for unit in self.model.units]
-            self.names.check(shards)
+            self.names.check(self.model, shards)
             (join_shards if self._join else write_index)(shards, self.output)
             with quiet_transformers():
                 # As ``model.save_pretrained`` does, which needs all weights in memory.

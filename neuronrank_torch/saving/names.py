@@ -43,10 +43,7 @@ class Names:
         layout = model.layout
         if not isinstance(layout, ConvertedWeights):
             return cls()
-        saved: dict[str, tuple[int, ...]] = {}
-        for unit in model.units:
-            empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.tensors(unit).items()}
-            saved |= {name: tuple(tensor.shape) for name, tensor in layout.as_stored(empty).items()}
+        saved = _saved(model)
         own = {name for names in model.units.values() for name in names}
         shapes, uses = layout.source.shapes(), layout.uses()
         written = [name for name in shapes if saved.get(name) == shapes[name]]
@@ -66,8 +63,8 @@ class Names:
             notes.append(f"tensors saved as transformers holds them, not as the source does: {_such_as(self.changed)}")
         return notes
 
-    def check(self, shards: Iterable[Path]) -> None:
-        """Refuse shards that lack a tensor of the source.
+    def check(self, model: StreamedModel, shards: Iterable[Path]) -> None:
+        """Refuse shards that lack a tensor of the source, unless it is one of an expert that the model lost.
 
         Raises
         ------
@@ -75,10 +72,20 @@ class Names:
             Names one.
         """
         found = {name for shard in shards for name in read_header(shard)[0]}
-        if lost := sorted({*self.written, *self.unused} - found):
+        lost = sorted({*self.written, *self.unused} - found)
+        if lost and lost != sorted({*self.written} - _saved(model).keys()):
             raise NeuronRankError(
                 f"tensors of the source are not in the output: {_such_as(lost)}", hint="please report this as a bug"
             )
+
+
+def _saved(model: StreamedModel) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a checkpoint that the model gives as it is now, by name."""
+    saved: dict[str, tuple[int, ...]] = {}
+    for unit in model.units:
+        empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.tensors(unit).items()}
+        saved |= {name: tuple(tensor.shape) for name, tensor in model.layout.as_stored(empty).items()}
+    return saved
 
 
 def _such_as(names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.kernels import inverse
 from neuronrank_torch.model.attention import Attention
 from neuronrank_torch.model.blocks import Block
-from neuronrank_torch.model.resized import resized_parameters
+from neuronrank_torch.model.resized import resized_tensors
 from neuronrank_torch.model.structure import Decoder, Layer
 from neuronrank_torch.pruning.result import ModuleReport
 from neuronrank_torch.pruning.sparsity_types.base import SparsityType
@@ -172,14 +172,14 @@ def _check_way(model: Any, decoder: Decoder, config: Any, way: str, goes: int) -
     heads, groups = _counts(block)
     left = heads - goes, groups - (goes * groups // heads if way == "key-value-groups" else 0)
     try:
-        resized = resized_parameters(model, config, _sizes(config, *left, block.head_dim))
+        resized = resized_tensors(model, config, _sizes(config, *left, block.head_dim))
     except InputError as error:
         raise InputError(
             f"{type(model).__name__} cannot have {left[0]} heads: {error}",
             hint="choose another ratio, or remove neurons instead",
         ) from error
     smaller = ("q_proj", "o_proj") if way == "query-heads" else tuple(block.projections)
-    if wrong := sorted(resized ^ _narrowed(model, decoder, smaller)):
+    if wrong := sorted(resized.keys() ^ _narrowed(model, decoder, smaller)):
         raise InputError(
             f"with fewer heads, `{wrong[0]}` of {type(model).__name__} would not have the shape that its"
             " configuration describes",

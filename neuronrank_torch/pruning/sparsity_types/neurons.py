@@ -10,7 +10,7 @@ from neuronrank_core.update.least_squares import absorb
 from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.kernels import inverse
 from neuronrank_torch.model.blocks import Block, Mlp
-from neuronrank_torch.model.resized import resized_parameters
+from neuronrank_torch.model.resized import resized_tensors
 from neuronrank_torch.model.structure import Decoder
 from neuronrank_torch.pruning.result import ModuleReport
 from neuronrank_torch.pruning.sparsity_types.base import SparsityType
@@ -46,13 +46,13 @@ class Neurons(SparsityType):
         if kept == dense:
             return
         try:
-            resized = resized_parameters(model, config, {name: kept})
+            resized = resized_tensors(model, config, {name: kept})
         except InputError as error:
             raise InputError(
                 f"{type(model).__name__} cannot have {kept} neurons in a layer: {error}",
                 hint="choose another ratio, or prune weights instead",
             ) from error
-        if wrong := sorted(resized ^ _narrowed(model, decoder)):
+        if wrong := sorted(resized.keys() ^ _narrowed(model, decoder)):
             raise InputError(
                 f"with fewer neurons, `{wrong[0]}` of {type(model).__name__} would not have the shape that its"
                 " configuration describes",
