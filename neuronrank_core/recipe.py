@@ -188,6 +188,8 @@ def parse_pattern(sparsity_type: str) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"(\d+):(\d+)", sparsity_type) if isinstance(sparsity_type, str) else None
     if not match or not 0 < int(match[1]) < int(match[2]):
-        allowed = f"unstructured, neurons, {', '.join((*HEADS, EXPERTS, *LAYERS))}, or N:M with 0 < N < M (2:4, 4:8, ...)"
+        allowed = (
+            f"unstructured, neurons, {', '.join((*HEADS, EXPERTS, *LAYERS))}, or N:M with 0 < N < M (2:4, 4:8, ...)"
+        )
         raise InvalidValueError("sparsity_type", sparsity_type, allowed)
     return int(match[1]), int(match[2])

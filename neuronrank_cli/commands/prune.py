@@ -194,7 +194,7 @@ def _without_text(recipe: Recipe, flags: dict[str, Any]) -> dict[str, str]:
     if not flags["evaluate"]:
         unread |= {"seqlen", "bos", "batch_size"}
     if mode(recipe) != "topic" or SAMPLE not in requires(recipe):  # Topics depend on random numbers.
-        unread |= {"seed"}
+        unread |= {"seed"} - ALL_METHODS[recipe.method].reads
     if not needs_text(recipe):
         return dict.fromkeys(unread | {"stats"}, f"on {recipe.method}, which needs no text")
     return dict.fromkeys(unread, "with --stats") if flags["stats"] else {}

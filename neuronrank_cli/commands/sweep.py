@@ -13,7 +13,7 @@ from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.console import Stages, print_table, protocol, show, warn
 from neuronrank_cli.output_file import check_output_file
 from neuronrank_core import InputError
-from neuronrank_core.methods import METHODS
+from neuronrank_core.methods import ALL_METHODS
 from neuronrank_core.recipe import UPDATES, Recipe, parse_pattern
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ Example:
     CELLS,
     "Scoring method. Can be repeated.",
     into="methods",
-    type=options.Name(tuple(METHODS)),
+    type=options.Name(tuple(ALL_METHODS)),
     multiple=True,
     default=("wanda", Recipe.method),
     metavar="METHOD",

@@ -8,8 +8,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from neuronrank_cli.console import protocol, size_text
 from neuronrank_cli.options import SPELLING
 from neuronrank_cli.page import charts
-from neuronrank_core import METHODS, Recipe
-from neuronrank_core.methods import needs_text, without_effect
+from neuronrank_core import Recipe
+from neuronrank_core.methods import ALL_METHODS, method_of, needs_text, without_effect
 from neuronrank_core.recipe import Exponents
 
 #: Fields that have an effect only if text is read.
@@ -38,7 +38,7 @@ def render(data: dict[str, Any]) -> str:
     environment.filters.update(
         size=size_text, percent=lambda share, digits=2: f"{share:.{digits}%}", count="{:,}".format
     )
-    environment.globals.update(chart=charts, methods=METHODS, protocol=protocol)
+    environment.globals.update(chart=charts, methods=ALL_METHODS, protocol=protocol)
     flags, sizes = recipe_rows(data["run"].recipe), module_sizes(data)
     total = sparsity_total(sizes, data["sparsity"]["head"])
     return environment.get_template("page.html").render(data, flags=flags, sizes=sizes, total=total)
@@ -47,7 +47,7 @@ def render(data: dict[str, Any]) -> str:
 def recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:
     """The flags of a run that had an effect."""
     idle = set(without_effect(recipe, SPELLING)) | (set() if needs_text(recipe) else _TEXT)
-    idle |= {f.name for f in fields(Exponents)} - METHODS[recipe.method].reads
+    idle |= {f.name for f in fields(Exponents)} - method_of(recipe).reads
     rows = []
     for name, flag in SPELLING.items():
         value = getattr(recipe, name)

@@ -7,9 +7,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from neuronrank_core.errors import NonFiniteError
 from neuronrank_core.kernels import Counts, Vector
+from neuronrank_core.recipe import TOKENS_PER_DOCUMENT
 from neuronrank_core.statistics import tfidf
 from neuronrank_core.statistics.neurons import NeuronStatistics
-from neuronrank_core.statistics.table import TOKENS_PER_DOCUMENT, LayerStatistics, sample_positions
+from neuronrank_core.statistics.table import LayerStatistics, sample_positions
 
 #: The column that holds the sum of each signal, by the names of :data:`neuronrank_core.recipe.SIGNALS`.
 SUMS = {"gate": "expert_gate", "activated": "expert_norm", "product": "expert_gated_norm"}
@@ -80,7 +81,10 @@ def expert_statistics(
     columns = {
         "document": np.array([document], dtype=np.int64),
         "tokens": np.array([len(x)], dtype=np.int64),
-        **{name: column[None].astype(np.int64 if name == "expert_tokens" else np.float32) for name, column in sums.items()},
+        **{
+            name: column[None].astype(np.int64 if name == "expert_tokens" else np.float32)
+            for name, column in sums.items()
+        },
         **{name: np.asarray(values)[kept].astype(np.float32) for name, values in sampled.items()},
         "sample_tokens": np.array([len(kept)], dtype=np.int64),
     }
@@ -158,5 +162,3 @@ class ExpertStatistics(NeuronStatistics):
             routed = (self._column("sample_gate") != 0) | (self._column("sample_norm") != 0)
             counts = (tfidf.membership(self.labels, self.groups) @ routed).astype(np.int64)
         return np.asarray(active_documents(counts).sum(axis=0), dtype=np.int64)
-
-

@@ -52,7 +52,9 @@ class LayerCollector(ExitStack):
         super().__init__()
         self.layer = layer
         self._builders: list[_TableBuilder | ExpertTableBuilder] = [
-            (ExpertTableBuilder if isinstance(block, Mixture) else _TableBuilder)(block, recipe, seqlen)
+            ExpertTableBuilder(block, recipe, seqlen)
+            if isinstance(block, Mixture)
+            else _TableBuilder(block, recipe, seqlen)
             for block in blocks
         ]
         self._routed: tuple[Tensor, Tensor] | None = None

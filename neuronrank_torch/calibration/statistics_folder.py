@@ -125,7 +125,7 @@ class StatisticsFolder:
                 f"--update {recipe.update} needs calibration text, not only statistics",
                 hint="leave out --update, or prune without --stats",
             )
-        if recipe.removes_heads or recipe.removes_layers:
+        if recipe.structured and not recipe.whole_neurons:
             raise InputError(
                 f"--sparsity_type {recipe.sparsity_type} needs calibration text: statistics are those of neurons",
                 hint="prune without --stats",

@@ -61,6 +61,8 @@ class _Group:
 
     def first(self, parts: int) -> "_Group":
         """The group with as many parts, the first ones of each pattern: fewer where experts were removed."""
+        if parts == len(self.parts):
+            return self
         patterns = sorted({pattern for pattern, _ in self.parts})
         of = {pattern: [part for part in self.parts if part[0] == pattern] for pattern in patterns}
         each = parts // len(patterns)

@@ -121,7 +121,7 @@ class Experts:
             _, hidden, chosen, factors = forward.bind(module, *args, **kwargs).args[:4]
             hidden, alone = hidden.flatten(0, -2), factors.new_ones(chosen.numel(), 1)
             outputs = module.forward(hidden.repeat_interleave(chosen.shape[-1], 0), chosen.reshape(-1, 1), alone)
-            norms = torch.linalg.vector_norm(outputs, dim=-1, dtype=torch.float32).view_as(chosen)
+            norms = torch.linalg.vector_norm(outputs.float(), dim=-1).view_as(chosen)
             empty = norms.new_zeros(len(hidden), self.count)
             routed = empty.bool().scatter(1, chosen, True)
             see(hidden, routed, empty.scatter(1, chosen, factors.float()), empty.scatter(1, chosen, norms))

@@ -47,7 +47,7 @@ class Mixture(Block):
     @property
     def experts(self) -> int:
         """Number of experts."""
-        return int(self.module.down_proj.shape[0])  # type: ignore[index, union-attr]
+        return int(self.module.down_proj.shape[0])  # type: ignore[index]
 
     @property
     def groups(self) -> int:

@@ -11,7 +11,7 @@ from neuronrank_torch.model.quiet import quiet_transformers
 
 
 def resized_tensors(model: Any, config: Any, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Parameters and buffers whose shape in a model of this class depends on sizes in its configuration, and that shape.
+    """New shapes of the parameters and buffers that depend, in a model of this class, on sizes in its configuration.
 
     Parameters
     ----------

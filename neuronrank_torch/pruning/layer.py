@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext
 from neuronrank_core.methods import method_of, mode
@@ -61,7 +62,7 @@ class LayerPlan:
     def context(self, block: Block, table: Table) -> ScoringContext:
         """Scoring context of a block with its current weights."""
         recipe = replace(self.recipe, method="magnitude") if starved(block, table, self.recipe) else self.recipe
-        counts = {"heads": block.heads, "experts": block.experts}
+        counts: dict[str, Any] = {"heads": block.heads, "experts": block.experts}
         # Experts are scored by what they do.
         scored = {} if block.experts else {role: weight.float() for role, weight in block.weights.items()}
         return ScoringContext(block.where, recipe, scored, table, self.kernels, self.ratio, **counts)
@@ -113,7 +114,8 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     # Propagate.
     if outputs_needed and not keep:
         run.feed(keep=True)
-    return _report(run.index, blocks, before, _notes(run.index, blocks, tables, plan.recipe), started)
+    report = _report(run.index, blocks, before, _notes(run.index, blocks, tables, plan.recipe), started)
+    return replace(report, experts_removed=_experts_removed(plan, chosen))
 
 
 def _dense_outputs(run: LayerRun, blocks: Sequence[Block]) -> DenseOutputs:
@@ -128,9 +130,16 @@ def prune_by_statistics(
     """Prune blocks by existing statistics, or by their weights alone."""
     started = time.perf_counter()
     before = module_reports(blocks)
-    for block, table in zip(blocks, tables, strict=True):
+    chosen = [
         plan.sparsity_type.remove(block, plan.context(block, table), None)
-    return _report(index, blocks, before, _notes(index, blocks, tables, plan.recipe), started)
+        for block, table in zip(blocks, tables, strict=True)
+    ]
+    report = _report(index, blocks, before, _notes(index, blocks, tables, plan.recipe), started)
+    return replace(report, experts_removed=_experts_removed(plan, chosen))
+
+
+def _experts_removed(plan: LayerPlan, chosen: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(expert for choice in chosen for expert in plan.sparsity_type.experts_removed(choice))
 
 
 def starved(block: Block, table: Table, recipe: Recipe) -> bool:

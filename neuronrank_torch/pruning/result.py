@@ -27,7 +27,7 @@ class ModuleReport:
     zeros : int
         Number of weights that are zero now.
     removed : int
-        Number of weights that were removed with their neurons.
+        Number of weights that were removed with their neurons, heads or experts.
     zeros_before : int
         Number of weights that were zero before pruning.
     sparsity : float
@@ -58,12 +58,15 @@ class LayerReport:
         Wall time of calibration, scoring and propagation; 0 in a dry run.
     notes : tuple of str
         Warnings.
+    experts_removed : tuple of int
+        Indices of the experts that were removed.
     """
 
     layer: int | str
     modules: dict[str, ModuleReport]
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    experts_removed: tuple[int, ...] = ()
 
     def sum(self, what: str) -> int:
         """Sum of a field over the modules."""
@@ -83,7 +86,7 @@ class Total:
     zeros : int
         Number of those that are zero now.
     removed : int
-        Number of those that were removed with their neurons.
+        Number of those that were removed with their neurons, heads or experts.
     zeros_before : int
         Number of those that were zero before pruning.
     """

@@ -75,7 +75,8 @@ def pruned_layers(decoder: Decoder, recipe: Recipe) -> tuple[list[Layer], list[s
     first, notes = first_pruned(recipe, len(decoder.layers))
     bare = [layer for layer in decoder.layers[first:] if not sparsity_type_of(recipe).blocks(layer, recipe)]
     if bare:
-        notes.append(f"layers without an MLP are not pruned: {', '.join(str(layer.index) for layer in bare)}")
+        what = "experts" if recipe.removes_experts else "an MLP"
+        notes.append(f"layers without {what} are not pruned: {', '.join(str(layer.index) for layer in bare)}")
     return [layer for layer in decoder.layers[first:] if layer not in bare], notes
 
 
@@ -114,7 +115,8 @@ def refuse_modes(model: Any, decoder: Decoder, recipe: Recipe) -> None:
             f"{asked[0]} needs an MLP in every layer, and layer {empty.index} ({type(empty.module).__name__}) has none",
             hint="leave it out: the other layers can be pruned unstructured or N:M, all at one ratio",
         )
-    if recipe.signal == "activated" and not recipe.removes_heads and requires(recipe) & {SIGNAL, SAMPLE}:
+    of_neurons = not (recipe.removes_heads or recipe.removes_experts)
+    if recipe.signal == "activated" and of_neurons and requires(recipe) & {SIGNAL, SAMPLE}:
         for mlp in (mlp for layer in decoder.layers for mlp in layer.mlps if mlp.gated):
             mlp.activation  # noqa: B018 (raises)
     sparsity_type_of(recipe).check(model, decoder, recipe)

@@ -132,7 +132,7 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
         Whether the whole model is in memory at some time.
     """
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
-    blocks = sparsity_type_of(recipe).blocks(_example_layer(model), recipe)
+    blocks = sparsity_type_of(recipe).blocks(_example_layer(model, recipe), recipe)
     weights = [weight for block in blocks for weight in block.weights.values()]
     token = model.model.config.get_text_config().hidden_size * weights[0].element_size()
     calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and job.hidden_states == "memory" else 0
@@ -146,7 +146,8 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
         "layers": sum(layers) if whole else max(layers) * (1 + (model.read_ahead is not None)),
         "embeddings": (model.bytes(REST) + model.bytes(HEAD)) * (2 if eval_tokens else 1),  # Two models are compared.
         "hidden states": token * max(calibration, evaluation),
-        "scoring": SCORING_BYTES * max(weight.numel() for weight in weights) + copies,
+        # Experts have one score each.
+        "scoring": 0 if recipe.removes_experts else SCORING_BYTES * max(weight.numel() for weight in weights) + copies,
         "update": GRAM_BYTES * widest**2 if recipe.update != "none" else 0,
         "program": PROGRAM_BYTES,
     }
@@ -193,7 +194,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
     seqlen = recipe.seqlen if needs_text(recipe) or eval_tokens else 2
     tokens = torch.randint(vocabulary, (batch_size, seqlen), generator=torch.Generator().manual_seed(0))
-    example = _example_layer(model).index
+    example = _example_layer(model, recipe).index
     only = replace(model.decoder, layers=model.decoder.layers[: example + 1])
     with torch.no_grad():
         run_layers(only, tokens.to(model.device), visit, batch_size=batch_size, resident=model.resident)
@@ -202,6 +203,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     return forward * (batches * passes + evaluation) + max(0.0, prune) * (layers - first)
 
 
-def _example_layer(model: StreamedModel) -> Layer:
-    """The first layer with an MLP."""
-    return next(layer for layer in model.decoder.layers if layer.mlps)
+def _example_layer(model: StreamedModel, recipe: Recipe) -> Layer:
+    """The first layer with an MLP; with experts, if these are removed."""
+    kind = sparsity_type_of(recipe)
+    return next(layer for layer in model.decoder.layers if layer.mlps and kind.blocks(layer, recipe))

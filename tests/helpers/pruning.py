@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import Family, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext, document_statistics, merge
 from neuronrank_core.methods import method_for
@@ -31,6 +32,20 @@ SMALL = {"nsamples": 6, "seqlen": 32, "tfidf_k": 8, "tokens_per_document": 16}
 
 def small(family: Family = "llama", layers: int = 2, **options: Any) -> nn.Module:
     return tiny_model(family, layers=layers, hidden=32, intermediate=64, **options)
+
+
+def random_model(config: Any) -> nn.Module:
+    """Every parameter random: biases and sinks far from zero, gains far from one; and what routers add to scores."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        for parameter in model.parameters():
+            parameter.data = torch.randn(parameter.shape) / (parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 1)
+        for name, buffer in model.named_buffers():
+            if "correction" in name:
+                buffer.normal_(std=0.1)
+    model.tie_weights()
+    return model
 
 
 def recipe(**chosen: Any) -> Recipe:

@@ -81,6 +81,11 @@ class SparsityType(ABC):
         """Update the modules of a block whose inputs are in ``gram``, which was collected in a later stage."""
         del block, context, chosen, gram
 
+    def experts_removed(self, chosen: Any) -> tuple[int, ...]:
+        """Indices of the experts that :meth:`remove` removed, from what it returned."""
+        del chosen
+        return ()
+
     def change_config(self, decoder: Decoder) -> None:
         """Adapt the model's configuration after all layers have been pruned."""
         del decoder

@@ -95,12 +95,16 @@ class Experts(SparsityType):
         return removed_experts(block.experts, block.groups, recipe) * (entries // block.experts)
 
     def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> Any:
-        """Remove the lowest-scoring experts. Returns the indices of the others."""
+        """Remove the lowest-scoring experts. Returns their indices."""
         del gram
         assert isinstance(block, Mixture)
-        kept = kept_experts(context, block.groups)
+        kept, before = kept_experts(context, block.groups), range(block.experts)
         block.remove_experts(torch.as_tensor(kept))
-        return kept
+        return tuple(sorted({*before} - {*kept.tolist()}))
+
+    def experts_removed(self, chosen: Any) -> tuple[int, ...]:
+        """What :meth:`remove` returned."""
+        return tuple(chosen)
 
     def resume(self, layer: Layer) -> None:
         """Set the numbers of experts that the modules hold."""

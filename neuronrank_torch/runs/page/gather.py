@@ -173,7 +173,7 @@ class _Page:
         recipe = self.sources.result.recipe
         self.sources.statistics  # noqa: B018 (reported as missing before the original model)
         if recipe.structured:
-            what = "Whole neurons" if recipe.whole_neurons else "Attention heads"
+            what = {"neurons": "Whole neurons", "experts": "Whole experts"}.get(recipe.sparsity_type, "Attention heads")
             raise UnavailableError(f"{what} were removed, so there are no zeros to compare.")
         dense, saved, recipes = self.sources.dense[0], self.sources.saved[0], weights.rival_recipes(recipe)
         shown = self.in_detail(list(range(first_pruned(recipe, self.layers)[0], self.layers)))

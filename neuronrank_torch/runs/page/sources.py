@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from neuronrank_core import METHODS, InputError, InvalidValueError, Recipe
-from neuronrank_core.methods import check_recipe, mode, requires
+from neuronrank_core import InputError, InvalidValueError, Recipe
+from neuronrank_core.methods import check_recipe, method_of, mode, requires
 from neuronrank_core.statistics.table import SAMPLE
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.files.json import read_json
@@ -114,7 +114,7 @@ class Sources:
         """The recipe for reading the statistics: in the mode of the run if it groups text, otherwise by topics."""
         header, run = self.statistics.header, self.result.recipe
         tokens = len(header["documents"]) * min(header["seqlen"], header["tokens_per_document"])
-        groups_text = SAMPLE in requires(run) or METHODS[run.method].mode is not None
+        groups_text = SAMPLE in requires(run) or method_of(run).mode is not None
         values = {
             "tfidf_mode": mode(run) if groups_text else "topic",
             "tfidf_k": min(run.tfidf_k, tokens),

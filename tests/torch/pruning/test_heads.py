@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pruning import TEXT, pruned, recipe, same_state, small, state
+from pruning import TEXT, pruned, random_model, recipe, same_state, small, state
 from tiny import BOS, EOS, VOCAB, tiny_tokenizer
 from torch import nn
 from transformers import (
@@ -43,17 +43,6 @@ SIZES: dict[str, Any] = {
     "eos_token_id": EOS,
     "pad_token_id": None,
 }
-
-
-def random_model(config: Any) -> nn.Module:
-    """Every parameter random: biases and sinks far from zero, gains far from one."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-        for parameter in model.parameters():
-            parameter.data = torch.randn(parameter.shape) / (parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 1)
-    model.tie_weights()
-    return model
 
 
 def biased() -> nn.Module:
