@@ -109,6 +109,7 @@ def held_out(model: Qwen3MoeForCausalLM, streams: dict[str, torch.Tensor], seqle
 @click.option("--width", default=192, help="Neurons of an expert.")
 @click.option("--vocabulary", default=4096)
 @click.option("--steps", default=1400)
+@click.option("--stop", type=int, help="Stop after so many of the steps; the learning rate is that of --steps.")
 @click.option("--batch", default=12, help="Sequences a step, a third of each kind.")
 @click.option("--seqlen", default=256)
 @click.option("--rate", default=3e-3)
@@ -123,6 +124,7 @@ def main(
     width: int,
     vocabulary: int,
     steps: int,
+    stop: int | None,
     batch: int,
     seqlen: int,
     rate: float,
@@ -163,8 +165,9 @@ def main(
     click.echo(f"{count:,} parameters, {count - idle:,} active; tokens {sizes}")
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.05)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.05)
-    start = time.perf_counter()
-    for step in range(1, steps + 1):
+    began = time.perf_counter()
+    last = min(steps, stop or steps)
+    for step in range(1, last + 1):
         rows = []
         for stream in streams.values():
             offsets = torch.randint(len(stream) - seqlen, (batch // 3,))
@@ -179,8 +182,8 @@ def main(
         scheduler.step()
         optimiser.zero_grad()
         if step % 20 == 0 or step == 1:
-            click.echo(f"{step} {time.perf_counter() - start:.0f} s: loss {loss:.3f}")
-        if step % 100 == 0 or step == steps:
+            click.echo(f"{step} {time.perf_counter() - began:.0f} s: loss {loss:.3f}")
+        if step % 100 == 0 or step == last:
             model.save_pretrained(save)
             click.echo(f"{step}: held-out perplexity {held_out(model, held, seqlen)[0]}")
     counts = held_out(model, held, seqlen)[1]
