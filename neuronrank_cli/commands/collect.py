@@ -73,6 +73,7 @@ def print_statistics(result: CollectResult) -> None:
     """Print what was collected, and the folder."""
     click.echo(
         f"{result.model}: {result.layers} layers, {len(result.documents)} of {result.nsamples} sequences of "
-        f"{result.seqlen} tokens of {result.dataset}, signal {result.signal}"
+        f"{result.seqlen} tokens of {result.dataset}, "
+        + ("experts (for --sparsity_type experts)" if result.experts else f"signal {result.signal}")
     )
     click.echo(f"saved to: {result.save}")

@@ -291,3 +291,6 @@ def _print_layers(result: PruneResult) -> None:
 
     rows = [cells(str(layer.layer), layer.sum("size"), layer.sum(gone), layer.seconds) for layer in result.layers]
     print_table(headings, rows, total=cells("total", total.prunable, getattr(total, gone), result.seconds))
+    for layer in result.layers:
+        if layer.experts_removed:
+            say(f"layer {layer.layer}: experts removed: {', '.join(map(str, layer.experts_removed))}")

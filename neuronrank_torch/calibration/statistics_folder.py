@@ -32,8 +32,8 @@ class StatisticsFolder:
         Content of ``statistics.json``: ``format``, ``model``, ``fingerprint`` (from
         :meth:`neuronrank_torch.model.source.ModelSource.digests`), ``model_type``, ``layers``, ``gated``, ``dataset``,
         ``text_sha256``, ``nsamples``, ``seqlen``, ``seed``, ``bos``, ``signal``, ``threshold``,
-        ``tokens_per_document``, ``batch_size``, ``documents`` (indices among all ``nsamples`` documents, ascending),
-        ``dtype``, ``versions``.
+        ``tokens_per_document``, ``experts``, ``batch_size``, ``documents`` (indices among all ``nsamples`` documents,
+        ascending), ``dtype``, ``versions``.
 
     Raises
     ------
@@ -49,6 +49,11 @@ class StatisticsFolder:
     def layers(self) -> int:
         """Number of decoder layers."""
         return int(self.header["layers"])
+
+    @property
+    def experts(self) -> bool:
+        """Whether the tables are those of the experts of a mixture."""
+        return bool(self.header.get("experts", False))
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -125,15 +130,17 @@ class StatisticsFolder:
                 f"--update {recipe.update} needs calibration text, not only statistics",
                 hint="leave out --update, or prune without --stats",
             )
-        if recipe.structured and not recipe.whole_neurons:
+        terms = "experts" if self.experts else "neurons"
+        if recipe.removes_heads or recipe.removes_layers or recipe.removes_experts != self.experts:
             raise InputError(
-                f"--sparsity_type {recipe.sparsity_type} needs calibration text: statistics are those of neurons",
+                f"--sparsity_type {recipe.sparsity_type} needs calibration text: statistics are those of {terms}",
                 hint="prune without --stats",
             )
-        if not self.header.get("gated", True):  # There is no other signal.
+        if not self.header.get("gated", True) and not self.experts:  # There is no other signal.
             recipe = replace(recipe, signal=self.header["signal"])
         for name, collected in self.fixed.items():
-            if not without_effect(recipe, {name}) and getattr(recipe, name) != collected:
+            free = self.experts and name == "signal"  # A table of experts has all.
+            if not free and not without_effect(recipe, {name}) and getattr(recipe, name) != collected:
                 raise InvalidValueError(
                     name,
                     getattr(recipe, name),
@@ -142,7 +149,7 @@ class StatisticsFolder:
                 )
         fitted = replace(
             recipe,
-            propagate="dense",
+            propagate=recipe.propagate if self.experts else "dense",
             nsamples=len(self.header["documents"]),
             seqlen=self.header["seqlen"],
             bos=self.header["bos"],

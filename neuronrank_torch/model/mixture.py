@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch.model.blocks import Block, select_entries
 from neuronrank_torch.model.experts import Experts
 from neuronrank_torch.model.structure import Layer
@@ -43,6 +44,14 @@ class Mixture(Block):
         mlps = {id(m) for mlp in layer.mlps if mlp.expert is None for m in mlp.module.modules()}
         beside = [m for name, m in parent.named_modules() if id(m) not in mlps and not _OTHER.search(name)]
         return cls(layer.index, module, layer.experts.projections(), "experts.", tuple(beside), layer.experts)
+
+    def check_factors(self) -> None:
+        """Refuse a mixture in which the outputs of the experts have no factors; raises UnsupportedModelError."""
+        if self.fused is None or not self.fused.weighted:
+            raise UnsupportedModelError(
+                f"{type(self.module).__name__} multiplies the inputs of its experts instead of their outputs",
+                hint="its experts cannot be removed or measured yet: prune weights instead",
+            )
 
     @property
     def experts(self) -> int:

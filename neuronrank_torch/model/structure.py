@@ -111,6 +111,11 @@ class Decoder:
         """Whether an MLP has a gate; without one, all signals are the same."""
         return any(mlp.gated for layer in self.layers for mlp in layer.mlps)
 
+    @property
+    def experts(self) -> bool:
+        """Whether a layer has routed experts."""
+        return any(layer.experts is not None for layer in self.layers)
+
     def measured(self, recipe: Recipe) -> Recipe:
         """The recipe with the signal that is measured in this model."""
         first = next(mlp for layer in self.layers for mlp in layer.mlps)

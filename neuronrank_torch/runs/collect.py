@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from neuronrank_core import InputError, InvalidValueError, LayerStatistics, NonFiniteError, Recipe
+from neuronrank_core.recipe import EXPERTS
 from neuronrank_core.statistics.table_files import FORMAT_VERSION
 from neuronrank_torch.calibration.collector import LayerCollector, head_statistics
 from neuronrank_torch.calibration.hidden_states import residual_norm
@@ -18,6 +19,7 @@ from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.files.durable import STATISTICS, check_output
 from neuronrank_torch.files.journal import JOURNAL_FORMAT
 from neuronrank_torch.model.device import choose_device
+from neuronrank_torch.model.mixture import Mixture
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import HEAD, StreamedModel
@@ -78,6 +80,8 @@ class CollectResult:
         Version of each package that influences the result.
     gated : bool
         Whether the MLPs have a gate; true in folders that do not say.
+    experts : bool
+        Whether the tables are those of the experts of a mixture, where a layer has some.
     notes : tuple of str
         Warnings.
     schema : int
@@ -104,6 +108,7 @@ class CollectResult:
     dtype: str
     versions: dict[str, str]
     gated: bool = True
+    experts: bool = False
     notes: tuple[str, ...] = ()
     schema: int = 1
 
@@ -153,6 +158,10 @@ def run_collect(
         target = ranks.from_first(
             partial(check_output, save, job.force, STATISTICS, source=source.path, label=source.spec)
         )
+        if model.decoder.experts:
+            recipe = replace(recipe, sparsity_type=EXPERTS, tfidf_mode="topic")
+            for mixture in filter(None, map(Mixture.of, model.decoder.layers)):
+                mixture.check_factors()
         recipe = model.decoder.measured(recipe)
         text = "" if own else read.text(tokenizer)
         run = _CollectRun(job, recipe, batch_size, chosen, model, source, progress, ranks)
@@ -208,6 +217,7 @@ class _CollectRun:
             "model_type": self.source.model_type,
             "layers": len(self.model.decoder.layers),
             "gated": self.model.decoder.gated,
+            "experts": self.recipe.removes_experts,
             "dataset": self.job.dataset,
             "text_sha256": text_sha256,
             **{name: getattr(self.recipe, name) for name in sampling},
@@ -268,12 +278,14 @@ class _CollectRun:
             writer.keep(HEAD, replace(table, document=np.asarray(self.documents)))
 
     def _table(self, run: LayerRun) -> LayerStatistics:
+        mixture = Mixture.of(run.layer)
         attention = [] if run.layer.attention is None else [run.layer.attention]
+        blocks = [run.layer.mlp, *attention] if mixture is None else [mixture]
 
         def batch_done(start: int) -> None:
             collector.add_documents(self.documents.start + start, run.hidden.shape[1])
 
-        with LayerCollector(run.layer, [run.layer.mlp, *attention], self.recipe, run.hidden.shape[1]) as collector:
+        with LayerCollector(run.layer, blocks, self.recipe, run.hidden.shape[1]) as collector:
             run.feed(keep=True, after=batch_done)
         norms = residual_norm(run.hidden, self.ranks)
         if not np.isfinite(norms).all():

@@ -59,7 +59,8 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
     saved: list[str] = []
     if job.save is not None:
         check_output(job.save, job.force, source=source.path, label=source.spec)
-        saved = Names.of(streamed).notes()
+        names = Names.of(streamed)
+        saved = (names.fewer_experts() if recipe.removes_experts else names).notes()
     if statistics is not None:
         statistics.check_model(source)
     model = streamed.model
@@ -194,7 +195,9 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
     seqlen = recipe.seqlen if needs_text(recipe) or eval_tokens else 2
     tokens = torch.randint(vocabulary, (batch_size, seqlen), generator=torch.Generator().manual_seed(0))
-    example = _example_layer(model, recipe).index
+    example = (layer := _example_layer(model, recipe)).index
+    with model.resident(example):
+        plan.sparsity_type.resume(layer)  # An earlier estimate left it with the numbers of a pruned one.
     only = replace(model.decoder, layers=model.decoder.layers[: example + 1])
     with torch.no_grad():
         run_layers(only, tokens.to(model.device), visit, batch_size=batch_size, resident=model.resident)

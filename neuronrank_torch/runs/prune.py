@@ -152,6 +152,7 @@ class _Run(Inputs):
         dense, hidden_states = self.recipe.propagate == "dense", self.job.hidden_states
         options: dict[str, Any] = {"propagate_dense": dense, "hidden_states": hidden_states, "ranks": self.ranks}
         if self.ranks.first:
+            options |= {"fewer_experts": self.recipe.removes_experts}
             return ModelWriter(target, model, self.identity(), force=self.job.force, **options)
         return Receiver(target, model, **options)
 

@@ -40,6 +40,8 @@ class ModelWriter(OutputWriter, LayerStore):
     propagate_dense : bool
         Whether calibration text is propagated through the original weights of finished layers instead of the pruned
         ones.
+    fewer_experts : bool
+        Whether experts are removed; see :meth:`neuronrank_torch.saving.names.Names.fewer_experts`.
     """
 
     inner = "model"
@@ -51,11 +53,12 @@ class ModelWriter(OutputWriter, LayerStore):
         identity: dict[str, Any],
         *,
         propagate_dense: bool = False,
+        fewer_experts: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(target, identity, len(model.decoder.layers), **options)
         self.model, self.propagate_dense = model, propagate_dense
-        self.names = Names.of(model)
+        self.names = Names.of(model).fewer_experts() if fewer_experts else Names.of(model)
         tensors = [tensor for unit in model.units for tensor in model.tensors(unit).values()]
         tensors += self.names.copies().values()
         precisions = {tensor.dtype for tensor in tensors}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,9 @@ from neuronrank_torch.model.converted import ConvertedWeights
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.tensor_files import read_header
 from neuronrank_torch.model.weights import WeightSource
+
+#: A decoder layer at the beginning of a name.
+_LAYER = re.compile(r".*?\blayers\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,15 @@ class Names:
         Not used by the model: copied as they are.
     changed : list of str
         Part of the model, which saves them under other names or in another shape.
+    left_out : list of str
+        Not used by the model, and not copied.
     """
 
     source: WeightSource | None = None
     written: Sequence[str] = ()
     unused: Sequence[str] = ()
     changed: Sequence[str] = ()
+    left_out: Sequence[str] = ()
 
     @classmethod
     def of(cls, model: StreamedModel) -> Names:
@@ -54,9 +61,20 @@ class Names:
         """The tensors that the model does not use."""
         return {} if self.source is None else {name: self.source.tensor(name) for name in self.unused}
 
+    def fewer_experts(self) -> Names:
+        """The same for a model that loses experts: without layers that it does not use and that have all of them."""
+        layers = {match[0] for name in self.unused if ".experts." in name and (match := _LAYER.match(name))}
+        gone = [name for name in self.unused if (match := _LAYER.match(name)) and match[0] in layers]
+        return replace(self, unused=[name for name in self.unused if name not in gone], left_out=gone)
+
     def notes(self) -> list[str]:
         """What the result of a run says about them."""
         notes = []
+        if self.left_out:
+            notes.append(
+                "tensors that the model does not use, left out because they have as many experts as before:"
+                f" {_such_as(self.left_out)}"
+            )
         if self.unused:
             notes.append(f"tensors that the model does not use, copied unchanged: {_such_as(self.unused)}")
         if self.changed:

@@ -19,6 +19,8 @@ from neuronrank_torch.pruning.sparsity_types.base import SparsityType
 #: Names of the number of experts in a configuration, and of the number that the router chooses for a token.
 COUNTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "num_routed_experts")
 CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts", "experts_per_token")
+#: Names of the number of layers for multi-token prediction, which transformers does not load with the model.
+EXTRA_LAYERS = ("num_mtp_layers", "num_nextn_predict_layers")
 _HINT = "experts of this model cannot be removed yet: prune weights instead"
 
 
@@ -53,11 +55,7 @@ class Experts(SparsityType):
         name = _count(decoder)
         if any(mixture.experts != getattr(config, name, None) for mixture in mixtures):
             raise InputError(f"the number of experts of {body} is not the {name} of its configuration", hint=_HINT)
-        if first.fused is None or not first.fused.weighted:
-            raise InputError(
-                f"{type(first.module).__name__} multiplies the inputs of its experts instead of their outputs",
-                hint=_HINT,
-            )
+        first.check_factors()
         left = first.experts - removed_experts(first.experts, first.groups, recipe)
         _check_chosen(config, first, left, recipe)
         try:
@@ -115,7 +113,11 @@ class Experts(SparsityType):
     def change_config(self, decoder: Decoder) -> None:
         """Set the number of experts, which is the same in every layer that has some."""
         mixture = next(mixture for layer in decoder.layers if (mixture := Mixture.of(layer)) is not None)
-        setattr(decoder.body.config, _count(decoder), mixture.experts)
+        config = decoder.body.config
+        setattr(config, _count(decoder), mixture.experts)
+        for name in EXTRA_LAYERS:
+            if getattr(config, name, None):  # The writer leaves them out.
+                setattr(config, name, 0)
 
 
 def _count(decoder: Decoder) -> str:

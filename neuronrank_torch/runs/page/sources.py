@@ -102,6 +102,11 @@ class Sources:
             check_recipe(result.recipe)
         except InvalidValueError as error:
             raise InputError(f"cannot read {file}: recipe.{error}", hint="prune again") from error
+        if result.recipe.removes_experts:
+            raise InputError(
+                f"experts of {self.job.folder} were removed, and the page shows neurons",
+                hint="use `neuronrank compare`, or `neuronrank eval --reference`",
+            )
         if result.recipe.removes_layers:
             raise InputError(
                 f"layers of {self.job.folder} were removed, and the page compares layer by layer",
@@ -150,6 +155,10 @@ class Sources:
         if self.job.stats is None:
             raise UnavailableError("Provide --stats, a folder written by `neuronrank collect` for the original model.")
         folder = StatisticsFolder(self.job.stats)
+        if folder.experts:
+            raise InputError(
+                f"{folder.path} holds statistics of experts, and the page shows neurons", hint="leave out --stats"
+            )
         folder.check_layers(len(self.saved[0].decoder.layers))
         with suppress(UnavailableError):
             folder.check_model(self.dense[2])

@@ -23,7 +23,7 @@ from neuronrank_core import (
 from neuronrank_core.methods import ALL_METHODS, check_recipe, method_of, requires, without_effect
 from neuronrank_core.selection.experts import kept_experts, removed_experts
 from neuronrank_core.statistics.experts import active_documents, expert_statistics
-from neuronrank_core.statistics.table import EXPERTS, SAMPLE
+from neuronrank_core.statistics.table import EXPERTS, INPUTS, SAMPLE
 
 EXPERT_COUNT, HIDDEN, LENGTHS = 6, 5, (9, 4, 13, 7)
 SUMS = ("expert_gate", "expert_norm", "expert_gated_norm")
@@ -107,6 +107,7 @@ def test_merging_in_any_order_and_files_keep_every_column(tmp_path: Any) -> None
         assert np.array_equal(column, other.columns()[name])
         assert np.array_equal(column, loaded.columns()[name])
     assert sums.columns().keys() == {"document", "tokens", "expert_tokens", *SUMS}
+    assert load_statistics(tmp_path / "t.safetensors", {INPUTS})[0].columns().keys() == {"document", "tokens"}
 
 
 def test_reap_and_frequency_against_loops() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from mixture import mixture
-from pruning import TEXT, pruned, recipe, same_state, state
+from pruning import TEXT, pruned, random_model, recipe, same_state, state
 from tiny import VOCAB, tiny_tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, InklingTextConfig
+from transformers import AutoModelForCausalLM, InklingTextConfig, Llama4TextConfig
 
 from neuronrank_core import InputError
 from neuronrank_core.errors import UnsupportedModelError
@@ -101,12 +101,24 @@ def test_verify(tmp_path: Path) -> None:
 
 
 def test_collect(tmp_path: Path) -> None:
-    folder = write(tmp_path, mixture("mixtral"))
+    own = {
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 1,
+        "intermediate_size_mlp": 40,
+        "attention_chunk_size": 16,
+    }
+    model = random_model(Llama4TextConfig(**COMMON | {"num_experts_per_tok": 1}, **own))
+    folder = write(tmp_path, model)
     (tmp_path / "text.txt").write_text(TEXT)
     job = Job(str(folder), dataset=str(tmp_path / "text.txt"), save=str(tmp_path / "stats"))
-    with pytest.raises(UnsupportedModelError, match=r"layer 0 .MixtralDecoderLayer. is a mixture of experts"):
+    message = "Llama4TextExperts multiplies the inputs of its experts"
+    with pytest.raises(UnsupportedModelError, match=message):
         run_collect(job, recipe())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, "text.txt"])
+    before = state(model)
+    with pytest.raises(UnsupportedModelError, match=message):
+        pruned(model, recipe(sparsity_type="experts", method="reap"))
+    assert same_state(state(model), before)
 
 
 @pytest.mark.parametrize("change", ["swapped", "turned", "own forward", "one bias", "no activation", "norm"])

@@ -11,16 +11,21 @@ from typing import Any
 import pytest
 import torch
 from experts import FAMILIES
-from pruning import TEXT, pruned, random_model, recipe, same_state, state
+from pruning import TEXT, pruned, random_model, recipe, same_state, small, state
 from tiny import tiny_tokenizer
+from tiny_types import tiny_type
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from neuronrank_core import InputError, InvalidValueError
+from neuronrank_core.effort import passes_by_effort
 from neuronrank_core.methods import ALL_METHODS
 from neuronrank_torch.model.open import load_model
+from neuronrank_torch.model.structure import find_decoder
 from neuronrank_torch.model.weights import SafetensorsWeights
 from neuronrank_torch.pruning.scope import planned_layers
+from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
+from neuronrank_torch.runs.dry_run import plan_prune
 from neuronrank_torch.runs.job import Job
 from neuronrank_torch.runs.prune import run_prune
 
@@ -116,6 +121,9 @@ def test_planned_is_what_is_removed(family: str) -> None:
     model = dense_model(family)
     layers, _ = planned_layers(model, chosen())
     before = sum(p.numel() for p in model.parameters())
+    kind = sparsity_type_of(chosen())
+    blocks = [block for layer in find_decoder(model).layers for block in kind.blocks(layer, chosen())]
+    shrinks = sum(kind.shrinkage(block, chosen()) for block in blocks)
     report = pruned(model, chosen())
     assert by_module(layers) == by_module(report.layers)
     hidden = model.config.hidden_size
@@ -123,7 +131,7 @@ def test_planned_is_what_is_removed(family: str) -> None:
     of_experts = report.total.removed
     if family == "gpt_oss":  # Biases of gate, up and down.
         of_experts += sum((2 * 20 + hidden) * len(layer.experts_removed) for layer in report.layers)
-    assert before - sum(p.numel() for p in model.parameters()) == of_experts + of_router
+    assert before - sum(p.numel() for p in model.parameters()) == of_experts + of_router == shrinks
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -172,6 +180,35 @@ def test_from_disk_to_disk(family: str, stored: str, tmp_path: Path) -> None:
     saved, left = tmp_path / "out", tmp_path / "left"
     model.save_pretrained(left, save_original_format=stored == "as published")
     assert names(saved) == names(left)
+
+
+def test_a_plan_may_estimate_several_efforts(tmp_path: Path) -> None:
+    dense_model("qwen3_moe").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(TEXT)
+    efforts = passes_by_effort(chosen())
+    result = plan_prune(Job(str(tmp_path / "model"), str(tmp_path / "text.txt")), chosen(), efforts)
+    assert result.plan is not None
+    assert result.plan.efforts.keys() == efforts.keys()
+    assert result.total.removed == pruned(dense_model("qwen3_moe"), chosen()).total.removed
+    assert any("layers without experts are not pruned: 1" in note for note in result.notes)
+
+
+def test_a_model_without_experts_is_refused() -> None:
+    model = small("llama")
+    with pytest.raises(InputError, match="--sparsity_type experts needs a mixture of experts, and LlamaModel is none"):
+        pruned(model, chosen())
+
+
+def test_a_tensor_that_grows_otherwise_with_the_experts_is_refused() -> None:
+    """Zaya's router has one entry more than there are experts."""
+    model = tiny_type("zaya")
+    before = state(model)
+    with pytest.raises(
+        InputError, match=r"with fewer experts, `\S*balancing_biases` of ZayaForCausalLM would not have"
+    ):
+        pruned(model, chosen(sparsity_ratio=0.25))
+    assert same_state(before, state(model))
 
 
 def names(folder: Path) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 from tiny_types import tiny_type
 from torch import Tensor
-from transformers import conversion_mapping
+from transformers import AutoConfig, conversion_mapping
 from transformers.core_model_loading import ConversionOps, Transpose, WeightConverter
 
 from neuronrank_core.errors import NeuronRankError
@@ -163,6 +164,23 @@ def test_a_tensor_that_the_model_does_not_use_is_copied(tmp_path: Path) -> None:
     note = "tensors that the model does not use, copied unchanged: model.layers.2.eh_proj.weight and 1 more"
     assert note in result.notes
     assert note in plan.notes
+
+
+def test_layers_that_would_keep_all_experts_are_left_out(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", tiny_type("deepseek_v3"))
+    left = [f"model.layers.2.{name}.weight" for name in ("eh_proj", "mlp.experts.0.up_proj", "mlp.experts.1.up_proj")]
+    kept = "model.layers.3.eh_proj.weight"
+    edit(source, lambda tensors: tensors.update({name: torch.randn(5, 3).bfloat16() for name in (*left, kept)}))
+    fewer = replace(RECIPE, method="reap", sparsity_type="experts", sparsity_ratio=0.5)
+    plan, result = plan_prune(job(source), fewer), run_prune(job(source), fewer)
+    out = stored(tmp_path / "out")
+    assert out.keys().isdisjoint(left)
+    assert torch.equal(out[kept], stored(source)[kept])
+    assert AutoConfig.from_pretrained(source).num_nextn_predict_layers == 1
+    assert AutoConfig.from_pretrained(tmp_path / "out").num_nextn_predict_layers == 0
+    note = "left out because they have as many experts as before: model.layers.2.eh_proj.weight and 2 more"
+    for notes in (plan.notes, result.notes):
+        assert any(note in line for line in notes)
 
 
 def test_a_copy_of_a_tied_weight_is_kept(tmp_path: Path) -> None:
