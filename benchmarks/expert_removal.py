@@ -40,11 +40,11 @@ METHODS = (
     "random",
     "expert_frequency",
     "reap",
-    "neuronrank_tfidf,tfidf_mode=doc,idf_exp=0",
     "neuronrank_tfidf,tfidf_mode=doc",
     "neuronrank_tfidf,tfidf_mode=topic",
     "neuronrank_tfidf,tfidf_mode=doc,idf_exp=0,signal=product",
     "neuronrank_tfidf,tfidf_mode=doc,signal=product",
+    "neuronrank_tfidf,tfidf_mode=topic,idf_exp=0,signal=product",
     "neuronrank_tfidf,tfidf_mode=topic,signal=product",
 )
 MIXES = ("prose=1", "prose=1,code=1,docs=1", "prose=18,code=1,docs=1")
@@ -156,7 +156,7 @@ def _values(of: list[float]) -> str:
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1, 2))
 @click.option("--nsamples", default=64)
 @click.option("--seqlen", default=256)
-@click.option("--windows", default=32)
+@click.option("--windows", default=16)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/experts.jsonl"))
 @click.option("--table-only", is_flag=True)
 @torch.no_grad()
