@@ -5,7 +5,6 @@ Each runtime needs an environment of its own (docs/how-to/runtimes.md). A variab
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuronrank_torch.model.depth import keep_layers
@@ -107,11 +106,11 @@ def test_text_is_that_of_transformers(
 def gemma(folder: Path, kept: list[int]) -> Path:
     """A random Gemma 3 of which every sixth layer is global, with some of its eight layers."""
     _, tokenizer, _ = load_model(MODEL)
-    model = copy.deepcopy(tiny_model("gemma3", layers=8, vocab=len(tokenizer)))
-    kinds = ["full_attention" if index % 6 == 5 else "sliding_attention" for index in range(8)]
-    for layer, kind in zip(model.model.layers, kinds, strict=True):
-        layer.layer_type = layer.self_attn.layer_type = kind
-    model.config.layer_types = kinds
+    size: dict[str, Any] = {"layers": 8, "vocab": len(tokenizer)}
+    config = tiny_config("gemma3", **size)
+    config.layer_types = ["full_attention" if index % 6 == 5 else "sliding_attention" for index in range(8)]
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(tiny_model("gemma3", **size).state_dict())
     keep_layers(find_decoder(model), kept)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,6 +1,6 @@
 """Round the matrices of a GGUF file in float32 to Q4_0, the embeddings to Q8_0: ``quantise.py SOURCE TARGET``.
 
-Both kinds round to nearest on a grid that contains zero, so weights that are zero stay zero.
+Both round to the nearest point of a grid with zero in it, so zeros stay. They need widths that are multiples of 32.
 """
 
 import sys
@@ -18,8 +18,7 @@ for name, field in fields.items():
 for tensor in source.tensors:
     kind = Kind.F32 if tensor.data.ndim == 1 else Kind.Q8_0 if "embd" in tensor.name else Kind.Q4_0
     packed = gguf.quants.quantize(np.asarray(tensor.data, np.float32), kind)
-    zeros = tensor.data == 0
-    assert not gguf.quants.dequantize(packed, kind)[zeros].any(), f"{tensor.name}: a zero was not kept"
+    assert not gguf.quants.dequantize(packed, kind)[tensor.data == 0].any(), f"{tensor.name}: a zero was not kept"
     writer.add_tensor(tensor.name, packed, raw_dtype=kind)
 writer.write_header_to_file()
 writer.write_kv_data_to_file()
