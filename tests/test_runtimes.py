@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from pruning import pruned, recipe, state
 from tiny import tiny_config, tiny_model
+from tiny_files import write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuronrank_torch.model.depth import keep_layers
@@ -131,3 +134,18 @@ def test_llama_cpp_ignores_the_pattern_of_gemma_3(llama_cpp: Continue, tmp_path:
     _, logprobs = reference(folder)
     with torch.no_grad():
         assert abs(llama_cpp(folder)["logprobs"][0] - logprobs[0]) > 0.05
+
+
+def test_lora_is_merged_into_the_same_shapes(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    model: Any = tiny_model(layers=4, hidden=48, intermediate=60)
+    for kind in ("neurons", "query-heads", "layers-by-influence"):
+        pruned(model, recipe(sparsity_type=kind, sparsity_ratio=0.5))
+    folder, target = write_model(tmp_path / "smaller", model, bos=False), tmp_path / "recovered"
+    lines = ran(sys.executable, EXAMPLES / "recover.py", folder, target, 3).splitlines()
+    before, after, merged = (float(re.findall(r"loss ([\d.]+)", line)[0]) for line in lines)
+    assert after != before
+    assert merged == pytest.approx(after, abs=2e-4)
+    trained, start = state(AutoModelForCausalLM.from_pretrained(target)), state(model)
+    assert {name: weight.shape for name, weight in trained.items()} == {name: w.shape for name, w in start.items()}
+    assert not torch.equal(trained["model.layers.1.mlp.down_proj.weight"], start["model.layers.1.mlp.down_proj.weight"])
