@@ -28,7 +28,9 @@ from neuronrank_torch.model.structure import find_decoder
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real model")]
 EXAMPLES = Path(__file__).parents[1] / "examples/runtimes"
 MODEL = "builtin:smollm2-135m"
-PROMPT = "The quick brown fox jumps over the lazy dog while seven wizards brew potions in the castle near a very old river"
+PROMPT = (
+    "The quick brown fox jumps over the lazy dog while seven wizards brew potions in the castle near a very old river"
+)
 TOKENS = 12
 #: What is removed, one after another.
 REMOVED = {"neurons": 0.1667, "query-heads": 0.34, "layers-by-influence": 0.1}

@@ -1,4 +1,4 @@
-"""Let llama.cpp continue a text greedily; needs xllamacpp. Prints text, log-probabilities and tokens per second as JSON."""
+"""Let llama.cpp continue a text greedily; needs xllamacpp. Prints the text, log-probabilities and speed as JSON."""
 
 import json
 import sys
