@@ -97,12 +97,12 @@ def reference(folder: Path) -> tuple[list[int], list[float]]:
 
 # llama.cpp keeps keys and values in float16.
 @pytest.mark.parametrize(("runtime", "tolerance"), [("llama_cpp", 0.02), ("onnx_runtime", 1e-3)])
-def test_text_is_that_of_transformers(
-    runtime: str, tolerance: float, smaller: Path, request: pytest.FixtureRequest
-) -> None:
+def test_text_is_that_of_transformers(runtime: str, tolerance: float, request: pytest.FixtureRequest) -> None:
+    run = request.getfixturevalue(runtime)  # First: without it, nothing needs to be pruned.
+    smaller = request.getfixturevalue("smaller")
     config = json.loads((smaller / "config.json").read_text("utf-8"))
     assert [config[name] for name in ("intermediate_size", "num_attention_heads", "num_hidden_layers")] == [1280, 6, 27]
-    found = request.getfixturevalue(runtime)(smaller)
+    found = run(smaller)
     tokens, logprobs = reference(smaller)
     assert found["tokens"] == tokens
     assert found["logprobs"] == pytest.approx(logprobs, abs=tolerance)
