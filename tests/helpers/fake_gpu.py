@@ -84,7 +84,8 @@ class OnGpu(Tensor):
 def _as_index(index: Any) -> Any:
     if isinstance(index, tuple):
         return tuple(map(_as_index, index))
-    return torch.tensor(index) if isinstance(index, (list, range)) else index
+    # Of an empty list, torch alone would make numbers that are no indices.
+    return torch.tensor(index, dtype=None if index else torch.int64) if isinstance(index, (list, range)) else index
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
