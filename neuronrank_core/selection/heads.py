@@ -104,10 +104,8 @@ def lost_share(context: ScoringContext, groups: int) -> float:
 def _kept(score: NDArray[np.float64], groups: int, way: str, goes: int, context: ScoringContext) -> NDArray[np.int64]:
     by_group = score.reshape(groups, -1)
     compared = by_group.sum(axis=1)[None] if way == "key-value-groups" else by_group.copy()
-    where, ratio = (
-        f"layer {context.layer} heads",
-        exact_ratio(goes * compared.shape[1] // score.size, compared.shape[1]),
-    )
+    of = compared.shape[1]
+    ratio, where = exact_ratio(goes * of // score.size, of), f"layer {context.layer} heads"
     gone = select(compared, np.ones_like(compared), ratio=ratio, compare="row", where=where)
     gone = gone.T if way == "key-value-groups" else gone
     return np.flatnonzero(~np.broadcast_to(gone, by_group.shape))

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from neuronrank_torch.calibration.layerwise import replaced, split_output
+
 
 class AttentionOutputs:
     """What the attention of a layer returns for the calibration text.
@@ -32,14 +34,14 @@ class AttentionOutputs:
             yield
 
     def _keep(self, output: Any) -> None:
-        hidden, *others = output if isinstance(output, tuple) else (output,)
-        room = self._kept[self._first : self._first + len(hidden)] if isinstance(hidden, Tensor) else None
-        if room is None or room.shape != hidden.shape or any(other is not None for other in others):
+        hidden, others = split_output(output)
+        room = self._kept[self._first : self._first + len(hidden)]
+        if room.shape != hidden.shape or any(other is not None for other in others or ()):
             self._first = len(self._kept) + 1  # Not usable: anything else may depend on the text.
             return
         room.copy_(hidden)
         self._first += len(room)
-        self._returned.append((room, *others) if isinstance(output, tuple) else room)
+        self._returned.append(room if others is None else (room, *others))
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
@@ -48,13 +50,6 @@ class AttentionOutputs:
         Attention is computed as always unless it returned one tensor of the expected shape for each micro-batch, and
         nothing besides but None.
         """
-        own = vars(self._module).get("forward")
-        if self._first == len(self._kept):
-            returned = cycle(self._returned)
-            self._module.forward = lambda *args, **kwargs: next(returned)
-        try:
+        returned = cycle(self._returned)
+        with replaced([self._module] if self._first == len(self._kept) else [], lambda *call: next(returned)):
             yield
-        finally:
-            vars(self._module).pop("forward", None)
-            if own is not None:
-                self._module.forward = own

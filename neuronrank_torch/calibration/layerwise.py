@@ -92,7 +92,7 @@ def split_output(output: Any) -> tuple[Tensor, Others]:
 
 
 @contextmanager
-def _replaced(layers: list[nn.Module], handler: Handler) -> Iterator[None]:
+def replaced(layers: list[nn.Module], handler: Handler) -> Iterator[None]:
     """Replace every layer's forward by ``handler(index, original_forward, args, kwargs)``."""
     own = [layer.__dict__.get("forward") for layer in layers]
     try:
@@ -139,7 +139,7 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
         raise StopForward
 
     called = entry(decoder, _example(sequences))
-    with _replaced([layer.module for layer in decoder.layers], first_layer):
+    with replaced([layer.module for layer in decoder.layers], first_layer):
         for sequence in sequences if len(sequences) else _example(sequences):
             try:
                 called(input_ids=sequence[None], use_cache=False)
@@ -231,7 +231,7 @@ def run_layers(
         return placeholder if others is None else (placeholder, *others)
 
     model = entry(decoder, _example(sequences))
-    with _replaced([layer.module for layer in decoder.layers], visit_layer), suppress(StopForward):
+    with replaced([layer.module for layer in decoder.layers], visit_layer), suppress(StopForward):
         model(input_ids=_example(sequences), use_cache=False)
     if called != [*range(last + 1)]:
         raise _unsupported(decoder, f"called {len(called)} of its {last + 1} layers")
@@ -270,7 +270,7 @@ def layers_done(decoder: Decoder, hidden: Tensor, others: Others = None) -> Iter
         states = args[0] if index < last else torch.stack([next(batches) for _ in args[0]]).to(args[0].device)
         return states if others is None else (states, *others)
 
-    with _replaced([layer.module for layer in decoder.layers], skip):
+    with replaced([layer.module for layer in decoder.layers], skip):
         yield
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from neuronrank_core.errors import InvalidValueError
 from neuronrank_core.measures import median_interval
 from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.progress import Progress, silent
@@ -121,8 +122,11 @@ def compare_speed(
 
 
 def _writes(model: Any) -> bool:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or PROMPT + NEW_TOKENS
-    return model.can_generate() and positions >= PROMPT + NEW_TOKENS
+    try:
+        check_positions(model, PROMPT + NEW_TOKENS)
+    except InvalidValueError:
+        return False
+    return bool(model.can_generate())
 
 
 def _batch(model: Any, tokens: int, sequences: int) -> Any:

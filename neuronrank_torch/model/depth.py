@@ -20,6 +20,8 @@ _NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number")
 _PER_LAYER = re.compile("layer|block|pattern")
 #: Lists in configurations of numbers of layers.
 _INDICES = ("mlp_only_layers",)
+#: Names of the number of layers for multi-token prediction in configurations.
+_PREDICTORS = ("num_mtp_layers", "num_nextn_predict_layers", "mtp_num_hidden_layers")
 _HINT = "layers of this model cannot be removed yet: remove neurons, or prune weights instead"
 
 
@@ -40,6 +42,13 @@ def shallower(config: Any, kept: Sequence[int]) -> dict[str, Any]:
         elif isinstance(value, (list, tuple)) and len(value) == depth and _PER_LAYER.search(name):
             changes[name] = type(value)(value[index] for index in kept)
     return changes
+
+
+def forget_predictors(config: Any) -> None:
+    """Have a configuration state that there are no layers for multi-token prediction."""
+    for part in {id(one): one for one in (config, config.get_text_config())}.values():
+        for name in vars(part).keys() & set(_PREDICTORS):
+            setattr(part, name, 0)
 
 
 def keep_layers(decoder: Decoder, kept: Sequence[int]) -> None:

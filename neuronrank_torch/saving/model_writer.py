@@ -10,13 +10,14 @@ from safetensors import SafetensorError
 
 from neuronrank_torch.files.durable import write_durably
 from neuronrank_torch.files.json import write_json
+from neuronrank_torch.model.depth import forget_predictors
 from neuronrank_torch.model.quiet import quiet_transformers
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel, Unit
 from neuronrank_torch.model.tensor_files import join_shards, write_index, write_shard
 from neuronrank_torch.model.weights import WeightSource, from_first
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.store import LayerStore
-from neuronrank_torch.saving.names import Names, forget_predictors
+from neuronrank_torch.saving.names import Names
 from neuronrank_torch.saving.output_writer import OutputWriter
 from neuronrank_torch.saving.receiver import Opened
 from neuronrank_torch.schema import from_json

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +15,6 @@ from neuronrank_torch.model.converted import ConvertedWeights
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.tensor_files import read_header
 from neuronrank_torch.model.weights import WeightSource
-
-#: Names of the number of layers for multi-token prediction in configurations.
-PREDICTORS = ("num_mtp_layers", "num_nextn_predict_layers", "mtp_num_hidden_layers")
 
 
 @dataclass(frozen=True)
@@ -114,13 +110,6 @@ def _predicts_ahead(name: str, depth: int) -> bool:
     """Whether a tensor that the model does not use is of a layer for multi-token prediction."""
     number = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
     return "mtp" in re.split(r"[._]", name) or (number is not None and int(number[1]) >= depth)
-
-
-def forget_predictors(config: Any) -> None:
-    """Have a configuration state that there are no layers for multi-token prediction."""
-    for part in {id(one): one for one in (config, config.get_text_config())}.values():
-        for name in vars(part).keys() & set(PREDICTORS):
-            setattr(part, name, 0)
 
 
 def _such_as(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from neuronrank_core.recipe import EXPERTS
 from neuronrank_core.selection.experts import kept_experts, removed_experts
 from neuronrank_torch.calibration.gram import GramCollector
 from neuronrank_torch.model.blocks import Block
+from neuronrank_torch.model.depth import forget_predictors
 from neuronrank_torch.model.mixture import Mixture, number_of_experts
 from neuronrank_torch.model.resized import resized_tensors
 from neuronrank_torch.model.structure import Decoder, Layer
@@ -19,8 +20,6 @@ from neuronrank_torch.pruning.sparsity_types.base import SparsityType
 #: Names of the number of experts in a configuration, and of the number that the router chooses for a token.
 COUNTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "num_routed_experts")
 CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts", "experts_per_token")
-#: Names of the number of layers for multi-token prediction, which transformers does not load with the model.
-EXTRA_LAYERS = ("num_mtp_layers", "num_nextn_predict_layers")
 _HINT = "experts of this model cannot be removed yet: prune weights instead"
 
 
@@ -115,9 +114,7 @@ class Experts(SparsityType):
         mixture = next(mixture for layer in decoder.layers if (mixture := Mixture.of(layer)) is not None)
         config = decoder.body.config
         setattr(config, _count(decoder), mixture.experts)
-        for name in EXTRA_LAYERS:
-            if getattr(config, name, None):  # The writer leaves them out.
-                setattr(config, name, 0)
+        forget_predictors(config)  # They would have all experts.
 
 
 def _count(decoder: Decoder) -> str:
