@@ -81,7 +81,7 @@ def test_neurons_between_and_the_updates_pay_in_perplexity(dense: tuple[Any, Any
 
     def after(**chosen: Any) -> float:
         model.load_state_dict(weights)
-        prune(model, tokenizer, Recipe(nsamples=8, seqlen=256, pruning_last=15, **chosen), texts[0])
+        prune(model, tokenizer, Recipe(nsamples=8, seqlen=256, pruning_last=3, **chosen), texts[0])
         return evaluate(model, tokenizer, texts[1], seqlen=256, windows=4).perplexity
 
     wanda, ours = after(method="wanda"), after()
