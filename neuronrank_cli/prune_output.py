@@ -38,7 +38,7 @@ def print_result(result: PruneResult, *, verbose: bool = False) -> None:
             say(f"calibration: {recipe.nsamples} sequences of {recipe.seqlen} tokens of {text}")
         _print_plan(result.plan)
         return
-    compared = f", after {_duration(result.choice.seconds)} of comparison" if sized and result.choice else ""
+    compared = f", after {_duration(result.choice.seconds)} of comparison" if result.choice else ""
     say(f"time: {_duration(result.seconds)}{compared}")
     if job.save:
         say(f"saved to: {job.save}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def test_the_saved_text_gives_the_same_model(run: Run, own: list[object], measur
     assert WRITING in first.stderr
     assert "whole: it writes the calibration text" in first.stderr
     assert len(texts("one")) == 4
+    assert bool(re.search(r"^time: \d+ s, after \d+ s of comparison$", first.stdout, re.MULTILINE)) == bool(flags)
     run(*command, "--dataset", "one/calibration.jsonl", "--save", "given")
     assert weights("given") == weights("one")
     assert not Path("given/calibration.jsonl").exists()
