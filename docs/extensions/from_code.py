@@ -59,7 +59,7 @@ RESULTS = {
     "eval --tasks": "runs.tasks.TasksResult",
     "collect, merge": "runs.collect.CollectResult",
     "tune": "runs.tune.tune_result.TuneResult",
-    "sweep": "runs.sweep.SweepResult",
+    "sweep": "runs.sweep_result.SweepResult",
     "verify": "runs.verify.verify_result.VerifyResult",
     "compare": "runs.compare.CompareResult",
     "chat": "runs.chat.ChatResult",

@@ -17,7 +17,7 @@ from neuronrank_core.methods import ALL_METHODS
 from neuronrank_core.recipe import UPDATES, Recipe, parse_pattern
 
 if TYPE_CHECKING:
-    from neuronrank_torch.runs.sweep import Cell, SweepResult
+    from neuronrank_torch.runs.sweep_result import Cell, SweepResult
 
 CELLS, CALIBRATION, EVALUATION = "What to sweep", "Calibration", "Evaluation"
 RATIOS = (0.3, 0.5, 0.6, 0.7)

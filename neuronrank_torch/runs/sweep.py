@@ -2,8 +2,8 @@
 
 import copy
 import itertools
-import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,16 +14,17 @@ from neuronrank_core.errors import add_note
 from neuronrank_core.methods import check_recipe, needs_text
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.distributed.process_group import launched
+from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.evaluation.seen_text import calibration_text, evaluation_notes
-from neuronrank_torch.files.durable import write_durably
-from neuronrank_torch.files.journal import differences
 from neuronrank_torch.model.open import Dtype, load_model
+from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.pruning.result import versions
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.runs.job import Evaluation
+from neuronrank_torch.runs.sweep_result import Cell, CellFile, SweepResult
 from neuronrank_torch.text.sources import SELF, read_documents, text_fingerprint
 
 
@@ -64,107 +65,6 @@ class SweepJob:
     dtype: Dtype = "auto"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One combination that was measured.
-
-    Parameters
-    ----------
-    method : str
-        Scoring method.
-    update : str
-        Update of the remaining weights.
-    ratio : float
-        Fraction that was asked for.
-    share : float or None
-        Fraction of the prunable weights that is zero or removed; null if pruning failed.
-    perplexity, standard_error : float or None
-        On the evaluation text, as in :class:`~neuronrank_torch.evaluation.perplexity.Perplexity`; null if it failed.
-    seconds : float
-        Wall time of pruning.
-    failed : str or None
-        Error message.
-    """
-
-    method: str
-    update: str
-    ratio: float
-    share: float | None
-    perplexity: float | None
-    standard_error: float | None
-    seconds: float
-    failed: str | None = None
-
-    @property
-    def key(self) -> tuple[str, str, float]:
-        """What tells it from the others of its sweep."""
-        return self.method, self.update, self.ratio
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """Result of ``neuronrank sweep``.
-
-    Parameters
-    ----------
-    model : str
-        The model, as it was named.
-    out : str
-        The file of the cells.
-    sparsity_type : str
-        As ``--sparsity_type`` takes it.
-    evaluated_on : str
-        The evaluation text, as it was named.
-    dense : Perplexity
-        Of the unpruned model.
-    cells : tuple of Cell
-        By method, update and ratio.
-    notes : tuple of str
-        Warnings.
-    versions : dict of str
-        Version of each package that influences the result.
-    schema : int
-        Version of this format.
-    """
-
-    model: str
-    out: str
-    sparsity_type: str
-    evaluated_on: str
-    dense: Perplexity
-    cells: tuple[Cell, ...]
-    notes: tuple[str, ...]
-    versions: dict[str, str]
-    schema: int = 1
-
-
-class _CellFile:
-    """The cells of a sweep on disk, each with what all of them depend on; rewritten as a whole for every cell."""
-
-    def __init__(self, file: Path, setup: dict[str, Any], *, force: bool) -> None:
-        self.file, self.setup = file, json.loads(json.dumps(setup))
-        self.lines: list[dict[str, Any]] = []
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-            stored = [(line.pop("setup"), line) for line in map(json.loads, lines)]
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise InputError(f"{file} is not a file of cells", hint="choose another --out") from error
-        changes = [change for setup, _ in stored[:1] for change in differences(setup, self.setup)]
-        if changes and not force:
-            raise InputError(
-                f"{file} contains a different sweep: {'; '.join(changes[:3])}",
-                hint="rerun its command to resume it, choose another --out, or discard it with --force",
-            )
-        if not changes:
-            self.lines = [line for _, line in stored]
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Keep one more."""
-        self.lines.append(line)
-        text = "".join(json.dumps({**one, "setup": self.setup}) + "\n" for one in self.lines)
-        write_durably(self.file, lambda path: path.write_text(text, encoding="utf-8"))
-
-
 def recipes_of(
     job: SweepJob, base: Recipe, statistics: StatisticsFolder | None
 ) -> dict[tuple[str, str, float], Recipe]:
@@ -198,6 +98,36 @@ def run_sweep(job: SweepJob, base: Recipe, progress: Progress = silent) -> Sweep
         If the sweep cannot run. Finished cells stay in the file.
     """
     with launched() as ranks:
+        sweep = _Sweep.opened(job, base, progress, ranks)
+        dense, cells = sweep.cells()
+    names = (job.model, job.out, base.sparsity_type, job.evaluation.dataset)
+    return SweepResult(*names, dense, cells, (*sweep.notes(), *failures(cells)), versions())
+
+
+def failures(cells: Iterable[Cell]) -> list[str]:
+    """A line for each cell that failed."""
+    return [f"{' '.join(map(str, cell.key))} failed: {cell.failed}" for cell in cells if cell.failed]
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """A job with its inputs and its model loaded."""
+
+    job: SweepJob
+    base: Recipe
+    progress: Progress
+    ranks: Ranks
+    statistics: StatisticsFolder | None
+    recipes: dict[tuple[str, str, float], Recipe]
+    model: Any
+    tokenizer: Any
+    source: ModelSource
+    text: str | None
+    eval_text: str
+
+    @classmethod
+    def opened(cls, job: SweepJob, base: Recipe, progress: Progress, ranks: Ranks) -> "_Sweep":
+        """Read the texts and the model; raises InputError if one of the recipes cannot be run."""
         statistics = None if job.stats is None else StatisticsFolder(job.stats)
         recipes = recipes_of(job, base, statistics)
         reads = statistics is None and any(map(needs_text, recipes.values()))
@@ -211,61 +141,72 @@ def run_sweep(job: SweepJob, base: Recipe, progress: Progress = silent) -> Sweep
             statistics.check_model(source)
         for recipe in recipes.values():
             planned_layers(model, recipe)
-        text, eval_text = documents.text(tokenizer) if documents else "", evaluated.text(tokenizer)
-        unswept = ("method", "update", "sparsity_ratio")
-        setup = {
-            "model": source.digests(),
-            "recipe": {name: value for name, value in asdict(base).items() if name not in unswept},
-            "statistics": statistics and statistics.header,
-            "calibration text": text_fingerprint(text) if reads else None,
-            "evaluation": {**asdict(job.evaluation), "text": text_fingerprint(eval_text)},
+        text = documents.text(tokenizer) if documents else None
+        loaded = (model, tokenizer, source, text, evaluated.text(tokenizer))
+        return cls(job, base, progress, ranks, statistics, recipes, *loaded)
+
+    def setup(self) -> dict[str, Any]:
+        """What all cells depend on."""
+        job, unswept = self.job, ("method", "update", "sparsity_ratio")
+        return {
+            "model": self.source.digests(),
+            "recipe": {name: value for name, value in asdict(self.base).items() if name not in unswept},
+            "statistics": self.statistics and self.statistics.header,
+            "calibration text": None if self.text is None else text_fingerprint(self.text),
+            "evaluation": {**asdict(job.evaluation), "text": text_fingerprint(self.eval_text)},
             **{name: getattr(job, name) for name in ("device", "dtype", "batch_size")},
             "version of": versions(),
         }
-        stored = ranks.from_first(partial(_CellFile, Path(job.out).expanduser(), setup, force=job.force))
-        total = len(recipes)
 
-        def cell(key: tuple[str, str, float], recipe: Recipe, where: str) -> Cell:
-            def step(stage: str, done: int, steps: int, unit: str) -> None:
-                progress(f"{where}: {stage}", done, steps, unit)
-
-            pruned, started = copy.deepcopy(model), time.perf_counter()
-            try:
-                how: dict[str, Any] = {"batch_size": job.batch_size, "statistics": statistics, "ranks": ranks}
-                report = prune(pruned, tokenizer, recipe, text, progress=step, **how)
-                seconds = round(time.perf_counter() - started, 3)
-                found = measure(pruned, "perplexity", step)
-            except (AllZeroMetricError, NonFiniteError) as error:  # The recipe failed, not the run.
-                return Cell(*key, None, None, None, round(time.perf_counter() - started, 3), str(error))
-            lost = (report.total.zeros + report.total.removed) / report.total.prunable
-            return Cell(*key, lost, found.perplexity, found.standard_error, seconds)
-
-        def measure(target: Any, stage: str, progress: Progress) -> Perplexity:
-            how: dict[str, Any] = {"batch_size": job.batch_size or 1, "ranks": ranks, "progress": progress}
-            return job.evaluation.measure(target, tokenizer, eval_text, stage=stage, **how)
-
-        def keep(line: dict[str, Any]) -> None:
-            if ranks.first:
-                stored.add(line)
-
+    def cells(self) -> tuple[Perplexity, tuple[Cell, ...]]:
+        """The unpruned model's perplexity and all cells; measures those that are not in the file."""
+        file, total = Path(self.job.out).expanduser(), len(self.recipes)
+        stored = self.ranks.from_first(partial(CellFile, file, self.setup(), force=self.job.force))
         dense = next((Perplexity(**line["dense"]) for line in stored.lines if "dense" in line), None)
         cells = {cell.key: cell for cell in (Cell(**line) for line in stored.lines if "dense" not in line)}
+
+        def keep(line: dict[str, Any]) -> None:
+            if self.ranks.first:
+                stored.add(line)
+
         try:
             if dense is None:
-                dense = measure(model, "perplexity of the unpruned model", progress)
+                dense = self._perplexity(self.model, "perplexity of the unpruned model", self.progress)
                 keep({"dense": dense.to_dict()})
-            for number, (key, recipe) in enumerate(recipes.items(), start=1):
-                if key in cells:
-                    continue
-                cells[key] = cell(key, recipe, f"cell {number} of {total}, {' '.join(map(str, key))}")
-                keep(asdict(cells[key]))
+            for number, key in enumerate(self.recipes, start=1):
+                if key not in cells:
+                    cells[key] = self._cell(key, f"cell {number} of {total}, {' '.join(map(str, key))}")
+                    keep(asdict(cells[key]))
         except BaseException as error:
-            done = sum(key in cells for key in recipes)
+            done = sum(key in cells for key in self.recipes)
             add_note(error, f"{done} of {total} cells are finished and kept; rerun the same command to resume")
             raise
-        seen = calibration_text(statistics, tokenizer) if statistics else text
-        notes = [*source.notes, *evaluation_notes(seen, eval_text, statistics)]
-        notes += [f"{' '.join(map(str, key))} failed: {cells[key].failed}" for key in recipes if cells[key].failed]
-        measured = tuple(cells[key] for key in recipes)
-        names = (job.model, job.out, base.sparsity_type, job.evaluation.dataset)
-        return SweepResult(*names, dense, measured, tuple(notes), versions())
+        return dense, tuple(cells[key] for key in self.recipes)
+
+    def _cell(self, key: tuple[str, str, float], where: str) -> Cell:
+        def step(stage: str, done: int, steps: int, unit: str) -> None:
+            self.progress(f"{where}: {stage}", done, steps, unit)
+
+        pruned, started = copy.deepcopy(self.model), time.perf_counter()
+        try:
+            how: dict[str, Any] = {
+                "batch_size": self.job.batch_size,
+                "statistics": self.statistics,
+                "ranks": self.ranks,
+            }
+            report = prune(pruned, self.tokenizer, self.recipes[key], self.text or "", progress=step, **how)
+            seconds = round(time.perf_counter() - started, 3)
+            found = self._perplexity(pruned, "perplexity", step)
+        except (AllZeroMetricError, NonFiniteError) as error:  # The recipe failed, not the run.
+            return Cell(*key, None, None, None, round(time.perf_counter() - started, 3), str(error))
+        lost = (report.total.zeros + report.total.removed) / report.total.prunable
+        return Cell(*key, lost, found.perplexity, found.standard_error, seconds)
+
+    def _perplexity(self, target: Any, stage: str, progress: Progress) -> Perplexity:
+        how: dict[str, Any] = {"batch_size": self.job.batch_size or 1, "ranks": self.ranks, "progress": progress}
+        return self.job.evaluation.measure(target, self.tokenizer, self.eval_text, stage=stage, **how)
+
+    def notes(self) -> list[str]:
+        """Notes on the model and on the texts."""
+        seen = calibration_text(self.statistics, self.tokenizer) if self.statistics else self.text or ""
+        return [*self.source.notes, *evaluation_notes(seen, self.eval_text, self.statistics)]

@@ -90,7 +90,7 @@ def test_collect_merge_and_what_uses_them(answer: Any, small: list[object]) -> N
 
 
 def test_sweep(answer: Any, small: list[object]) -> None:
-    from neuronrank_torch.runs.sweep import SweepResult
+    from neuronrank_torch.runs.sweep_result import SweepResult
 
     brief = ["--eval-dataset", small[3], "--eval-windows", 1, "--sparsity_ratio", 0.5, "--out", "cells.jsonl"]
     check(SweepResult, answer("sweep", *small, *brief))
