@@ -68,7 +68,7 @@ def measured(dense: Any, model: Any, windows: torch.Tensor) -> dict[str, float]:
 
 
 def prefill(dense: Any, model: Any, window: torch.Tensor) -> Spread:
-    """How many times as fast as the dense model a model reads a window: median and quartiles of turns after the first."""
+    """How many times as fast as the dense model a model reads a window; median and quartiles."""
     ratios = []
     for _ in range(TURNS + 1):
         times = []
