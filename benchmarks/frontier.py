@@ -2,8 +2,8 @@
 
     python benchmarks/frontier.py --calibrate valid.txt --evaluate test.txt --out out/frontier.jsonl
 
-Ours is ``neuronrank prune --target-params``. The peers are in ``structured/``, each with its paper; all get the same
-calibration sequences and windows, and the same scope: the whole decoder. None is trained afterwards. Sizes count the
+Ours is ``neuronrank prune --target-params``; ``NeuronRank, neurons`` is one of the mixes that it compares. The peers
+are in ``structured/``, each with its paper; all get the same calibration sequences and windows, and the same scope: the whole decoder. None is trained afterwards. Sizes count the
 parameters outside the input and output embeddings, with whatever a method adds. Peers that remove whole layers are
 measured with the numbers of layers on both sides of a target. Cells that are there are not run again.
 """
@@ -32,12 +32,14 @@ from structured.llm_pruner import prune as llm_pruner
 from structured.slicegpt import prune as slicegpt
 
 from neuronrank_core import Recipe
+from neuronrank_core.mixes import mixes, passes
 from neuronrank_torch.evaluation.speed import Spread
 from neuronrank_torch.model.open import load_model
+from neuronrank_torch.pruning.passes import prune_in_passes, sizes_of
 from neuronrank_torch.text.sequences import calibration_sequences, evaluation_windows
 from neuronrank_torch.text.sources import load_text, text_fingerprint
 
-OURS = "NeuronRank"
+OURS, NEURONS = "NeuronRank", "NeuronRank, neurons"
 #: For the speed.
 TURNS = 7
 #: Remove any share of the parameters, and whole layers.
@@ -89,6 +91,13 @@ def ours(name: str, keep: float, options: list[str], _: Any, __: torch.Tensor) -
         return load_model(f"{folder}/out")[0]
 
 
+def neurons(keep: float, recipe: Recipe, tokenizer: Any, text: str, model: Any, _: torch.Tensor) -> Any:
+    """The model without neurons, as many as ``--target-params`` removes if it removes nothing else."""
+    mix = mixes(sizes_of(model, recipe)[0], keep, recipe)["neurons"]
+    prune_in_passes(model, tokenizer, passes(mix, recipe), text)
+    return model
+
+
 def ways(dense: Any, methods: tuple[str, ...], keep: float) -> Iterator[tuple[str, str, Way]]:
     """Each peer at a target: its name, how far it goes, and the function that prunes."""
     for name in filter(BY_SHARE.get, methods):
@@ -106,7 +115,7 @@ def _in_place(prune: Callable[..., None], how_far: float, model: Any, sequences:
 @click.option("--model", default="builtin:smollm2-135m")
 @click.option("--calibrate", required=True, help="Calibration text.")
 @click.option("--evaluate", "evaluate_on", required=True, help="Evaluation text; never the calibration text.")
-@click.option("--method", "methods", multiple=True, default=(OURS, *BY_SHARE, *BY_LAYER))
+@click.option("--method", "methods", multiple=True, default=(OURS, NEURONS, *BY_SHARE, *BY_LAYER))
 @click.option("--keep", "keeps", multiple=True, type=float, default=(0.9, 0.8, 0.7, 0.5))
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0,))
 @click.option("--nsamples", default=32)
@@ -137,9 +146,12 @@ def main(
     done = {(c["method"], c["how far"], c["seed"]) for c in read_cells(out) if c["setup"] == setup}
     whole = outside_embeddings(dense)
     for seed, keep in itertools.product(seeds, keeps):
-        sequences = calibration_sequences(tokenizer, Recipe(nsamples=nsamples, seqlen=seqlen, seed=seed), texts[0])
+        recipe = Recipe(update="least-squares", nsamples=nsamples, seqlen=seqlen, seed=seed)
+        sequences = calibration_sequences(tokenizer, recipe, texts[0])
         options = ["--dataset", calibrate, *f"--nsamples {nsamples} --seqlen {seqlen} --seed {seed}".split()]
         own = [(OURS, f"{keep:g}", partial(ours, model, keep, options))] if OURS in methods else []
+        if NEURONS in methods:
+            own.append((NEURONS, f"{keep:g}", partial(neurons, keep, recipe, tokenizer, texts[0])))
         for name, how_far, prune in [*own, *ways(dense, methods, keep)]:
             if (name, how_far, seed) in done:
                 continue
