@@ -3,9 +3,10 @@
     python benchmarks/frontier.py --calibrate valid.txt --evaluate test.txt --out out/frontier.jsonl
 
 Ours is ``neuronrank prune --target-params``; ``NeuronRank, neurons`` is one of the mixes that it compares. The peers
-are in ``structured/``, each with its paper; all get the same calibration sequences and windows, and the same scope: the whole decoder. None is trained afterwards. Sizes count the
-parameters outside the input and output embeddings, with whatever a method adds. Peers that remove whole layers are
-measured with the numbers of layers on both sides of a target. Cells that are there are not run again.
+are in ``structured/``, each with its paper; all get the same calibration sequences and windows, and the same scope: the
+whole decoder. None is trained afterwards. Sizes count the parameters outside the input and output embeddings, with
+whatever a method adds. Peers that remove whole layers are measured with the numbers of layers on both sides of a
+target. Cells that are there are not run again.
 """
 
 from __future__ import annotations
