@@ -109,10 +109,12 @@ def narrow(layer: Any, groups: Tensor, neurons: Tensor) -> None:
 def prune(model: Any, sequences: Tensor, keep: float) -> None:
     """Remove key-value groups and neurons until a share of the parameters outside the embeddings stays."""
     groups, neurons = numbers(model, keep)
-    model.requires_grad_(True).zero_grad()
+    model.requires_grad_(False)
+    for layer in pruned_layers(model):
+        layer.requires_grad_(True)
     for sequence in sequences:
         model(sequence[None], labels=sequence[None], use_cache=False).loss.backward()
     for layer in pruned_layers(model):
         scores = group_scores(layer.self_attn), neuron_scores(layer.mlp)
         narrow(layer, highest(scores[0].detach(), groups), highest(scores[1].detach(), neurons))
-    model.zero_grad()
+    model.requires_grad_(False).zero_grad()
