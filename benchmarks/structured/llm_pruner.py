@@ -7,7 +7,8 @@ each parameter, summed over what goes together, one step, the same share in ever
 loss is that of language modelling on 10 texts; here on all calibration sequences. Its LoRA recovery is left out: no
 peer is trained.
 
-The number of groups is rounded down, as in its code. Where that leaves too much, more neurons go.
+The number of groups is rounded down, as in its code. Where that leaves too much, more neurons go. One thing differs: a
+query head counts for the group that serves it (see ``group_scores``). With one query head a group both are the same.
 """
 
 from __future__ import annotations
