@@ -7,7 +7,8 @@ each parameter, summed over what goes together, one step, the same share in ever
 loss is that of language modelling on 10 texts; here on all calibration sequences. Its LoRA recovery is left out: no
 peer is trained.
 
-The number of groups is rounded down, as in its code. Where that leaves too much, more neurons go.
+The number of groups is rounded down, as in its code. Where that leaves too much, more neurons go. One thing differs: a
+query head counts for the group that serves it (see ``group_scores``). With one query head a group both are the same.
 """
 
 from __future__ import annotations
@@ -109,10 +110,12 @@ def narrow(layer: Any, groups: Tensor, neurons: Tensor) -> None:
 def prune(model: Any, sequences: Tensor, keep: float) -> None:
     """Remove key-value groups and neurons until a share of the parameters outside the embeddings stays."""
     groups, neurons = numbers(model, keep)
-    model.requires_grad_(True).zero_grad()
+    model.requires_grad_(False)
+    for layer in pruned_layers(model):
+        layer.requires_grad_(True)
     for sequence in sequences:
         model(sequence[None], labels=sequence[None], use_cache=False).loss.backward()
     for layer in pruned_layers(model):
         scores = group_scores(layer.self_attn), neuron_scores(layer.mlp)
         narrow(layer, highest(scores[0].detach(), groups), highest(scores[1].detach(), neurons))
-    model.zero_grad()
+    model.requires_grad_(False).zero_grad()
