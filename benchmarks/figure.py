@@ -31,6 +31,7 @@ COLOURS = (
     ("#12355b", "#c3e0ff"),
     ("#2e7d4f", "#7fd3a2"),
     ("#8a3f86", "#dd9ad8"),
+    ("#d9975f", "#8a5a2f"),
 )
 STYLE = """<style>
 .paper { fill: #fff; } .words { fill: #333; } .grid { stroke: #e3e3e3; } .dense { stroke: #888; stroke-dasharray: 5 4; }

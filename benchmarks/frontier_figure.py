@@ -23,7 +23,7 @@ AXES = {
     "prefill median": "tokens per second of prefill, as a multiple of the dense model",
 }
 #: Methods in the order of their colours.
-METHODS = ("NeuronRank", "FLAP", "SliceGPT", "LLM-Pruner", "ShortGPT", "ReplaceMe")
+METHODS = ("NeuronRank", "FLAP", "SliceGPT", "LLM-Pruner", "ShortGPT", "ReplaceMe", "NeuronRank, neurons")
 Point = tuple[float, float]
 
 
