@@ -1,15 +1,18 @@
-"""Draws the figure of the frontier: perplexity against parameters and against speed, as SVG for light and dark pages.
+"""Draws the figure of the frontier, perplexity against parameters and against speed, and prints its table by size.
 
     python benchmarks/frontier_figure.py
 
-Reads ``benchmarks/results/frontier.jsonl``, the cells of ``frontier.py``, and writes ``docs/measured/frontier.svg``: a
-row for each model. Points with more than :data:`CEILING` times the dense perplexity are left out.
+Reads ``benchmarks/results/frontier.jsonl``, the cells of ``frontier.py``, and writes ``docs/measured/frontier.svg`` for
+light and dark pages: a row for each model. Points with more than :data:`CEILING` times the dense perplexity are left
+out there. The table compares all methods at the same sizes: the logarithm of the perplexity is interpolated between
+the two cells of a method on both sides of a size, so that no method gains by going further or less far than another.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,13 @@ AXES = {
 }
 #: Methods in the order of their colours.
 METHODS = ("NeuronRank", "FLAP", "SliceGPT", "LLM-Pruner", "ShortGPT", "ReplaceMe", "NeuronRank, neurons")
+#: Shares of the parameters at which the methods are compared.
+SHARES = (0.9, 0.8, 0.7, 0.5)
+TITLES = {"builtin:smollm2-135m": "SmolLM2-135M-Instruct", "gemma-3-270m-q4_k_m.gguf": "Gemma 3 270M"}
 Point = tuple[float, float]
 
 
-def points(cells: list[dict[str, Any]], measure: str) -> dict[str, list[Point]]:
+def points(cells: list[dict[str, Any]], measure: str, ceiling: float = CEILING) -> dict[str, list[Point]]:
     """For each method the points of its cells, the mean over seeds, from the dense model to the smallest."""
     found: dict[str, list[Point]] = {}
     for method in METHODS:
@@ -37,8 +43,36 @@ def points(cells: list[dict[str, Any]], measure: str) -> dict[str, list[Point]]:
         groups.sort(key=lambda group: -group[0]["share"])
         means = [tuple(statistics.fmean(c[key] for c in group) for key in (measure, "perplexity")) for group in groups]
         dense = (1.0, own[0]["dense"]) if own else ()
-        found[method] = [(x, y) for x, y in [dense, *means] if y <= CEILING * own[0]["dense"]] if own else []
+        found[method] = [(x, y) for x, y in [dense, *means] if y <= ceiling * own[0]["dense"]] if own else []
     return {method: line for method, line in found.items() if len(line) > 1}
+
+
+def interpolated(line: list[Point], share: float) -> float | None:
+    """Perplexity at a share of the parameters; None outside of what was measured."""
+    for (right, above), (left, below) in pairwise(line):
+        if left - 5e-5 <= share <= right:
+            part = min(1.0, (right - share) / (right - left))
+            return math.exp((1 - part) * math.log(above) + part * math.log(below))
+    return None
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """For each model a row per method: perplexity at the same sizes."""
+    rows = []
+    for model in dict.fromkeys(cell["setup"]["model"] for cell in cells):
+        lines = points([cell for cell in cells if cell["setup"]["model"] == model], "share", math.inf)
+        rows += [
+            "",
+            TITLES.get(model, model),
+            "",
+            "| method | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |",
+        ]
+        rows.append("| --- |" + " ---: |" * len(SHARES))
+        for method, line in lines.items():
+            values = [interpolated(line, share) for share in SHARES]
+            shown = ["" if value is None else f"{value:.2f}" if value < 1000 else f"{value:.0f}" for value in values]
+            rows.append(f"| {method} | {' | '.join(shown)} |")
+    return "\n".join(rows)
 
 
 def panel(title: str, measure: str, cells: list[dict[str, Any]]) -> list[str]:
@@ -97,10 +131,11 @@ def draw(cells: list[dict[str, Any]]) -> str:
         own = [cell for cell in cells if cell["setup"]["model"] == model]
         for column, measure in enumerate(AXES):
             place = f"translate({column * WIDTH} {row * HEIGHT})"
-            parts += [f'<g transform="{place}">', *panel(model, measure, own), "</g>"]
+            parts += [f'<g transform="{place}">', *panel(TITLES.get(model, model), measure, own), "</g>"]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 if __name__ == "__main__":
     measured = read_cells(Path(__file__).parent / "results" / "frontier.jsonl")
     (MEASURED / "frontier.svg").write_text(draw(measured), encoding="utf-8")
+    print(table(measured))

@@ -18,8 +18,9 @@ def cell(method: str, keep: float, perplexity: float, seed: int = 0, **more: obj
     return {**own, "perplexity": perplexity, "dense": 20.0, "prefill median": 2 - keep, **more}
 
 
-def panels(cells: list[dict[str, object]]) -> list[ET.Element]:
-    code = "import frontier_figure, json, sys; print(frontier_figure.draw(json.load(sys.stdin)))"
+def run(function: str, cells: list[dict[str, object]]) -> str:
+    """What a function of the script returns."""
+    code = f"import frontier_figure, json, sys; print(frontier_figure.{function}(json.load(sys.stdin)))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps(cells),
@@ -28,7 +29,11 @@ def panels(cells: list[dict[str, object]]) -> list[ET.Element]:
         text=True,
         check=True,
     )
-    return ET.fromstring(done.stdout).findall(f"{SPACE}g")
+    return done.stdout
+
+
+def panels(cells: list[dict[str, object]]) -> list[ET.Element]:
+    return ET.fromstring(run("draw", cells)).findall(f"{SPACE}g")
 
 
 def lines(panel: ET.Element) -> dict[str, list[tuple[float, ...]]]:
@@ -81,3 +86,15 @@ def test_each_model_has_a_row_of_its_own_scale() -> None:
     assert lines(found[0]) == lines(found[2])
     assert "NeuronRank: 40.0 at 80%" in words(found[0])
     assert "NeuronRank: 10.0 at 80%" in words(found[2])
+
+
+def test_the_table_compares_at_the_same_sizes() -> None:
+    # 20 at 100 %. At 0.85 twice that, at 0.75 four times: at 0.8 their geometric mean; at 0.9 two thirds of the way.
+    between = [cell("ShortGPT", 0.75, 80, share=0.75), cell("ShortGPT", 0.85, 40, share=0.85)]
+    exact = [cell("FLAP", 0.9, 30, share=0.89999), cell("FLAP", 0.5, 20000, share=0.5)]
+    rows = [line for line in run("table", between + exact).splitlines() if line.startswith("|")]
+    assert rows[0] == "| method | 90% | 80% | 70% | 50% |"
+    short, flap = (next(row for row in rows if row.startswith(f"| {name} ")) for name in ("ShortGPT", "FLAP"))
+    assert short == f"| ShortGPT | {20 * 2 ** (2 / 3):.2f} | {(40 * 80) ** 0.5:.2f} |  |  |"
+    assert flap.startswith("| FLAP | 30.00 |")
+    assert flap.endswith("| 20000 |")
