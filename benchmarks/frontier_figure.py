@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from cells import read_cells
-from figure import BOTTOM, HEIGHT, LEFT, MEASURED, RIGHT, STYLE, TICKS, TOP, WIDTH, apart, rules, text
+from figure import BOTTOM, HEIGHT, LEFT, MEASURED, STYLE, TICKS, TOP, WIDTH, apart, rules, text
 
 CEILING = 8.0
+#: Room for the labels.
+RIGHT = 262
 #: Titles of the horizontal axes, by what is plotted there.
 AXES = {
     "share": "parameters kept, outside the embeddings",
