@@ -2,10 +2,11 @@
 
     python benchmarks/frontier_figure.py
 
-Reads ``benchmarks/results/frontier.jsonl``, the cells of ``frontier.py``, and writes ``docs/measured/frontier.svg`` for
-light and dark pages: a row for each model. Points with more than :data:`CEILING` times the dense perplexity are left
-out there. The table compares all methods at the same sizes: the logarithm of the perplexity is interpolated between
-the two cells of a method on both sides of a size, so that no method gains by going further or less far than another.
+Reads ``benchmarks/results/frontier.jsonl``, the cells of ``frontier.py``, and writes ``frontier.svg`` beside the pages of
+figures, for light and dark pages: a row for each model. Points with more than :data:`CEILING` times the dense
+perplexity are left out there. The table compares all methods at the same sizes: the logarithm of the perplexity is
+interpolated between the two cells of a method on both sides of a size, so that no method gains by going further or less
+far than another.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from cells import read_cells
-from figure import BOTTOM, HEIGHT, LEFT, MEASURED, RIGHT, STYLE, TICKS, TOP, WIDTH, apart, rules, text
+from figure import BOTTOM, HEIGHT, LEFT, MEASURED, STYLE, TICKS, TOP, WIDTH, apart, rules, text
 
 CEILING = 8.0
+#: Room for the labels.
+RIGHT = 262
 #: Titles of the horizontal axes, by what is plotted there.
 AXES = {
     "share": "parameters kept, outside the embeddings",
