@@ -140,12 +140,18 @@ class ExpertStatistics(NeuronStatistics):
     @cached_property
     def tf(self) -> Vector:
         """Term frequency: the mean signal over all tokens, or over topics of the mean over their sampled tokens."""
-        if self.mode != "topic":
-            return self.mean
+        return tfidf.topic_term_frequency(self.group_means) if self.mode == "topic" else self.mean
+
+    @cached_property
+    def signal(self) -> NDArray[np.generic]:
+        """Signal of each expert at the sampled tokens, shape (sampled tokens, experts)."""
         gate, norm = self._column("sample_gate"), self._column("sample_norm")
-        signal = {"gate": gate, "activated": norm, "product": gate * norm}[self.recipe.signal]  # type: ignore[operator]
-        means = self.kernels.group_means(signal, self.labels, self.groups)  # type: ignore[arg-type]
-        return tfidf.topic_term_frequency(means)
+        return {"gate": gate, "activated": norm, "product": gate * norm}[self.recipe.signal]  # type: ignore[operator]
+
+    @cached_property
+    def group_means(self) -> Vector:
+        """Mean signal of each group's sampled tokens, shape (groups, experts)."""
+        return np.asarray(self.kernels.group_means(self.signal, self.labels, self.groups))  # type: ignore[arg-type]
 
     @cached_property
     def groups(self) -> int:
