@@ -60,12 +60,12 @@ def describe_experts(
             "df": int(known.df[expert]),
             **{name: float(getattr(known, name)[expert]) for name in ("idf", "tf")},
             "topics": [
-                {"topic": topic, "tokens": int(size[topic]), "lift": float(lifts[topic, expert]), "words": typical[topic]}
-                for topic in np.argsort(-lifts[:, expert], kind="stable")[:TOPICS].tolist()
-                if lifts[topic, expert] > 1
+                {"topic": topic, "tokens": int(size[topic]), "lift": float(by_topic[topic]), "words": typical[topic]}
+                for topic in np.argsort(-by_topic, kind="stable")[:TOPICS].tolist()
+                if by_topic[topic] > 1
             ],
             "passages": passages.strongest(table, known.signal[:, expert], PASSAGES) if passages else [],
         }
-        for expert in order
+        for expert, by_topic in zip(order, lifts.T[order], strict=True)
     ]
     return {"layer": layer, "groups": known.groups, "count": len(known.idf), "experts": experts}
