@@ -107,7 +107,7 @@ class LayerCollector(ExitStack):
             inputs, hits = (of[builder.expert] for of in self._routed)
             counts = hits.view(-1, tokens).sum(1).tolist()
             x = inputs[hits]
-            seen = [of.split(counts) for of in (x, *self.layer.experts.activations(builder.expert, x))]
+            seen = [torch.split(of, counts) for of in (x, *self.layer.experts.activations(builder.expert, x))]
             for document, (count, *parts) in enumerate(zip(counts, *seen, strict=True)):
                 if count:
                     builder.see(*(part[None] for part in parts))
