@@ -38,7 +38,7 @@ def correct(layers: Any, routers: list[Tensor], kept: list[list[int]], run: Call
         experts = layer.mlp.experts
         sums = torch.zeros(2, len(stay))
 
-        def see(module: Any, args: Any, router: Tensor = router, stay: Any = stay, sums: Tensor = sums) -> Any:
+        def see(_: Any, args: Any, router: Tensor = router, stay: Any = stay, sums: Tensor = sums) -> Any:
             hidden, chosen, factors = args
             share = (hidden @ router.T).softmax(1)[:, stay].sum(1, keepdim=True)
             if how == "token":
@@ -97,9 +97,7 @@ def main(
     for seed, ratio, method, how in itertools.product(seeds, ratios, methods, CORRECTIONS):
         if (method, ratio, seed, how) in done:
             continue
-        recipe = recipe_for(
-            method, str(ratio), "none", seed, nsamples=nsamples, seqlen=seqlen, sparsity_type="experts"
-        )
+        recipe = recipe_for(method, str(ratio), "none", seed, nsamples=nsamples, seqlen=seqlen, sparsity_type="experts")
         pruned, kept = dense.pruned(recipe, text)
         sequences = calibration_sequences(tokenizer, recipe, text)
         if how != "none":
