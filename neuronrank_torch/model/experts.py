@@ -108,26 +108,36 @@ class Experts:
         handle: RemovableHandle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
         return handle
 
-    def on_contributions(self, see: Callable[[Tensor, Tensor, Tensor, Tensor], None]) -> RemovableHandle:
-        """Register a hook on what each expert adds, called at each forward pass; only if :attr:`weighted`.
+    def on_contributions(self, see: Callable[[Tensor, Tensor, Tensor, Tensor], None]) -> list[RemovableHandle]:
+        """Register hooks on what each expert adds, called at each forward pass; only if :attr:`weighted`.
 
         ``see`` gets the inputs of the module, shape (tokens, hidden_size); and of shape (tokens, experts): which tokens
         are routed to which expert, the factors of the outputs, and the norms of the outputs without them. The module
-        itself computes the outputs: its forward is called with every chosen expert alone and a factor of one.
+        itself computes the outputs, once: it gets each token once for every chosen expert, with a factor of one, and
+        what it returns is summed with the factors.
         """
         forward = inspect.signature(type(self.module).forward)
+        routing: list[Tensor] = []
 
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            _, hidden, chosen, factors = forward.bind(module, *args, **kwargs).args[:4]
-            hidden, alone = hidden.flatten(0, -2), factors.new_ones(chosen.numel(), 1)
-            outputs = module.forward(hidden.repeat_interleave(chosen.shape[-1], 0), chosen.reshape(-1, 1), alone)
+        def separate(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+            bound = forward.bind(module, *args, **kwargs)
+            hidden, chosen, factors = routing[:] = bound.args[1:4]
+            each = hidden.flatten(0, -2).repeat_interleave(chosen.shape[-1], 0)
+            return (each, chosen.reshape(-1, 1), torch.ones_like(factors).view(-1, 1), *bound.args[4:]), bound.kwargs
+
+        def add_up(module: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> Tensor:
+            del module, args
+            hidden, chosen, factors = routing
             norms = torch.linalg.vector_norm(outputs.float(), dim=-1).view_as(chosen)
-            empty = norms.new_zeros(len(hidden), self.count)
+            empty = norms.new_zeros(len(chosen), self.count)
             routed = empty.bool().scatter(1, chosen, True)
-            see(hidden, routed, empty.scatter(1, chosen, factors.float()), empty.scatter(1, chosen, norms))
+            inputs = hidden.flatten(0, -2)
+            see(inputs, routed, empty.scatter(1, chosen, factors.float()), empty.scatter(1, chosen, norms))
+            total = (outputs.view(*chosen.shape, -1) * factors[..., None]).sum(1)
+            return total.to(outputs.dtype).view_as(hidden)
 
-        handle: RemovableHandle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
-        return handle
+        before = self.module.register_forward_pre_hook(separate, with_kwargs=True)
+        return [before, self.module.register_forward_hook(add_up)]
 
     def activations(self, expert: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output of an expert's gate (of ``up_proj`` without a gate) and input of its ``down_proj``.

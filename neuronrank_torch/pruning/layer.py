@@ -87,11 +87,13 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     inputs, *later = plan.stages
 
     # Calibrate: one pass through the dense layer.
-    collector, gram = LayerCollector(run.layer, blocks, plan.recipe, run.hidden.shape[1]), GramCollector(blocks, inputs)
+    output_needed, seqlen = keep or plan.updating, run.hidden.shape[1]
+    collector = LayerCollector(run.layer, blocks, plan.recipe, seqlen, output_needed=output_needed)
+    gram = GramCollector(blocks, inputs)
     outputs = _dense_outputs(run, blocks) if later else None
     attention = _attention_outputs(run, plan) if later else None
     with collector, gram, outputs or nullcontext(), attention.recorded() if attention else nullcontext():
-        run.feed(keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
+        run.feed(keep=keep, after=lambda start: collector.add_documents(start, seqlen))
     tables = collector.statistics(ranks)
     gram.sum_over(ranks)
 

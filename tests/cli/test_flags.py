@@ -325,6 +325,14 @@ def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:
         ("--eval-windows 3", ["--eval-windows has no effect without --eval"]),
         ("--eval-windows 3 --eval", []),
         ("--dry-run --force --save s", []),
+        (
+            "--sparsity_type experts --nr-tfidf-mode doc --nr-signal product",
+            [
+                f"--nr-{name} has no effect on the experts of neuronrank_wanda: use --prune_method neuronrank_tfidf"
+                for name in ("signal", "tfidf-mode")
+            ],
+        ),
+        ("--sparsity_type experts --nr-tfidf-k 8 --idf-exp 2", []),
     ],
 )
 def test_flags_without_effect_are_named(run: Run, arguments: str, warnings: list[str]) -> None:
