@@ -10,7 +10,7 @@ without tokens. This equals a damping of ``(1 + DAMPING) / trust - 1``, with the
 from neuronrank_core.kernels import Array
 
 #: Tokens per input at which the correlations count half. Chosen on validation text (docs/understand/experts.md).
-HALF = 0.25
+HALF = 0.5
 
 
 def trust(tokens: int, inputs: int) -> float:
@@ -25,10 +25,10 @@ def trust(tokens: int, inputs: int) -> float:
 
     Returns
     -------
-    float in [0, 1)
-        ``tokens / (tokens + HALF * inputs)``
+    float in [0, 1]
+        ``tokens^2 / (tokens^2 + (HALF * inputs)^2)``
     """
-    return tokens / (tokens + HALF * inputs)
+    return tokens**2 / (tokens**2 + (HALF * inputs) ** 2)
 
 
 def shrunk_gram(gram: Array, tokens: int) -> Array:

@@ -78,7 +78,9 @@ class RoutedTokens(ExitStack):
         """
         assert block.expert is not None
         own = {role: p for role, p in by_input(block.projections).items() if role in roles}
-        sums = {role: _zeros(p.weight, p.weight.shape[1] + (p.bias is not None), square=True) for role, p in own.items()}
+        sums = {
+            role: _zeros(p.weight, p.weight.shape[1] + (p.bias is not None), square=True) for role, p in own.items()
+        }
         down, tokens = block.projections["down_proj"], 0
         target = _zeros(down.weight, sums["down_proj"].shape[1]) if dense is not None and "down_proj" in own else None
         for x in self._tokens_of(block.expert):

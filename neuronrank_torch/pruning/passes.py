@@ -81,7 +81,8 @@ def _sizes(model: Any, decoder: Decoder, recipe: Recipe, sizes: Sizes) -> dict[s
         [of, *others] = {neurons for layout in layouts for neurons in layout}
         if len(layouts) > 1 or others:
             raise InputError("the layers, or the MLPs in a layer, differ in width")
-        goes = of // 2
+        multiple = min(of & -of, 8)  # Experts of some widths cannot run.
+        goes = of - (of // 2 // multiple * multiple or 1)
     else:
         block = blocks[0]
         heads, groups = block.heads or 0, decoder.layers[0].attention.groups  # type: ignore[union-attr]

@@ -25,6 +25,9 @@ WIDTHS = ("intermediate_size", "ffn_dim", "decoder_ffn_dim", "n_inner", "ffn_hid
 EXPERT_WIDTHS = ("moe_intermediate_size", "expert_ffn_hidden_size")
 SHARED_WIDTHS = ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size")
 
+#: Bytes of which the rows of experts' matrices need a multiple in torch's grouped matrix products.
+ALIGNED = 16
+
 
 class Neurons(SparsityType):
     """Removes the lowest-scoring neurons, the same number in every layer."""
@@ -53,6 +56,7 @@ class Neurons(SparsityType):
         kept = {name: min(neurons) - removed_neurons(min(neurons), recipe) for name, neurons in widths.items()}
         if {name: {left} for name, left in kept.items()} == widths:
             return
+        _check_aligned(decoder, recipe)
         try:
             resized = resized_tensors(model, config, kept)
         except InputError as error:
@@ -148,6 +152,19 @@ def _widths(decoder: Decoder) -> dict[str, set[int]]:
         if hasattr(config, name) or names != SHARED_WIDTHS:  # Else a multiple of the width of the experts.
             widths.setdefault(name, set()).add(mlp.neurons)
     return widths
+
+
+def _check_aligned(decoder: Decoder, recipe: Recipe) -> None:
+    """Refuse a number of neurons with which transformers cannot run experts; raises InputError."""
+    for mlp in (mlp for layer in decoder.layers for mlp in layer.mlps if routed(mlp)):
+        multiple = max(1, ALIGNED // mlp.projections["down_proj"].weight.element_size())
+        left = mlp.neurons - removed_neurons(mlp.neurons, recipe)
+        if mlp.neurons % multiple == 0 and left % multiple:
+            raise InputError(
+                f"experts with {left} neurons cannot run: torch multiplies the matrices of experts only if their rows"
+                f" take a multiple of {ALIGNED} bytes",
+                hint=f"use --multiple-of {multiple}",
+            )
 
 
 def _narrowed(model: Any, decoder: Decoder, recipe: Recipe) -> dict[str, int]:
