@@ -10,7 +10,7 @@ without tokens. This equals a damping of ``(1 + DAMPING) / trust - 1``, with the
 from neuronrank_core.kernels import Array
 
 #: Tokens per input at which the correlations count half. Chosen on validation text (docs/understand/experts.md).
-HALF = 0.5
+HALF = 0.3
 
 
 def trust(tokens: int, inputs: int) -> float:

@@ -123,7 +123,7 @@ class RoutedTokens(ExitStack):
         self._chosen = [torch.cat(self._chosen)]
         [own] = torch.nonzero((self._chosen[0] == expert).any(dim=-1), as_tuple=True)
         device = self.experts.module.down_proj.device
-        for some in own.split(_TOKENS):
+        for some in torch.split(own, _TOKENS):
             yield self._inputs[some.to(self._inputs.device)].to(device)
 
 

@@ -189,16 +189,15 @@ class Experts:
         positions = torch.arange((1 + self.gated) * self.neurons, device=kept.device)
         halves = self._halves.values() or [whole]
         rows = torch.cat([half(positions)[kept] for half in halves], dim=1).sort(dim=1).values
-        self._select(self._producer, rows, 1 if self.transposed else 0)
-        self._select(f"{self._producer}_bias", rows, 0)
-        self._select("down_proj", kept, 0 if self.transposed else 1)
+        axes = {self._producer: (rows, 1 if self.transposed else 0), f"{self._producer}_bias": (rows, 0)}
+        axes["down_proj"] = kept, 0 if self.transposed else 1
+        for name, parameter in list(self.module.named_parameters(recurse=False)):
+            if name in axes:
+                entries, axis = axes[name]
+                parts = zip(parameter.detach(), entries.to(parameter.device), strict=True)
+                shorter = torch.stack([part.index_select(axis, own) for part, own in parts])
+                setattr(self.module, name, nn.Parameter(shorter, requires_grad=parameter.requires_grad))
         self.count_neurons()
-
-    def _select(self, name: str, entries: Tensor, axis: int) -> None:
-        """Keep other entries of each expert's part of a parameter, if there is one."""
-        if (old := getattr(self.module, name, None)) is not None:
-            parts = [part.index_select(axis, own.to(old.device)) for part, own in zip(old.detach(), entries)]
-            setattr(self.module, name, nn.Parameter(torch.stack(parts), requires_grad=old.requires_grad))
 
     def count_neurons(self) -> None:
         """Set the number of neurons that the module holds to that of its tensors."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ class AllocationPass:
         self,
         layer: Layer,
         tables: Sequence[LayerStatistics | None],
-        residual: NDArray[np.float32],
+        residual: NDArray[Any],
         factors: Sequence[float] = (),
     ) -> None:
         """Count the weights of a dense layer by removal error, computed from its statistics.

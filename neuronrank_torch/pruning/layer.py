@@ -99,9 +99,9 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     gram = GramCollector(whole, inputs, stop=inputs == ("down_proj",) and not (keep or experts))
     outputs = _dense_outputs(run, whole) if later else None
     attention = _attention_outputs(run, plan) if later else None
-    with collector, gram, outputs or nullcontext(), attention.recorded() if attention else nullcontext():
-        with experts.recorded(inputs) if experts else nullcontext():
-            run.feed(keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
+    recorded = attention.recorded() if attention else nullcontext()
+    with collector, gram, outputs or nullcontext(), recorded, experts.recorded(inputs) if experts else nullcontext():
+        run.feed(keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
     tables = collector.statistics(ranks)
     gram.sum_over(ranks)
 

@@ -61,7 +61,8 @@ class Neurons(SparsityType):
             resized = resized_tensors(model, config, kept)
         except InputError as error:
             raise InputError(
-                f"{type(model).__name__} cannot have {' and '.join(map(str, kept.values()))} neurons in a layer: {error}",
+                f"{type(model).__name__} cannot have {' and '.join(map(str, kept.values()))} neurons in a layer:"
+                f" {error}",
                 hint="choose another ratio, or prune weights instead",
             ) from error
         sizes = {name: math.prod(shape) for name, shape in resized.items()}
@@ -144,7 +145,7 @@ def _widths(decoder: Decoder) -> dict[str, set[int]]:
     config = getattr(decoder.body, "config", None)
     widths: dict[str, set[int]] = {}
     for mlp in (mlp for layer in decoder.layers for mlp in layer.mlps):
-        names = WIDTHS
+        names: tuple[str, ...] = WIDTHS
         if mlp.prefix:
             names = (*EXPERT_WIDTHS, *WIDTHS) if routed(mlp) else SHARED_WIDTHS
         name = next((name for name in names if getattr(config, name, None) is not None), None)

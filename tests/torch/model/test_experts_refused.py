@@ -13,7 +13,6 @@ from tiny import VOCAB, tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, InklingTextConfig, Llama4TextConfig
 
-from neuronrank_core import InputError
 from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch.model.experts import find_experts
 from neuronrank_torch.model.structure import find_decoder

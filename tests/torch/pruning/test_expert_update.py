@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from experts import FAMILIES
-from mixture import experts_of, inputs, mixture, seen_by_experts, silu, tables, weights_of
+from mixture import inputs, mixture, seen_by_experts, silu, tables, weights_of
 from pruning import TEXT, pruned, random_model, recipe, same_state, state
 from tiny import tiny_tokenizer
 from torch import Tensor, nn
