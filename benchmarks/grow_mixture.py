@@ -113,6 +113,9 @@ def held_out(model: Qwen3MoeForCausalLM, streams: dict[str, torch.Tensor], seqle
 @click.option("--batch", default=12, help="Sequences a step, a third of each kind.")
 @click.option("--seqlen", default=256)
 @click.option("--rate", default=3e-3)
+@click.option(
+    "--norm-topk-prob/--no-norm-topk-prob", "normalised", default=True, help="Whether gates of a token sum to 1."
+)
 @click.option("--coefficient", default=0.001, help="Of the load-balancing loss: small, so that experts specialise.")
 def main(
     prose: tuple[Path, ...],
@@ -128,6 +131,7 @@ def main(
     batch: int,
     seqlen: int,
     rate: float,
+    normalised: bool,
     coefficient: float,
 ) -> None:
     """Train the model, and save it every 100 steps."""
@@ -150,7 +154,7 @@ def main(
         head_dim=32,
         num_experts=experts,
         num_experts_per_tok=2,
-        norm_topk_prob=True,
+        norm_topk_prob=normalised,
         moe_intermediate_size=width,
         router_aux_loss_coef=coefficient,
         max_position_embeddings=512,

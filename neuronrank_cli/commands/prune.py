@@ -221,6 +221,8 @@ def _ignoring(recipe: Recipe, name: str) -> str:
         return recipe.sparsity_type
     if name not in ALL_METHODS[recipe.method].reads:
         return recipe.method
+    if recipe.removes_experts and name in ("tfidf_mode", "signal"):  # Both are fixed.
+        return f"the experts of {recipe.method}: use --prune_method neuronrank_tfidf"
     if name == "tfidf_mode":  # Nothing else reads the groups: IDF is off, and TF, if on, is not that of the signal.
         return f"{recipe.method} without IDF: set --idf-exp 0.5 too, or use --prune_method neuronrank_tfidf"
     off = " with --idf-exp 0" if exponents(recipe).idf_exp == 0 else ""

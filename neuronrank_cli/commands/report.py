@@ -48,7 +48,7 @@ _READING = {"tfidf_mode": "as in the run, or topic", "tfidf_k": "as in the run",
 @flag("--force", OUTPUT, "Replace an existing file.", is_flag=True)
 @json_flag
 def report(save: str, force: bool, as_json: bool, prompts: tuple[str, ...], **how: Any) -> None:
-    """Write an HTML page about a pruned model and its neurons.
+    """Write an HTML page about a pruned model and its neurons or experts.
 
     FOLDER is the output of `neuronrank prune --save`. The page does not load anything from the network and contains no
     scripts. Sections without input say which flag is missing.

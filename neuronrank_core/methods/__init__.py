@@ -97,6 +97,8 @@ def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
         dead |= {"threshold", "q_active", "weight_exp", "input_exp"}
         if not (method_of(recipe).expert_signal and exponents(recipe).tf_exp):
             dead |= {"signal"} | ({"tfidf_mode"} if exponents(recipe).idf_exp == 0 else set())
+        if method_of(recipe).expert_mode:
+            dead |= {"tfidf_mode"}
     return sorted(dead & set(names))
 
 

@@ -28,6 +28,9 @@ class Method(ABC):
     reads: ClassVar[frozenset[str]] = frozenset()
     #: How groups are formed, if the method fixes it.
     mode: ClassVar[str | None] = None
+    #: The same for experts: exponents that differ from :attr:`defaults`, and how groups are formed.
+    expert_defaults: ClassVar[Mapping[str, float]] = {}
+    expert_mode: ClassVar[str | None] = None
     #: Method that scores modules outside the MLP (attention, head).
     beyond_mlp: ClassVar[str] = "wanda"
     #: Whether the score of an expert reads the TF of the recipe's signal.
@@ -81,7 +84,7 @@ class Method(ABC):
     def expert_requires(self, recipe: Recipe) -> frozenset[str]:
         """Kinds of statistics that :meth:`expert_score` needs: the sums of each expert, for topics a sample too."""
         e = self.exponents(recipe)
-        topics = self.mode_in(recipe) == "topic" and (e.idf_exp or (e.tf_exp and self.expert_signal))
+        topics = self.mode_in(recipe) == "topic" and (e.idf_exp or e.tf_exp)
         return frozenset({EXPERTS} | ({SAMPLE} if topics else set()))
 
     @property
@@ -110,12 +113,12 @@ class Method(ABC):
         return "module"
 
     def mode_in(self, recipe: Recipe) -> str:
-        """How groups are formed: :attr:`mode`, or the recipe's ``tfidf_mode`` if that is None."""
-        return self.mode or recipe.tfidf_mode
+        """How groups are formed: as the method fixes it, otherwise by the recipe's ``tfidf_mode``."""
+        return (recipe.removes_experts and self.expert_mode) or self.mode or recipe.tfidf_mode
 
     def exponents(self, recipe: Recipe) -> Exponents:
-        """The recipe's exponents, completed with :attr:`defaults`."""
-        chosen = {**asdict(Exponents()), **self.defaults}
+        """The recipe's exponents, completed with :attr:`defaults` and for experts :attr:`expert_defaults`."""
+        chosen = {**asdict(Exponents()), **self.defaults, **(self.expert_defaults if recipe.removes_experts else {})}
         given = {name: getattr(recipe, name) for name in chosen}
         return Exponents(**{name: chosen[name] if value is None else value for name, value in given.items()})
 

@@ -19,6 +19,14 @@ class Magnitude(Method):
         """Score every weight by its magnitude."""
         return abs(context.weights[module])
 
+    def neuron_score(self, context: ScoringContext) -> Vector:
+        """Score every neuron by the product of the norms of its rows in gate and up and its column in ``down_proj``."""
+        score = context.kernels.column_norm(context.weights["down_proj"])
+        for module in ("gate_proj", "up_proj"):
+            if module in context.weights:
+                score = score * context.kernels.column_norm(context.weights[module].T)
+        return np.asarray(score)
+
     def head_score(self, context: ScoringContext) -> Vector:
         """Score every head by the sum of squares of its columns in ``o_proj``."""
         columns = context.kernels.column_norm(context.weights["o_proj"])

@@ -19,6 +19,8 @@ class NeuronRankWanda(Method):
     name = "neuronrank_wanda"
     summary = "Wanda within a neuron, strength^b * IDF^c * spikiness^r between neurons"
     defaults = {"input_exp": 1.0, "tf_exp": 0.5, "idf_exp": 0.0}
+    expert_defaults = {"idf_exp": 0.5}  # docs/measured/expert-removal.md
+    expert_mode = "topic"
     reads = frozenset(
         {"tfidf_mode", "tfidf_k", "q_active", "signal", "threshold", "tokens_per_document"}
         | {"weight_exp", "input_exp", "tf_exp", "idf_exp", "spikiness_exp"}
@@ -43,7 +45,7 @@ class NeuronRankWanda(Method):
         return self.importance(context, context.contribution() ** 0.5)
 
     def expert_score(self, context: ScoringContext) -> Vector:
-        """Score every expert by the mean norm of what it adds, and how selectively."""
+        """Score every expert by the norm of what it adds, as a mean over topics, and how selectively."""
         return self.importance(context, context.expert_statistics(self.mode_in(context.recipe)).contribution)
 
     def head_requires(self, recipe: Recipe) -> frozenset[str]:

@@ -64,7 +64,7 @@ def error_histogram(context: ScoringContext, residual: float) -> NDArray[np.int6
         raise NonFiniteError(
             f"the hidden states after layer {context.layer} are zero or not finite", hint="check the model's weights"
         )
-    counts = np.zeros(len(LOG2_EDGES) - 1, dtype=np.int64)
+    counts = harmless(0)
     for module in filter(context.weights.__contains__, NEURON_AXIS):
         error = np.asarray(context.kernels.to_numpy(removal_error(module, context)), dtype=np.float64)
         if not np.isfinite(error).all():
@@ -75,6 +75,13 @@ def error_histogram(context: ScoringContext, residual: float) -> NDArray[np.int6
         with np.errstate(divide="ignore"):
             exponent = np.log2(error.ravel() / residual).clip(LOG2_EDGES[0], LOG2_EDGES[-1])
         counts += np.histogram(exponent, LOG2_EDGES)[0]
+    return counts
+
+
+def harmless(weights: int) -> NDArray[np.int64]:
+    """The counts of :func:`error_histogram` for weights whose removal causes no error."""
+    counts = np.zeros(len(LOG2_EDGES) - 1, dtype=np.int64)
+    counts[0] = weights
     return counts
 
 

@@ -126,7 +126,12 @@ class ExpertStatistics(NeuronStatistics):
 
     @cached_property
     def contribution(self) -> Vector:
-        """Mean over all tokens of gate times norm of the output: :attr:`frequency` times :attr:`reap`."""
+        """Gate times norm of the output: mean over all tokens, or over topics of the mean over their sampled tokens.
+
+        Over all tokens it is :attr:`frequency` times :attr:`reap`.
+        """
+        if self.mode == "topic":
+            return tfidf.topic_term_frequency(self._group_means("product"))
         return self._sum("product") / float(self.table.tokens.sum())
 
     def _sum(self, signal: str) -> Vector:
@@ -140,12 +145,24 @@ class ExpertStatistics(NeuronStatistics):
     @cached_property
     def tf(self) -> Vector:
         """Term frequency: the mean signal over all tokens, or over topics of the mean over their sampled tokens."""
-        if self.mode != "topic":
-            return self.mean
+        return tfidf.topic_term_frequency(self.group_means) if self.mode == "topic" else self.mean
+
+    @cached_property
+    def signal(self) -> NDArray[np.generic]:
+        """Signal of each expert at the sampled tokens, shape (sampled tokens, experts)."""
+        return self._sampled(self.recipe.signal)
+
+    @cached_property
+    def group_means(self) -> Vector:
+        """Mean signal of each group's sampled tokens, shape (groups, experts)."""
+        return self._group_means(self.recipe.signal)
+
+    def _sampled(self, signal: str) -> NDArray[np.generic]:
         gate, norm = self._column("sample_gate"), self._column("sample_norm")
-        signal = {"gate": gate, "activated": norm, "product": gate * norm}[self.recipe.signal]  # type: ignore[operator]
-        means = self.kernels.group_means(signal, self.labels, self.groups)  # type: ignore[arg-type]
-        return tfidf.topic_term_frequency(means)
+        return {"gate": gate, "activated": norm, "product": gate * norm}[signal]  # type: ignore[operator]
+
+    def _group_means(self, signal: str) -> Vector:
+        return np.asarray(self.kernels.group_means(self._sampled(signal), self.labels, self.groups))  # type: ignore[arg-type]
 
     @cached_property
     def groups(self) -> int:

@@ -268,8 +268,8 @@ def absorb(
     array, shape (out_features, kept)
     """
     unit, scale = _unit_diagonal(gram)
-    scaled = weight * scale
+    rest = weight * scale
+    rest[:, kept] = 0
     inner = unit[kept][:, kept]
     inner[range(len(kept)), range(len(kept))] += damping
-    goal = scaled @ unit[:, kept] + damping * scaled[:, kept]
-    return goal @ inverse(inner) / scale[kept]
+    return weight[:, kept] + rest @ unit[:, kept] @ inverse(inner) / scale[kept]

@@ -24,6 +24,7 @@ from neuronrank_torch import kernels
 from neuronrank_torch.calibration.expert_rows import ExpertTableBuilder
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.model.blocks import Block, Mlp, by_input
+from neuronrank_torch.model.early_stop import StopForward
 from neuronrank_torch.model.mixture import Mixture
 from neuronrank_torch.model.structure import Decoder, Layer
 
@@ -34,8 +35,9 @@ class LayerCollector(ExitStack):
     A context manager: the hooks are installed only inside it. They reduce activations while these are still in the
     cache, and keep only the resulting rows.
 
-    A module computes all of its experts at once, so a single expert cannot be hooked. Each expert's activations are
-    therefore computed again, document by document, from the tokens routed to it.
+    A module computes all of its experts at once, so a single expert cannot be hooked. Gate and up of each expert are
+    therefore computed again from the tokens routed to it. If nothing else is collected and the layer's output is not
+    needed, the forward pass ends before the module computes its own.
 
     Parameters
     ----------
@@ -46,9 +48,13 @@ class LayerCollector(ExitStack):
         Determines the required statistics and their signal.
     seqlen : int
         Length of each document, for layers that pass their shared expert the tokens of all documents in one row.
+    output_needed : bool
+        Whether the forward pass has to reach the layer's output.
     """
 
-    def __init__(self, layer: Layer, blocks: Sequence[Block], recipe: Recipe, seqlen: int = 1) -> None:
+    def __init__(
+        self, layer: Layer, blocks: Sequence[Block], recipe: Recipe, seqlen: int = 1, *, output_needed: bool = True
+    ) -> None:
         super().__init__()
         self.layer = layer
         self._builders: list[_TableBuilder | ExpertTableBuilder] = [
@@ -58,6 +64,7 @@ class LayerCollector(ExitStack):
             for block in blocks
         ]
         self._routed: tuple[Tensor, Tensor] | None = None
+        self._stops = not output_needed and all(builder.expert is not None for builder in self._builders)
 
     def __enter__(self) -> LayerCollector:
         hooks = [hook for builder in self._builders if builder.expert is None for hook in builder.watch()]
@@ -69,6 +76,8 @@ class LayerCollector(ExitStack):
 
     def _see_routed(self, inputs: Tensor, hits: Tensor) -> None:
         self._routed = inputs, hits
+        if self._stops:
+            raise StopForward
 
     def add_documents(self, first: int, tokens: int) -> None:
         """Convert what the hooks reduced since the last call into rows.
@@ -95,12 +104,14 @@ class LayerCollector(ExitStack):
                 continue
             if self._routed is None or self.layer.experts is None:
                 raise MissingStatisticsError(self.layer.index, f"{type(builder.block.module).__name__} was not called")
-            inputs, hits = (of[builder.expert].reshape(-1, tokens, *of.shape[2:]) for of in self._routed)
-            for document, hit in enumerate(hits):
-                if hit.any():
-                    x = inputs[document, hit]
-                    builder.see(x[None], *(of[None] for of in self.layer.experts.activations(builder.expert, x)))
-                    builder.add_rows(first + document, len(x))
+            inputs, hits = (of[builder.expert] for of in self._routed)
+            counts = hits.view(-1, tokens).sum(1).tolist()
+            x = inputs[hits]
+            seen = [torch.split(of, counts) for of in (x, *self.layer.experts.activations(builder.expert, x))]
+            for document, (count, *parts) in enumerate(zip(counts, *seen, strict=True)):
+                if count:
+                    builder.see(*(part[None] for part in parts))
+                    builder.add_rows(first + document, count)
         self._routed = None
 
     def statistics(self, ranks: Ranks = ALONE) -> list[LayerStatistics | None]:

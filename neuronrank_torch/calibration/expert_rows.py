@@ -1,4 +1,4 @@
-"""Reduces what the experts of a mixture add to rows of statistics, with a hook on the module that runs them."""
+"""Reduces what the experts of a mixture add to rows of statistics, with hooks on the module that runs them."""
 
 from typing import Any
 
@@ -34,9 +34,9 @@ class ExpertTableBuilder:
         self._batch: dict[str, Tensor] = {}
 
     def watch(self) -> list[Any]:
-        """Install the hook."""
+        """Install the hooks."""
         assert self.block.fused is not None
-        return [self.block.fused.on_contributions(self._see)] if self.kinds else []
+        return self.block.fused.on_contributions(self._see) if self.kinds else []
 
     def _see(self, inputs: Tensor, routed: Tensor, gate: Tensor, norm: Tensor) -> None:
         x, routed, gate, norm = (t.view(-1, self.seqlen, t.shape[-1]) for t in (inputs, routed, gate, norm))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,20 @@ from neuronrank_core.statistics.table import SHARED_INPUT
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.model.blocks import Block, by_input
 from neuronrank_torch.model.early_stop import StopForward
+
+
+class Sums(Protocol):
+    """Sums over tokens by which a block is fitted."""
+
+    @property
+    def gram(self) -> Mapping[str, Tensor]:
+        """``X' X`` by the name of the input."""
+        ...
+
+    @property
+    def target(self) -> Tensor | None:
+        """``Y' X`` of ``down_proj``; None if Y are what its dense weights make of X."""
+        ...
 
 
 class DenseOutputs(ExitStack):
@@ -56,16 +71,20 @@ class GramCollector(ExitStack):
     blocks : sequence of Block
         Blocks of the layer.
     roles : iterable of str
-        Names of the inputs that are collected; ``SHARED_INPUT`` lists the projections that share them.
+        Names of the inputs that are collected, if a block has them; ``SHARED_INPUT`` lists the projections that share
+        them.
     outputs : DenseOutputs, optional
         Outputs Y of the dense layer's ``down_proj``. If given and ``down_proj`` is among the roles, ``target`` is
         ``Y' X``, by which ``down_proj`` can be fitted to them.
+    stop : bool
+        End the forward of the layer at the first of the inputs: nothing after it is needed.
     """
 
-    def __init__(self, blocks: Sequence[Block], roles: Iterable[str], outputs: DenseOutputs | None = None) -> None:
+    def __init__(
+        self, blocks: Sequence[Block], roles: Iterable[str], outputs: DenseOutputs | None = None, *, stop: bool = False
+    ) -> None:
         super().__init__()
-        self.blocks, self.roles = blocks, tuple(roles)
-        self.outputs = outputs if "down_proj" in self.roles else None
+        self.blocks, self.stop = blocks, stop
         projections = [item for block in blocks for item in block.projections.items()]
         self.with_bias = {
             SHARED_INPUT.get(role, role) for role, projection in projections if projection.bias is not None
@@ -74,8 +93,10 @@ class GramCollector(ExitStack):
             role: projection
             for block in blocks
             for role, projection in by_input(block.projections).items()
-            if role in self.roles
+            if role in roles
         }
+        self.roles = tuple(self.projections)
+        self.outputs = outputs if "down_proj" in self.roles else None
         self.gram = {role: self._zeros(role, self._columns(role)) for role in self.roles}
         down = self.projections["down_proj"].weight if self.outputs is not None else None
         self.target = None if down is None else self._zeros("down_proj", len(down))
@@ -106,5 +127,5 @@ class GramCollector(ExitStack):
         self.gram[role].addmm_(rows.T, rows)
         if role == "down_proj" and self.target is not None and self.outputs is not None:
             self.target.addmm_(self.outputs.take(len(rows)).float().T, rows)
-        if self.roles == ("down_proj",):
-            raise StopForward  # Nothing after it is needed.
+        if self.stop:
+            raise StopForward

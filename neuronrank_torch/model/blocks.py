@@ -21,7 +21,8 @@ MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, where a matrix is no part of another."""
     return tensor
 
 
@@ -39,13 +40,17 @@ class Projection:
         Maps the parameter to the matrix, a view of shape (out_features, in_features): writing to the matrix changes
         the parameter.
     output_part : callable
-        Maps the module's output, shape (..., features), to the output of this matrix.
+        Maps the module's output, shape (..., features), to the output of this matrix; and its bias to that of the
+        matrix.
+    bias_attribute : str
+        Name of the bias, if there is one.
     """
 
     module: nn.Module
     attribute: str = "weight"
-    part: Callable[[Tensor], Tensor] = _whole
-    output_part: Callable[[Tensor], Tensor] = _whole
+    part: Callable[[Tensor], Tensor] = whole
+    output_part: Callable[[Tensor], Tensor] = whole
+    bias_attribute: str = "bias"
 
     @property
     def weight(self) -> Tensor:
@@ -55,17 +60,20 @@ class Projection:
     @property
     def bias(self) -> Tensor | None:
         """The current bias, shape (out_features,), if the module has one; writing to it changes the model."""
-        bias = getattr(self.module, "bias", None)
+        bias = getattr(self.module, self.bias_attribute, None)
         return self.output_part(bias.detach()) if isinstance(bias, Tensor) else None
 
     def with_bias(self, weight: Tensor) -> Tensor:
         """A matrix for this role with the current bias, if there is one, as a last column."""
         return weight if self.bias is None else torch.cat([weight, self.bias[:, None].to(weight.dtype)], dim=1)
 
-    def store(self, fitted: Tensor) -> None:
-        """Write a matrix, and the bias if there is one, as :meth:`with_bias` returns them, to the model."""
-        columns = self.weight.shape[1]
-        self.weight.copy_(fitted[:, :columns])
+    def store(self, fitted: Tensor, at: Tensor | None = None) -> None:
+        """Write a matrix, and the bias if there is one, as :meth:`with_bias` returns them, to the model.
+
+        With ``at``, the columns of the matrix are written to these columns; the others keep their values.
+        """
+        columns = self.weight.shape[1] if at is None else len(at)
+        self.weight[:, slice(None) if at is None else at] = fitted[:, :columns].to(self.weight.dtype)
         if self.bias is not None:
             self.bias.copy_(fitted[:, columns])
 
@@ -134,9 +142,8 @@ class Block:
         """The current matrices by role."""
         return {role: projection.weight for role, projection in self.projections.items()}
 
-    def copied(self) -> Any:
-        """The same block with copies of its matrices' modules."""
-        memo: dict[int, Any] = {}
+    def copied(self, memo: dict[int, Any]) -> Any:
+        """The same block with copies of its matrices' modules; blocks with the same ``memo`` share them."""
         copies = {role: replace(p, module=copy.deepcopy(p.module, memo)) for role, p in self.projections.items()}
         return replace(self, projections=copies)
 
@@ -201,6 +208,11 @@ class Mlp(Block):
         setattr(down, size, len(kept))
         if hasattr(self.module, "intermediate_size"):
             self.module.intermediate_size = len(kept)  # type: ignore[assignment]
+
+
+def routed(block: Block) -> bool:
+    """Whether a block is one of the routed experts of a layer."""
+    return isinstance(block, Mlp) and block.expert is not None
 
 
 def select_entries(module: Any, name: str, axis: int, kept: Tensor) -> None:

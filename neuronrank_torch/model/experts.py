@@ -12,10 +12,12 @@ from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
 from neuronrank_core.errors import UnsupportedModelError
-from neuronrank_torch.model.blocks import Mlp, Projection
+from neuronrank_torch.model.blocks import Mlp, Projection, whole
 
 #: Second arguments of a supported forward, after the hidden states. Llama 4's has none.
 _CHOSEN = ("top_k_index", "router_indices")
+#: Attributes with the number of neurons of an expert.
+_WIDTHS = ("intermediate_dim", "intermediate_size", "expert_dim")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,7 @@ class Experts:
             Mlp(
                 f"{index} expert {expert}",
                 self.module,
-                self._projections(expert),
+                self.projections_of(expert),
                 prefix=f"experts.{expert}.",
                 activation_name="" if _has_own_gate(self.module) else "act_fn",
                 expert=expert,
@@ -70,15 +72,17 @@ class Experts:
 
     def projections(self) -> dict[str, Projection]:
         """The matrices of all experts by role, of shape (experts, out_features, in_features)."""
-        return self._projections(None)
+        return self.projections_of(None)
 
-    def _projections(self, expert: int | None) -> dict[str, Projection]:
+    def projections_of(self, expert: int | None) -> dict[str, Projection]:
+        """The matrices of an expert by role; None for those of all."""
         part = partial(_matrix, expert=expert, transposed=self.transposed)
-        roles = {role: partial(_rows, part, take) for role, take in self._halves.items()} or {"up_proj": part}
-        return {
-            **{role: Projection(self.module, self._producer, of) for role, of in roles.items()},
-            "down_proj": Projection(self.module, "down_proj", part),
-        }
+        found = {}
+        for role, take in (self._halves or {"up_proj": whole}).items():
+            of, own = partial(_rows, part, take), partial(_own, take, expert)
+            found[role] = Projection(self.module, self._producer, of, own, f"{self._producer}_bias")
+        own = partial(_own, whole, expert)
+        return {**found, "down_proj": Projection(self.module, "down_proj", part, own, "down_proj_bias")}
 
     @property
     def _halves(self) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -108,26 +112,51 @@ class Experts:
         handle: RemovableHandle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
         return handle
 
-    def on_contributions(self, see: Callable[[Tensor, Tensor, Tensor, Tensor], None]) -> RemovableHandle:
-        """Register a hook on what each expert adds, called at each forward pass; only if :attr:`weighted`.
+    def on_tokens(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> RemovableHandle:
+        """Register a hook on what the module gets, called at each forward pass; only if :attr:`weighted`.
 
-        ``see`` gets the inputs of the module, shape (tokens, hidden_size); and of shape (tokens, experts): which tokens
-        are routed to which expert, the factors of the outputs, and the norms of the outputs without them. The module
-        itself computes the outputs: its forward is called with every chosen expert alone and a factor of one.
+        ``see`` gets the inputs, shape (tokens, hidden_size), the indices of the chosen experts and the factors of their
+        outputs, both of shape (tokens, chosen).
         """
         forward = inspect.signature(type(self.module).forward)
 
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             _, hidden, chosen, factors = forward.bind(module, *args, **kwargs).args[:4]
-            hidden, alone = hidden.flatten(0, -2), factors.new_ones(chosen.numel(), 1)
-            outputs = module.forward(hidden.repeat_interleave(chosen.shape[-1], 0), chosen.reshape(-1, 1), alone)
-            norms = torch.linalg.vector_norm(outputs.float(), dim=-1).view_as(chosen)
-            empty = norms.new_zeros(len(hidden), self.count)
-            routed = empty.bool().scatter(1, chosen, True)
-            see(hidden, routed, empty.scatter(1, chosen, factors.float()), empty.scatter(1, chosen, norms))
+            see(hidden.flatten(0, -2), chosen, factors)
 
         handle: RemovableHandle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
         return handle
+
+    def on_contributions(self, see: Callable[[Tensor, Tensor, Tensor, Tensor], None]) -> list[RemovableHandle]:
+        """Register hooks on what each expert adds, called at each forward pass; only if :attr:`weighted`.
+
+        ``see`` gets the inputs of the module, shape (tokens, hidden_size); and of shape (tokens, experts): which tokens
+        are routed to which expert, the factors of the outputs, and the norms of the outputs without them. The module
+        itself computes the outputs, once: it gets each token once for every chosen expert, with a factor of one, and
+        what it returns is summed with the factors.
+        """
+        forward = inspect.signature(type(self.module).forward)
+        routing: list[Tensor] = []
+
+        def separate(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+            bound = forward.bind(module, *args, **kwargs)
+            hidden, chosen, factors = routing[:] = bound.args[1:4]
+            each = hidden.flatten(0, -2).repeat_interleave(chosen.shape[-1], 0)
+            return (each, chosen.reshape(-1, 1), torch.ones_like(factors).view(-1, 1), *bound.args[4:]), bound.kwargs
+
+        def add_up(module: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> Tensor:
+            del module, args
+            hidden, chosen, factors = routing
+            norms = torch.linalg.vector_norm(outputs.float(), dim=-1).view_as(chosen)
+            empty = norms.new_zeros(len(chosen), self.count)
+            routed = empty.bool().scatter(1, chosen, True)
+            inputs = hidden.flatten(0, -2)
+            see(inputs, routed, empty.scatter(1, chosen, factors.float()), empty.scatter(1, chosen, norms))
+            total = (outputs.view(*chosen.shape, -1) * factors[..., None]).sum(1)
+            return total.to(outputs.dtype).view_as(hidden)
+
+        before = self.module.register_forward_pre_hook(separate, with_kwargs=True)
+        return [before, self.module.register_forward_hook(add_up)]
 
     def activations(self, expert: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output of an expert's gate (of ``up_proj`` without a gate) and input of its ``down_proj``.
@@ -152,11 +181,53 @@ class Experts:
         gate, up = (half(both) for half in self._halves.values())
         return gate, module._apply_gate(both) if hasattr(module, "_apply_gate") else module.act_fn(gate) * up
 
+    def outputs(self, expert: int, product: Tensor) -> Tensor:
+        """What an expert makes of the inputs of its ``down_proj``, shape (tokens, hidden_size)."""
+        down = self.projections_of(expert)["down_proj"]
+        return linear(product, down.weight, down.bias)
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons of each expert."""
+        return int(self.module.down_proj.shape[1 if self.transposed else 2])
+
+    def keep_neurons(self, kept: Tensor) -> None:
+        """Remove all other neurons of every expert.
+
+        Parameters
+        ----------
+        kept : int64 Tensor, shape (experts, kept)
+            Indices of the neurons that each expert keeps, ascending.
+        """
+        positions = torch.arange((1 + self.gated) * self.neurons, device=kept.device)
+        halves = self._halves.values() or [whole]
+        rows = torch.cat([half(positions)[kept] for half in halves], dim=1).sort(dim=1).values
+        axes = {self._producer: (rows, 1 if self.transposed else 0), f"{self._producer}_bias": (rows, 0)}
+        axes["down_proj"] = kept, 0 if self.transposed else 1
+        for name, parameter in list(self.module.named_parameters(recurse=False)):
+            if name in axes:
+                entries, axis = axes[name]
+                parts = zip(parameter.detach(), entries.to(parameter.device), strict=True)
+                shorter = torch.stack([part.index_select(axis, own) for part, own in parts])
+                setattr(self.module, name, nn.Parameter(shorter, requires_grad=parameter.requires_grad))
+        self.count_neurons()
+
+    def count_neurons(self) -> None:
+        """Set the number of neurons that the module holds to that of its tensors."""
+        for name in _WIDTHS:
+            if hasattr(self.module, name):
+                setattr(self.module, name, self.neurons)
+
 
 def _matrix(parameter: Tensor, expert: int | None, transposed: bool) -> Tensor:
     """The matrix of an expert; None for those of all."""
     own = parameter if expert is None else parameter[expert]
     return own.mT if transposed else own
+
+
+def _own(take: Callable[[Tensor], Tensor], expert: int | None, bias: Tensor) -> Tensor:
+    """The part of a bias of all experts that belongs to one and to a role."""
+    return take(bias if expert is None else bias[expert])
 
 
 def _rows(matrix: Callable[[Tensor], Tensor], take: Callable[[Tensor], Tensor], parameter: Tensor) -> Tensor:
@@ -178,7 +249,7 @@ def find_experts(layer: nn.Module, index: int) -> Experts | None:
     found = [m for m in layer.modules() if isinstance(down := getattr(m, "down_proj", None), Tensor) and down.ndim == 3]
     if not found:
         return None
-    experts = _resolved(found[0])
+    experts = resolved(found[0])
     if len(found) > 1 or experts is None:
         raise UnsupportedModelError(
             f"layer {index}: {type(found[0]).__name__} stores experts differently from the supported families",
@@ -187,7 +258,7 @@ def find_experts(layer: nn.Module, index: int) -> Experts | None:
     return experts
 
 
-def _resolved(module: Any) -> Experts | None:
+def resolved(module: Any) -> Experts | None:
     """The experts of a module; None if it has other parameters or another forward than those described above."""
     names = {name for name, _ in module.named_parameters()}
     gated = "gate_up_proj" in names

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext
-from neuronrank_core.selection.allocation import allocate, error_histogram, typical_square_norm
+from neuronrank_core.selection.allocation import allocate, error_histogram, harmless, typical_square_norm
 from neuronrank_core.selection.masks import target_zeros
 from neuronrank_torch.calibration.collector import LayerCollector
 from neuronrank_torch.calibration.hidden_states import residual_norm
 from neuronrank_torch.calibration.layerwise import LayerRun
+from neuronrank_torch.calibration.routed import SquaredFactors
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.structure import Layer
@@ -41,32 +43,49 @@ class AllocationPass:
         if run.layer not in self.layers:
             run.feed(keep=True)
             return
-        with LayerCollector(run.layer, [run.layer.mlp], self.statistics, run.hidden.shape[1]) as collector:
+        squares = SquaredFactors(run.layer.experts)
+        with LayerCollector(run.layer, run.layer.mlps, self.statistics, run.hidden.shape[1]) as collector, squares:
             run.feed(keep=True, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
-        [table] = collector.statistics(self.ranks)
-        if table is not None:
-            self.count(run.layer, replace(table, residual_norm=residual_norm(run.hidden, self.ranks)))
+        tables = collector.statistics(self.ranks)
+        self.count(run.layer, tables, residual_norm(run.hidden, self.ranks), squares.mean(self.ranks))
 
-    def count(self, layer: Layer, table: LayerStatistics) -> None:
+    def count(
+        self,
+        layer: Layer,
+        tables: Sequence[LayerStatistics | None],
+        residual: NDArray[Any],
+        factors: Sequence[float] = (),
+    ) -> None:
         """Count the weights of a dense layer by removal error, computed from its statistics.
 
         Parameters
         ----------
         layer : Layer
             Layers must be given in order.
-        table : LayerStatistics
-            With mean squares of the inputs and norms of the residual stream.
+        tables : sequence of LayerStatistics
+            Of each MLP, with mean squares of the inputs; None for an expert without tokens, whose weights cause no
+            error.
+        residual : array, shape (documents, tokens)
+            Norms of the residual stream.
+        factors : sequence of float
+            For each expert, the mean over all tokens of the square of its factor, by which errors of its output count.
         """
-        weights = {role: weight.float() for role, weight in layer.mlp.weights.items()}
-        context = ScoringContext(layer.index, self.statistics, weights, table, self.kernels)
-        typical = typical_square_norm(table.require("residual_norm", layer.index))
-        self.histograms.append(error_histogram(context, typical))
+        typical, counts = typical_square_norm(residual), harmless(0)
+        for mlp, table in zip(layer.mlps, tables, strict=True):
+            factor = 1.0 if mlp.expert is None else factors[mlp.expert]
+            if table is None or factor == 0:
+                counts += harmless(sum(weight.numel() for weight in mlp.weights.values()))
+            else:
+                weights = {role: weight.float() for role, weight in mlp.weights.items()}
+                context = ScoringContext(mlp.where, self.statistics, weights, table, self.kernels)
+                counts += error_histogram(context, typical / factor)
+        self.histograms.append(counts)
 
     def ratios(self) -> list[float]:
         """Sparsity ratio of each layer."""
-        shapes = [{role: tuple(w.shape) for role, w in layer.mlp.weights.items()} for layer in self.layers]
+        shapes = [[(r, tuple(w.shape)) for mlp in layer.mlps for r, w in mlp.weights.items()] for layer in self.layers]
 
         def zeros(layer: int, ratio: float) -> int:
-            return sum(target_zeros(role, (s[0], s[1]), self.recipe, ratio) for role, s in shapes[layer].items())
+            return sum(target_zeros(role, (s[0], s[1]), self.recipe, ratio) for role, s in shapes[layer])
 
         return allocate(self.histograms, self.recipe.ratio, zeros)

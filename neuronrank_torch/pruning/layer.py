@@ -14,7 +14,9 @@ from neuronrank_torch.calibration.gram import DenseOutputs, GramCollector
 from neuronrank_torch.calibration.layerwise import LayerRun
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.kernels import TorchKernels
-from neuronrank_torch.model.blocks import Block, Mlp
+from neuronrank_torch.model.blocks import Block, Mlp, routed
+from neuronrank_torch.model.structure import Layer
+from neuronrank_torch.pruning.expert_update import ExpertUpdate
 from neuronrank_torch.pruning.result import LayerReport, ModuleReport
 from neuronrank_torch.pruning.sparsity_types import SparsityType, sparsity_type_of
 
@@ -51,14 +53,18 @@ class LayerPlan:
         """Whether the remaining weights are updated."""
         return self.recipe.update != "none"
 
-    @property
-    def stages(self) -> list[tuple[str, ...]]:
-        """Inputs whose Gram matrices are collected in each pass; see :meth:`SparsityType.stages`."""
-        return self.sparsity_type.stages(self.recipe) if self.updating else [()]
+    def stages(self, blocks: Sequence[Block]) -> list[tuple[str, ...]]:
+        """Inputs whose Gram matrices are collected in each pass; see :meth:`SparsityType.stages`.
 
-    def passes(self, *, outputs_needed: bool) -> int:
-        """Number of passes of the calibration text through the layer."""
-        return len(self.stages) + (outputs_needed and self.recipe.propagate == "pruned")
+        Those of experts are computed from what one of the passes keeps.
+        """
+        first, *later = self.sparsity_type.stages(self.recipe) if self.updating else [()]
+        return [first, *(stage for stage in later if stage != ("down_proj",) or any(map(_whole_mlp, blocks)))]
+
+    def passes(self, layer: Layer, *, outputs_needed: bool) -> int:
+        """Number of passes of the calibration text through a layer."""
+        stages = self.stages(self.sparsity_type.blocks(layer, self.recipe))
+        return len(stages) + (outputs_needed and self.recipe.propagate == "pruned")
 
     def context(self, block: Block, table: Table) -> ScoringContext:
         """Scoring context of a block with its current weights."""
@@ -84,35 +90,48 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     """
     started, keep = time.perf_counter(), plan.recipe.propagate == "dense"
     blocks = plan.sparsity_type.blocks(run.layer, plan.recipe)
-    inputs, *later = plan.stages
+    whole = [block for block in blocks if not routed(block)]
+    inputs, *later = plan.stages(blocks)
+    experts = ExpertUpdate.of(run, plan.sparsity_type, plan.recipe, ranks)
 
     # Calibrate: one pass through the dense layer.
-    collector, gram = LayerCollector(run.layer, blocks, plan.recipe, run.hidden.shape[1]), GramCollector(blocks, inputs)
-    outputs = _dense_outputs(run, blocks) if later else None
+    output_needed, seqlen = bool(keep or plan.updating or experts), run.hidden.shape[1]
+    collector = LayerCollector(run.layer, blocks, plan.recipe, seqlen, output_needed=output_needed)
+    gram = GramCollector(whole, inputs, stop=inputs == ("down_proj",) and not (keep or experts))
+    outputs = _dense_outputs(run, whole) if later else None
     attention = _attention_outputs(run, plan) if later else None
-    with collector, gram, outputs or nullcontext(), attention.recorded() if attention else nullcontext():
-        run.feed(keep=keep, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
+    recorded = attention.recorded() if attention else nullcontext()
+    with collector, gram, outputs or nullcontext(), recorded, experts.recorded(inputs) if experts else nullcontext():
+        run.feed(keep=keep, after=lambda start: collector.add_documents(start, seqlen))
     tables = collector.statistics(ranks)
     gram.sum_over(ranks)
 
     # Score and mask; update the modules that read the first inputs.
     keeps_dense = plan.updating and plan.sparsity_type.keeps_dense_weights
-    dense = [block.copied() for block in blocks] if keeps_dense else blocks
+    memo: dict[int, Any] = {}
+    dense = [block.copied(memo) for block in blocks] if keeps_dense else blocks
     before = module_reports(blocks)
-    chosen = [
-        plan.sparsity_type.remove(block, plan.context(unpruned, table), gram if plan.updating else None)
-        for block, unpruned, table in zip(blocks, dense, tables, strict=True)
-    ]
+    chosen = []
+    for block, unpruned, table in zip(blocks, dense, tables, strict=True):
+        context = plan.context(unpruned, table)
+        if experts and routed(block):
+            chosen.append(experts.remove(block, unpruned, context))
+        else:
+            chosen.append(plan.sparsity_type.remove(block, context, gram if plan.updating else None))
+    plan.sparsity_type.finish(blocks, chosen)
 
     with attention.replayed() if attention else nullcontext():
         # Update the modules that read outputs of pruned modules, with one pass per stage.
         for inputs in later:
-            gram = GramCollector(blocks, inputs, outputs)
-            with gram:
+            gram = GramCollector(whole, inputs, outputs, stop=inputs == ("down_proj",))
+            with gram, experts.recorded(inputs) if experts else nullcontext():
                 run.feed(keep=False)
             gram.sum_over(ranks)
             for block, unpruned, table, choice in zip(blocks, dense, tables, chosen, strict=True):
-                plan.sparsity_type.refit(block, plan.context(unpruned, table), choice, gram)
+                if not routed(block):
+                    plan.sparsity_type.refit(block, plan.context(unpruned, table), choice, gram)
+                elif experts:
+                    experts.refit(inputs, block, unpruned, plan.context(unpruned, table), choice)
 
         # Propagate.
         if outputs_needed and not keep:
@@ -121,10 +140,14 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     return replace(report, experts_removed=_experts_removed(plan, chosen))
 
 
-def _dense_outputs(run: LayerRun, blocks: Sequence[Block]) -> DenseOutputs:
-    """Room for the outputs of the layer's MLP at all tokens."""
-    [mlp] = [block for block in blocks if isinstance(block, Mlp)]
-    return DenseOutputs(mlp, run.spare("down_proj", len(mlp.weights["down_proj"])))
+def _whole_mlp(block: Block) -> bool:
+    return isinstance(block, Mlp) and block.expert is None
+
+
+def _dense_outputs(run: LayerRun, blocks: Sequence[Block]) -> DenseOutputs | None:
+    """Room for the outputs of the layer's MLP at all tokens; None if it has only experts."""
+    mlps = [block for block in blocks if isinstance(block, Mlp)]
+    return DenseOutputs(mlps[0], run.spare("down_proj", len(mlps[0].weights["down_proj"]))) if mlps else None
 
 
 def _attention_outputs(run: LayerRun, plan: LayerPlan) -> AttentionOutputs | None:
@@ -145,6 +168,7 @@ def prune_by_statistics(
         plan.sparsity_type.remove(block, plan.context(block, table), None)
         for block, table in zip(blocks, tables, strict=True)
     ]
+    plan.sparsity_type.finish(blocks, chosen)
     report = _report(index, blocks, before, _notes(index, blocks, tables, plan.recipe), started)
     return replace(report, experts_removed=_experts_removed(plan, chosen))
 

@@ -75,10 +75,16 @@ def _sizes(model: Any, decoder: Decoder, recipe: Recipe, sizes: Sizes) -> dict[s
             raise InputError("the layers differ in size")
         return {"layer": layers.pop()}
     kind = sparsity_type_of(recipe)
-    block = kind.blocks(decoder.layers[0], recipe)[0]
+    blocks = kind.blocks(decoder.layers[0], recipe)
     if recipe.whole_neurons:
-        goes, of = decoder.layers[0].mlp.neurons // 2, decoder.layers[0].mlp.neurons
+        layouts = {tuple(mlp.neurons for mlp in layer.mlps) for layer in decoder.layers}
+        [of, *others] = {neurons for layout in layouts for neurons in layout}
+        if len(layouts) > 1 or others:
+            raise InputError("the layers, or the MLPs in a layer, differ in width")
+        multiple = min(of & -of, 8)  # Experts of some widths cannot run.
+        goes = of - (of // 2 // multiple * multiple or 1)
     else:
+        block = blocks[0]
         heads, groups = block.heads or 0, decoder.layers[0].attention.groups  # type: ignore[union-attr]
         of = groups if one == "key-value-groups" else heads // groups
         goes = min(head_steps(heads, groups, recipe.divisible_by)[one], default=0)
@@ -86,7 +92,7 @@ def _sizes(model: Any, decoder: Decoder, recipe: Recipe, sizes: Sizes) -> dict[s
             raise InputError(f"no head of {heads} in {groups} groups can go with --divisible-by {recipe.divisible_by}")
     recipe = replace(recipe, sparsity_ratio=exact_ratio(goes, of))
     planned_layers(model, recipe)
-    removed = kind.shrinkage(block, recipe)
+    removed = sum(kind.shrinkage(block, recipe) for block in blocks)
     if recipe.whole_neurons:
         return {"neurons": of, "neuron": removed // goes}
     return {"heads": {**sizes.heads, one: (goes, of, removed)}}

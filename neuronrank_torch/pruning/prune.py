@@ -201,7 +201,7 @@ class _PruneRun:
         for layer in self.layers:
             table = statistics.table(layer.index, {INPUTS, RESIDUAL})
             with self.store.resident(layer.index):
-                dense.count(layer, table)
+                dense.count(layer, [table], table.require("residual_norm", layer.index))
 
     def calibrated(self, sequences: Tensor, batch_size: int) -> None:
         """Collect, prune and propagate layer by layer."""
@@ -244,7 +244,7 @@ class _PruneRun:
         """Number of passes of the calibration text through layer ``index``."""
         if index not in self.pruned or done:
             return int(self._outputs_needed(index))
-        return self.plan(index).passes(outputs_needed=self._outputs_needed(index))
+        return self.plan(index).passes(self.decoder.layers[index], outputs_needed=self._outputs_needed(index))
 
     def _run_layers(self, sequences: Tensor, visit: Callable[[LayerRun], None], batch_size: int, what: str) -> Tensor:
         self.what = what

@@ -101,18 +101,19 @@ def refuse_modes(model: Any, decoder: Decoder, recipe: Recipe) -> None:
     InputError
         Names the flag.
     """
-    mixture = next((layer.experts for layer in decoder.layers if layer.experts is not None), None)
     modes = {
         "--sparsity_type neurons": recipe.whole_neurons,
         f"--update {recipe.update}": recipe.update != "none" and not recipe.removes_heads,
         "--allocate neuronrank": recipe.allocate == "neuronrank",
     }
     asked = [mode for mode, set_ in modes.items() if set_]
-    if mixture is not None and asked:
+    mixture = next((layer.experts for layer in decoder.layers if layer.experts is not None), None)
+    fitted = [mode for mode in asked if mode != "--sparsity_type neurons"]
+    if mixture is not None and not mixture.weighted and fitted:
         raise InputError(
-            f"{asked[0]} cannot be used on a mixture of experts ({type(mixture.module).__name__}:"
-            f" fused tensors of {mixture.count} experts)",
-            hint="leave it out: experts can be pruned unstructured or N:M, all at one ratio",
+            f"{fitted[0]} cannot be used on {type(mixture.module).__name__}, which multiplies the inputs of its experts"
+            " instead of their outputs",
+            hint="leave it out",
         )
     empty = next((layer for layer in decoder.layers if not layer.mlps), None)
     if empty is not None and asked:

@@ -15,6 +15,7 @@ from neuronrank_torch.distributed.ranks import ALONE
 from neuronrank_torch.evaluation.windows import STREAMED_TOKENS
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.kernels import TorchKernels
+from neuronrank_torch.model.blocks import routed
 from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
@@ -147,9 +148,11 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
     calibration = recipe.nsamples * recipe.seqlen if needs_text(recipe) and job.hidden_states == "memory" else 0
     if recipe.removes_layers:
         calibration = 0  # The text runs through the whole model.
-    elif recipe.update != "none" and len(sparsity_type_of(recipe).stages(recipe)) > 1:
-        # The outputs of the dense MLP are kept too and, on a CPU, those of attention.
-        calibration *= 3 if model.device.type == "cpu" and not recipe.include_attention else 2
+    elif recipe.update != "none":
+        # The outputs of the dense MLP and, on a CPU, those of attention are kept too; and the inputs of the experts.
+        stages = len(LayerPlan(recipe, TorchKernels(model.device)).stages(blocks))
+        kept = (stages > 1) * (1 + (model.device.type == "cpu" and not recipe.include_attention))
+        calibration *= 1 + kept + any(map(routed, blocks))
     evaluation = (1 if whole else 2) * min(eval_tokens, STREAMED_TOKENS)
     widest = max(weight.shape[1] for weight in weights)
     copies = 0 if weights[0].dtype == torch.float32 else 4 * sum(weight.numel() for weight in weights)
@@ -186,7 +189,8 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     if recipe.removes_layers:
         passes = _removal_passes(layers, recipe)
     else:
-        passes = sum(plan.passes(outputs_needed=index + 1 < layers) if index >= first else 1 for index in range(layers))
+        every = enumerate(model.decoder.layers)
+        passes = sum(plan.passes(one, outputs_needed=i + 1 < layers) if i >= first else 1 for i, one in every)
     if recipe.allocate == "neuronrank" or recipe.sparsity_type == "heads":
         passes += layers
     forward = prune = 0.0
@@ -201,7 +205,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
         started = time.perf_counter()
         if needs_text(recipe):
             prune_layer(run, plan, ALONE, outputs_needed=False)
-            prune = time.perf_counter() - started - forward * plan.passes(outputs_needed=False)
+            prune = time.perf_counter() - started - forward * plan.passes(run.layer, outputs_needed=False)
         else:
             blocks = plan.sparsity_type.blocks(run.layer, recipe)
             prune_by_statistics(0, blocks, [None] * len(blocks), plan)

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from command import Run
 from flags import BASE, JOB, JOBS, PARAMETERS, RECIPE, RESULT
-from tiny_files import small, write_model
+from pruning import random_model
+from tiny import VOCAB
+from tiny_files import write_model
+from transformers import Llama4TextConfig
 
 import neuronrank_torch.runs.dry_run
 import neuronrank_torch.runs.evaluate
@@ -228,7 +231,10 @@ def test_effort_needs_text_except_for_one_pass(run: Run, asked: dict[str, Any]) 
 
 
 def test_refusals_speak_of_effort_where_it_was_set(run: Run, text: Path, tmp_path: Path) -> None:
-    mixture = write_model(tmp_path / "m", small("mixtral"))
+    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 24, "num_attention_heads": 4}
+    own = {"num_local_experts": 2, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1, "head_dim": 8}
+    config = Llama4TextConfig(**sizes, **own, num_key_value_heads=2, vocab_size=VOCAB, pad_token_id=None)
+    mixture = write_model(tmp_path / "m", random_model(config))
     base = ["prune", "--model", mixture, "--dataset", text, "--nsamples", 2, "--seqlen", 32, "--dry-run"]
     for flags, named in (
         (["--effort", "good"], "--effort good"),
@@ -237,8 +243,8 @@ def test_refusals_speak_of_effort_where_it_was_set(run: Run, text: Path, tmp_pat
         (["--update", "gradual"], "--update gradual"),
     ):
         said = run(*base, *flags, code=2).stderr
-        assert f"Error: {named} cannot be used on a mixture of experts (" in said
-        assert "Hint: leave it out: " in said
+        assert f"Error: {named} cannot be used on Llama4TextExperts, which multiplies" in said
+        assert "Hint: leave it out" in said
 
 
 @pytest.mark.usefixtures("asked")
@@ -325,6 +331,14 @@ def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:
         ("--eval-windows 3", ["--eval-windows has no effect without --eval"]),
         ("--eval-windows 3 --eval", []),
         ("--dry-run --force --save s", []),
+        (
+            "--sparsity_type experts --nr-tfidf-mode doc --nr-signal product",
+            [
+                f"--nr-{name} has no effect on the experts of neuronrank_wanda: use --prune_method neuronrank_tfidf"
+                for name in ("signal", "tfidf-mode")
+            ],
+        ),
+        ("--sparsity_type experts --nr-tfidf-k 8 --idf-exp 2", []),
     ],
 )
 def test_flags_without_effect_are_named(run: Run, arguments: str, warnings: list[str]) -> None:

@@ -59,7 +59,7 @@ def pruned(model: nn.Module, chosen: Recipe, text: str | Iterable[str] = TEXT, *
 def fit_down_to_its_own_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the update of ``down_proj`` ignore what the pruning of gate and up changed."""
     monkeypatch.setattr(
-        pruning_layer, "GramCollector", lambda blocks, inputs, outputs=None: GramCollector(blocks, inputs)
+        pruning_layer, "GramCollector", lambda blocks, inputs, outputs=None, **how: GramCollector(blocks, inputs, **how)
     )
 
 

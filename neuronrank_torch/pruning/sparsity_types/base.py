@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from neuronrank_core import Recipe, ScoringContext
-from neuronrank_torch.calibration.gram import GramCollector
+from neuronrank_torch.calibration.gram import Sums
 from neuronrank_torch.model.blocks import Block
 from neuronrank_torch.model.structure import Decoder, Layer
 from neuronrank_torch.pruning.result import ModuleReport
@@ -74,10 +74,14 @@ class SparsityType(ABC):
         return 0
 
     @abstractmethod
-    def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> Any:
+    def remove(self, block: Block, context: ScoringContext, gram: Sums | None) -> Any:
         """Prune a block and update the modules whose inputs are in ``gram``. Returns ``chosen`` for :meth:`refit`."""
 
-    def refit(self, block: Block, context: ScoringContext, chosen: Any, gram: GramCollector) -> None:
+    def finish(self, blocks: Sequence[Block], chosen: Sequence[Any]) -> None:
+        """Complete the removal from all blocks of a layer, given what :meth:`remove` returned for each."""
+        del blocks, chosen
+
+    def refit(self, block: Block, context: ScoringContext, chosen: Any, gram: Sums) -> None:
         """Update the modules of a block whose inputs are in ``gram``, which was collected in a later stage."""
         del block, context, chosen, gram
 

@@ -8,7 +8,7 @@ import torch
 from neuronrank_core import InputError, InvalidValueError, Recipe, ScoringContext
 from neuronrank_core.recipe import EXPERTS
 from neuronrank_core.selection.experts import kept_experts, removed_experts
-from neuronrank_torch.calibration.gram import GramCollector
+from neuronrank_torch.calibration.gram import Sums
 from neuronrank_torch.model.blocks import Block
 from neuronrank_torch.model.depth import forget_predictors
 from neuronrank_torch.model.mixture import Mixture, number_of_experts
@@ -91,7 +91,7 @@ class Experts(SparsityType):
         entries = sum(t.numel() for _, _, t, _ in block.indexed() if isinstance(t, torch.nn.Parameter))
         return removed_experts(block.experts, block.groups, recipe) * (entries // block.experts)
 
-    def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> Any:
+    def remove(self, block: Block, context: ScoringContext, gram: Sums | None) -> Any:
         """Remove the lowest-scoring experts. Returns their indices."""
         del gram
         assert isinstance(block, Mixture)

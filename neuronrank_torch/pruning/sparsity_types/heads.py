@@ -10,7 +10,7 @@ from neuronrank_core import InputError, Recipe, ScoringContext
 from neuronrank_core.recipe import HEADS
 from neuronrank_core.selection.heads import head_options, kept_heads, lost_share
 from neuronrank_core.update.least_squares import absorb
-from neuronrank_torch.calibration.gram import GramCollector
+from neuronrank_torch.calibration.gram import Sums
 from neuronrank_torch.kernels import inverse
 from neuronrank_torch.model.attention import Attention
 from neuronrank_torch.model.blocks import Block
@@ -103,7 +103,7 @@ class Heads(SparsityType):
         assert isinstance(block, Attention)
         return lost_share(context, block.groups)
 
-    def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> None:
+    def remove(self, block: Block, context: ScoringContext, gram: Sums | None) -> None:
         """Remove the lowest-scoring heads; with ``gram``, let ``o_proj`` compensate for them."""
         assert isinstance(block, Attention)
         output = block.projections["o_proj"]

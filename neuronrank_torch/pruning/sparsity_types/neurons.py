@@ -1,5 +1,7 @@
 """Removal of whole neurons, which leaves a smaller model with an unchanged architecture."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,16 +10,23 @@ from torch import Tensor
 from neuronrank_core import InputError, Recipe, ScoringContext
 from neuronrank_core.selection.whole_neurons import kept_neurons, next_neurons, removed_neurons
 from neuronrank_core.update.least_squares import absorb, eliminate
-from neuronrank_torch.calibration.gram import GramCollector
+from neuronrank_torch.calibration.gram import Sums
 from neuronrank_torch.kernels import inverse
-from neuronrank_torch.model.blocks import Block, Mlp
+from neuronrank_torch.model.blocks import Block, Mlp, routed
+from neuronrank_torch.model.experts import resolved
 from neuronrank_torch.model.resized import resized_tensors
-from neuronrank_torch.model.structure import Decoder
+from neuronrank_torch.model.structure import Decoder, Layer
 from neuronrank_torch.pruning.result import ModuleReport
 from neuronrank_torch.pruning.sparsity_types.base import SparsityType
 
 #: Names of the width of the MLPs in a configuration. The first that exists is the one; None stands for a default width.
 WIDTHS = ("intermediate_size", "ffn_dim", "decoder_ffn_dim", "n_inner", "ffn_hidden_size")
+#: The same of routed experts, where they have a width of their own, and of shared ones.
+EXPERT_WIDTHS = ("moe_intermediate_size", "expert_ffn_hidden_size")
+SHARED_WIDTHS = ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size")
+
+#: Bytes of which the rows of experts' matrices need a multiple in torch's grouped matrix products.
+ALIGNED = 16
 
 
 class Neurons(SparsityType):
@@ -33,32 +42,41 @@ class Neurons(SparsityType):
         return "yes: the removed neurons are neither computed nor stored"
 
     def check(self, model: Any, decoder: Decoder, recipe: Recipe) -> None:
-        """Refuse a model if its class, configured to the new width, would not have the shapes of the pruned model."""
+        """Refuse a model if its class, configured to the new widths, would not have the shapes of the pruned model."""
         hint = "neurons of this model family cannot be removed yet: prune weights instead"
         config: Any = getattr(decoder.body, "config", None)
-        name, dense = _width(decoder), decoder.layers[0].mlp.neurons
-        # None stands for a default width.
-        if any(layer.mlp.neurons != dense for layer in decoder.layers) or getattr(config, name, 0) not in (dense, None):
-            raise InputError(
-                f"the width of the MLPs of {type(decoder.body).__name__} is not the {name} of its configuration",
-                hint=hint,
-            )
-        kept = dense - removed_neurons(dense, recipe)
-        if kept == dense:
+        widths = _widths(decoder)
+        for name, neurons in widths.items():
+            # None stands for a default width.
+            if len(neurons) > 1 or getattr(config, name, 0) not in (*neurons, None):
+                raise InputError(
+                    f"the width of the MLPs of {type(decoder.body).__name__} is not the {name} of its configuration",
+                    hint=hint,
+                )
+        kept = {name: min(neurons) - removed_neurons(min(neurons), recipe) for name, neurons in widths.items()}
+        if {name: {left} for name, left in kept.items()} == widths:
             return
+        _check_aligned(decoder, recipe)
         try:
-            resized = resized_tensors(model, config, {name: kept})
+            resized = resized_tensors(model, config, kept)
         except InputError as error:
             raise InputError(
-                f"{type(model).__name__} cannot have {kept} neurons in a layer: {error}",
+                f"{type(model).__name__} cannot have {' and '.join(map(str, kept.values()))} neurons in a layer:"
+                f" {error}",
                 hint="choose another ratio, or prune weights instead",
             ) from error
-        if wrong := sorted(resized.keys() ^ _narrowed(model, decoder)):
+        sizes = {name: math.prod(shape) for name, shape in resized.items()}
+        if wrong := sorted(sizes.items() ^ _narrowed(model, decoder, recipe).items()):
             raise InputError(
-                f"with fewer neurons, `{wrong[0]}` of {type(model).__name__} would not have the shape that its"
+                f"with fewer neurons, `{wrong[0][0]}` of {type(model).__name__} would not have the shape that its"
                 " configuration describes",
                 hint=hint,
             )
+
+    def resume(self, layer: Layer) -> None:
+        """Set the number of neurons that the module of experts holds."""
+        if layer.experts is not None:
+            layer.experts.count_neurons()
 
     def stages(self, recipe: Recipe) -> list[tuple[str, ...]]:
         """Only ``down_proj`` is updated."""
@@ -76,13 +94,16 @@ class Neurons(SparsityType):
     def shrinkage(self, block: Block, recipe: Recipe) -> int:
         """The parameters of the removed neurons, biases included."""
         assert isinstance(block, Mlp)
-        own = [p.numel() for module in block.producers for p in module.parameters(recurse=False)]
-        own.append(block.projections["down_proj"].weight.numel())
+        own = [weight.numel() for weight in block.weights.values()]
+        own += [p.bias.numel() for role, p in block.projections.items() if role != "down_proj" and p.bias is not None]
         removed: int = removed_neurons(block.neurons, recipe) * (sum(own) // block.neurons)
         return removed
 
-    def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> None:
-        """Remove the lowest-scoring neurons; with ``gram``, a few at a time, and let the others compensate for them."""
+    def remove(self, block: Block, context: ScoringContext, gram: Sums | None) -> Tensor:
+        """Remove the lowest-scoring neurons; with ``gram``, a few at a time, and let the others compensate for them.
+
+        Returns the indices of the kept ones. Those of experts are removed by :meth:`finish`, from all at once.
+        """
         assert isinstance(block, Mlp)
         down, neurons, fitted = block.projections["down_proj"], block.neurons, None
         if gram is None:
@@ -99,29 +120,65 @@ class Neurons(SparsityType):
             stay[gone] = False
             [columns] = torch.nonzero(stay, as_tuple=True)
             fitted, kept = absorb(dense, columns, inputs, inverse), columns[columns < neurons]
-        block.remove_neurons(kept)
         if fitted is not None:
-            down.store(fitted)
+            down.store(fitted, kept)
+        if block.expert is None:
+            block.remove_neurons(kept)
+        return kept
+
+    def finish(self, blocks: Sequence[Block], chosen: Sequence[Tensor]) -> None:
+        """Remove the neurons of experts."""
+        kept = {block: own for block, own in zip(blocks, chosen, strict=True) if routed(block)}
+        if kept:
+            experts = resolved(next(iter(kept)).module)
+            assert experts is not None
+            experts.keep_neurons(torch.stack([*kept.values()]))
 
     def change_config(self, decoder: Decoder) -> None:
-        """Set the width to the number of remaining neurons, which is the same in every layer."""
-        setattr(decoder.body.config, _width(decoder), decoder.layers[0].mlp.neurons)
+        """Set the widths to the numbers of remaining neurons, which are the same in every layer."""
+        for name, neurons in _widths(decoder).items():
+            setattr(decoder.body.config, name, min(neurons))
 
 
-def _width(decoder: Decoder) -> str:
-    """The name under which the configuration states the width of the MLPs."""
+def _widths(decoder: Decoder) -> dict[str, set[int]]:
+    """The names under which the configuration states the widths of the MLPs, and the widths that these have."""
     config = getattr(decoder.body, "config", None)
-    return next((name for name in WIDTHS if hasattr(config, name)), WIDTHS[0])
+    widths: dict[str, set[int]] = {}
+    for mlp in (mlp for layer in decoder.layers for mlp in layer.mlps):
+        names: tuple[str, ...] = WIDTHS
+        if mlp.prefix:
+            names = (*EXPERT_WIDTHS, *WIDTHS) if routed(mlp) else SHARED_WIDTHS
+        name = next((name for name in names if getattr(config, name, None) is not None), None)
+        name = name or next((name for name in names if hasattr(config, name)), names[0])
+        if hasattr(config, name) or names != SHARED_WIDTHS:  # Else a multiple of the width of the experts.
+            widths.setdefault(name, set()).add(mlp.neurons)
+    return widths
 
 
-def _narrowed(model: Any, decoder: Decoder) -> set[str]:
-    """Parameters that lose entries with the neurons: the matrices, and the biases of gate and up."""
+def _check_aligned(decoder: Decoder, recipe: Recipe) -> None:
+    """Refuse a number of neurons with which transformers cannot run experts; raises InputError."""
+    for mlp in (mlp for layer in decoder.layers for mlp in layer.mlps if routed(mlp)):
+        multiple = max(1, ALIGNED // mlp.projections["down_proj"].weight.element_size())
+        left = mlp.neurons - removed_neurons(mlp.neurons, recipe)
+        if mlp.neurons % multiple == 0 and left % multiple:
+            raise InputError(
+                f"experts with {left} neurons cannot run: torch multiplies the matrices of experts only if their rows"
+                f" take a multiple of {ALIGNED} bytes",
+                hint=f"use --multiple-of {multiple}",
+            )
+
+
+def _narrowed(model: Any, decoder: Decoder, recipe: Recipe) -> dict[str, int]:
+    """Parameters that lose entries with the neurons, and their sizes: matrices, and the biases of gate and up."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found: set[str] = set()
-    for layer in decoder.layers:
-        for role, projection in layer.mlp.projections.items():
-            own = projection.module.named_parameters(recurse=False)
-            found |= {names[id(parameter)] for name, parameter in own if role != "down_proj" or name == "weight"}
+    found: dict[str, int] = {}
+    for mlp in (mlp for layer in decoder.layers for mlp in layer.mlps):
+        goes, neurons = removed_neurons(mlp.neurons, recipe), mlp.neurons
+        for role, projection in mlp.projections.items():
+            for attribute in (projection.attribute, projection.bias_attribute):
+                parameter = getattr(projection.module, attribute, None)
+                if parameter is not None and (role != "down_proj" or attribute == projection.attribute):
+                    found[names[id(parameter)]] = parameter.numel() // neurons * (neurons - goes)
     return found
 
 

@@ -8,7 +8,7 @@ from neuronrank_core import Recipe, ScoringContext, prune_mask
 from neuronrank_core.selection.masks import gradual_mask, target_zeros
 from neuronrank_core.statistics.table import SHARED_INPUT
 from neuronrank_core.update.least_squares import gradual_update, least_squares_update, residual_norm
-from neuronrank_torch.calibration.gram import GramCollector
+from neuronrank_torch.calibration.gram import Sums
 from neuronrank_torch.kernels import inverse
 from neuronrank_torch.model.blocks import Block
 from neuronrank_torch.pruning.result import ModuleReport
@@ -46,7 +46,7 @@ class Weights(SparsityType):
             found[block.prefix + role] = ModuleReport(weight.numel(), zeros, zeros_before=before)
         return found
 
-    def remove(self, block: Block, context: ScoringContext, gram: GramCollector | None) -> dict[str, Tensor]:
+    def remove(self, block: Block, context: ScoringContext, gram: Sums | None) -> dict[str, Tensor]:
         """Zero the lowest-scoring weights of each module, scored on its dense weights; returns the masks."""
         masks = {role: prune_mask(role, context) for role in block.projections}
         for role, projection in block.projections.items():
@@ -55,7 +55,7 @@ class Weights(SparsityType):
             self.refit(block, context, masks, gram)
         return masks
 
-    def refit(self, block: Block, context: ScoringContext, chosen: dict[str, Tensor], gram: GramCollector) -> None:
+    def refit(self, block: Block, context: ScoringContext, chosen: dict[str, Tensor], gram: Sums) -> None:
         """Fit the remaining weights, and biases, to the outputs of the dense weights, which are in ``context``."""
         for role, projection in block.projections.items():
             inputs = gram.gram.get(SHARED_INPUT.get(role, role))

@@ -17,6 +17,7 @@ from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.scope import first_pruned
 from neuronrank_torch.runs.evaluate import measure_pair
 from neuronrank_torch.runs.page import weights
+from neuronrank_torch.runs.page.experts import describe_experts
 from neuronrank_torch.runs.page.neurons import LayerNeurons, distributions, layer_neurons, tf_idf_map
 from neuronrank_torch.runs.page.passages import Passages
 from neuronrank_torch.runs.page.sources import InsightJob, Sources, UnavailableError
@@ -40,8 +41,8 @@ def gather(job: InsightJob, progress: Progress = silent) -> dict[str, Any]:
     -------
     dict
         ``run``: content of ``neuronrank.json``; ``folder``; ``model``: name of the original model; and the sections
-        ``sparsity``, ``predictions``, ``statistics``, ``neurons``, ``topics``, ``specialists``, ``agreement``,
-        ``generation``. A section without input contains only ``missing``, which says what to provide.
+        ``sparsity``, ``predictions``, ``statistics``, ``neurons``, ``topics``, ``specialists``, ``experts``,
+        ``agreement``, ``generation``. A section without input contains only ``missing``, which says what to provide.
 
     Raises
     ------
@@ -58,7 +59,7 @@ def gather(job: InsightJob, progress: Progress = silent) -> dict[str, Any]:
     }
 
 
-_SECTIONS = ("predictions", "statistics", "neurons", "topics", "specialists", "agreement", "generation")
+_SECTIONS = ("predictions", "statistics", "neurons", "topics", "specialists", "experts", "agreement", "generation")
 
 
 def _available(section: Callable[[], Section]) -> Section:
@@ -125,11 +126,13 @@ class _Page:
             "k": reading.tfidf_k,
             "q": reading.q_active,
             "same_text": header["text_sha256"] == self.sources.result.calibration.text_sha256,
+            "experts": self.sources.statistics.experts,
         }
 
     @cached_property
     def known(self) -> list[LayerNeurons]:
         """Every layer's neurons."""
+        self.of_neurons()
         known = []
         for layer in range(self.layers):
             self.progress("reading statistics", layer, self.layers, "layers")
@@ -143,6 +146,7 @@ class _Page:
 
     def topics(self) -> Section:
         """Topics of some layers."""
+        self.of_neurons()
         reading = self.sources.reading
         if mode(reading) != "topic":
             raise UnavailableError(f"The run used {mode(reading)} mode: add --nr-tfidf-mode topic to see topics.")
@@ -162,6 +166,25 @@ class _Page:
             add_passages(picked, self.table, passages)
         return {**picked, "passages_missing": missing}
 
+    def of_neurons(self) -> None:
+        """Raise UnavailableError if the statistics are those of experts."""
+        if self.sources.statistics.experts:
+            raise UnavailableError("The statistics are those of experts.")
+
+    def experts(self) -> Section:
+        """Experts of some layers, and the topics that they stand for."""
+        if not self.sources.statistics.experts:
+            raise UnavailableError("The statistics are those of neurons.")
+        if mode(self.sources.reading) != "topic":
+            raise UnavailableError("Topics need --nr-tfidf-mode topic.")
+        tables = {layer: self.table(layer) for layer in range(self.layers)}
+        passages, missing = self._passages()
+        removed = {report.layer: report.experts_removed for report in self.sources.result.layers}
+        shown = self.in_detail([layer for layer, table in tables.items() if "expert_tokens" in table.columns()])
+        how = self.sources.reading, self.kernels, passages
+        described = [describe_experts(layer, tables[layer], *how, removed.get(layer, ())) for layer in shown]
+        return {"layers": described, "passages_missing": missing}
+
     def _passages(self) -> tuple[Passages | None, str]:
         """The text of the statistics, or what to provide for it."""
         try:
@@ -176,7 +199,7 @@ class _Page:
             what = {"neurons": "Whole neurons", "experts": "Whole experts"}.get(recipe.sparsity_type, "Attention heads")
             what = "Layers" if recipe.removes_layers else what
             raise UnavailableError(f"{what} were removed, so there are no zeros to compare.")
-        self.sources.statistics  # noqa: B018 (reported as missing before the original model)
+        self.of_neurons()  # Missing statistics are reported before the original model.
         dense, saved, recipes = self.sources.dense[0], self.sources.saved[0], weights.rival_recipes(recipe)
         shown = self.in_detail(list(range(first_pruned(recipe, self.layers)[0], self.layers)))
 

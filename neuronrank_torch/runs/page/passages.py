@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neuronrank_core import InputError, LayerStatistics
 from neuronrank_core.statistics.selectivity import strongest_tokens
@@ -34,16 +35,22 @@ class Passages:
         words = {int(i): self.tokenizer.decode([int(i)]) for i in np.unique(ids)}
         return [visible(words[int(i)]) for i in ids]
 
-    def strongest(self, table: LayerStatistics, neuron: int, most: int) -> list[dict[str, Any]]:
-        """Passages around the sampled tokens at which a neuron fires most, one per document.
+    def strongest(self, table: LayerStatistics, signal: NDArray[np.generic], most: int) -> list[dict[str, Any]]:
+        """Passages around the sampled tokens at which a signal is largest, one per document.
+
+        Parameters
+        ----------
+        table : LayerStatistics
+        signal : array, shape (sampled tokens,)
+        most : int
+            Maximum number of passages.
 
         Returns
         -------
         list of dicts
-            ``before``, ``token``, ``after``: text; ``signal``: the neuron's at the token; ``document``, ``position``.
+            ``before``, ``token``, ``after``: text; ``signal``: that at the token; ``document``, ``position``.
         """
         document, position = self._where(table)
-        signal = np.asarray(table.require("sample", "?"))[:, neuron]
         found = []
         for row in strongest_tokens(signal, document, most):
             text = self._around(self.sequences[document[row]], int(position[row]))

@@ -102,11 +102,6 @@ class Sources:
             check_recipe(result.recipe)
         except InvalidValueError as error:
             raise InputError(f"cannot read {file}: recipe.{error}", hint="prune again") from error
-        if result.recipe.removes_experts:
-            raise InputError(
-                f"experts of {self.job.folder} were removed, and the page shows neurons",
-                hint="use `neuronrank compare`, or `neuronrank eval --reference`",
-            )
         return result
 
     @cached_property
@@ -114,15 +109,16 @@ class Sources:
         """The recipe for reading the statistics: in the mode of the run if it groups text, otherwise by topics."""
         header, run = self.statistics.header, self.result.recipe
         tokens = len(header["documents"]) * min(header["seqlen"], header["tokens_per_document"])
-        groups_text = SAMPLE in requires(run) or method_of(run).mode is not None
+        groups_text = SAMPLE in requires(run) or (method_of(run).mode is not None and not self.statistics.experts)
         values = {
             "tfidf_mode": mode(run) if groups_text else "topic",
             "tfidf_k": min(run.tfidf_k, tokens),
             "q_active": run.q_active,
+            **({"signal": "product"} if self.statistics.experts else {}),
             **self.job.tfidf,
         }
         same = {"nsamples": len(header["documents"]), "seqlen": header["seqlen"], **self.statistics.fixed}
-        return Recipe(method="neuronrank_tfidf", seed=run.seed, **same, **values)
+        return Recipe(method="neuronrank_tfidf", seed=run.seed, **(same | values))
 
     @cached_property
     def saved(self) -> tuple[StreamedModel, Any, ModelSource]:
@@ -152,10 +148,6 @@ class Sources:
         if self.result.removed_layers:
             raise UnavailableError("Layers were removed, and statistics are compared layer by layer.")
         folder = StatisticsFolder(self.job.stats)
-        if folder.experts:
-            raise InputError(
-                f"{folder.path} holds statistics of experts, and the page shows neurons", hint="leave out --stats"
-            )
         folder.check_layers(len(self.saved[0].decoder.layers))
         with suppress(UnavailableError):
             folder.check_model(self.dense[2])

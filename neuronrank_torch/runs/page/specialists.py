@@ -59,6 +59,7 @@ def add_passages(
     neurons = [neuron for kind in picked.values() for neuron in kind]
     for layer in sorted({neuron["layer"] for neuron in neurons}):
         read = table(layer)
+        signal = read.require("sample", layer)
         for neuron in neurons:
             if neuron["layer"] == layer:
-                neuron["passages"] = passages.strongest(read, neuron["neuron"], PASSAGES)
+                neuron["passages"] = passages.strongest(read, signal[:, neuron["neuron"]], PASSAGES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import json
 import os
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from experts import FAMILIES
+from pruning import random_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 from tiny_files import write_model
@@ -174,6 +177,34 @@ def test_without_statistics_the_page_says_what_to_give(place: Path) -> None:
     for (_, *words), more in zip(commands, ([], ["--save", made, "--new-tokens", "0"]), strict=True):
         neuronrank(*words, *more)
     assert "Not shown. Provide --stats" not in Page(place / "said.html").text
+
+
+def test_experts_and_their_topics(tmp_path: Path) -> None:
+    dense = random_model(copy.deepcopy(FAMILIES["qwen3_moe"][0]))  # Its second layer has no experts.
+    write_model(tmp_path / "model", dense, bos=False)
+    (tmp_path / "text.txt").write_text(" ".join(f"{HOSTILE} {i}" for i in range(40)), encoding="utf-8")
+    common = ["--model", tmp_path / "model", "--dataset", tmp_path / "text.txt", *BUDGET]
+    neuronrank("collect", *common, "--save", tmp_path / "stats")
+    recipe = ["--sparsity_type", "experts", "--sparsity_ratio", 0.4, "--prune_method", "reap"]
+    neuronrank("prune", *common, *recipe, "--save", tmp_path / "fewer")
+    how = ["--stats", tmp_path / "stats", "--nr-tfidf-k", 8, "--new-tokens", 0]
+    saved = neuronrank("report", tmp_path / "fewer", *how, "--save", tmp_path / "page.html", "--json")
+    data, page = json.loads(saved.stdout), Page(tmp_path / "page.html")
+    sections = ["experts" if name == "neurons" else name for name in BARE]
+    assert [a["id"] for tag, a in page.elements if tag == "section"] == sections
+    assert [a["href"] for tag, a in page.elements if tag == "a"] == [f"#{name}" for name in sections]
+    assert not {tag for tag, _ in page.elements} & {"script", "img"}
+    layers = data["experts"]["layers"]
+    assert [layer["layer"] for layer in layers] == [0, 2]
+    for layer, was in zip(layers, data["run"]["layers"], strict=True):
+        assert sorted(e["expert"] for e in layer["experts"]) == [*range(6)]
+        assert [e["expert"] for e in sorted(layer["experts"], key=lambda e: e["expert"]) if e["removed"]] == was[
+            "experts_removed"
+        ]
+        assert sum(e["share"] for e in layer["experts"]) == pytest.approx(2)  # Two a token.
+        assert all(e["passages"] for e in layer["experts"] if e["share"] > 0.1)
+    assert page.text.count(", removed") == 4
+    assert data["topics"]["missing"] == data["specialists"]["missing"] == "The statistics are those of experts."
 
 
 def test_the_verdict_comes_first(made: tuple[Path, dict[str, Any]], place: Path) -> None:

@@ -64,7 +64,20 @@ def test_all_zero_scores_are_an_error() -> None:
         kept_neurons(context([0, 0], [1, 1]))
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_magnitude_is_the_product_of_a_neuron_s_norms() -> None:
+    weights = {
+        "gate_proj": np.array([[3.0, 4], [1, 0], [0, 2]]),  # Norms 5, 1, 2.
+        "up_proj": np.array([[1.0, 0], [0, 6], [0, 2]]),  # 1, 6, 2.
+        "down_proj": np.array([[1.0, 0, 0], [0, 1, 2]]),  # 1, 1, 2; the products are 5, 6 and 8.
+    }
+    recipe = Recipe(sparsity_type="neurons", method="magnitude", sparsity_ratio=0.4)
+    assert kept_neurons(ScoringContext(0, recipe, weights)).tolist() == [1, 2]
+    plain = {name: weight for name, weight in weights.items() if name != "gate_proj"}  # 1, 6, 4.
+    recipe = Recipe(sparsity_type="neurons", method="magnitude", sparsity_ratio=0.7)
+    assert kept_neurons(ScoringContext(0, recipe, plain)).tolist() == [1]
+
+
+@pytest.mark.parametrize("method", ["wanda", "ria"])
 def test_methods_without_a_neuron_factor_are_refused(method: str) -> None:
     with pytest.raises(InvalidValueError, match="neuronrank_wanda"):
         check_recipe(Recipe(sparsity_type="neurons", method=method))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -20,7 +21,7 @@ from neuronrank_core import (
     merge,
     save_statistics,
 )
-from neuronrank_core.methods import ALL_METHODS, check_recipe, method_of, requires, without_effect
+from neuronrank_core.methods import ALL_METHODS, check_recipe, exponents, method_of, requires, without_effect
 from neuronrank_core.selection.experts import kept_experts, removed_experts
 from neuronrank_core.statistics.experts import active_documents, expert_statistics
 from neuronrank_core.statistics.table import EXPERTS, INPUTS, SAMPLE
@@ -132,7 +133,16 @@ def test_tf_idf_over_documents_against_loops(signal: str, tf_exp: float, idf_exp
         assert found[e] == pytest.approx(tf**tf_exp * idf**idf_exp, rel=1e-6)
 
 
-def test_tf_idf_over_topics_against_loops() -> None:
+@pytest.mark.parametrize(
+    ("chosen", "tf_exp", "idf_exp"),
+    [
+        ({"method": "neuronrank_tfidf", "tfidf_mode": "topic", "signal": "product"}, 1, 1),
+        # The main method takes the product and topics, whatever signal and mode are chosen for others.
+        ({"method": "neuronrank_wanda"}, 0.5, 0.5),
+        ({"method": "neuronrank_wanda", "tf_exp": 1.0, "idf_exp": 0.0, "signal": "activated"}, 1, 0),
+    ],
+)
+def test_tf_idf_over_topics_against_loops(chosen: dict[str, Any], tf_exp: float, idf_exp: float) -> None:
     """Two kinds of input, which the clustering tells apart; documents mix both."""
     rng, corpus = np.random.default_rng(1), []
     for document in random_documents(3):
@@ -141,14 +151,15 @@ def test_tf_idf_over_topics_against_loops() -> None:
         corpus.append(
             [([50.0 * (k == 0), 50.0 * (k == 1), *x[2:]], does) for k, (x, does) in zip(kinds, document, strict=True)]
         )
-    found = score(corpus, "neuronrank_tfidf", tfidf_mode="topic", tfidf_k=2, seed=1, signal="product")
+    found = score(corpus, **chosen, tfidf_k=2, seed=1)
     by_topic = [[token for d in corpus for token in d if token[0][k] > 25] for k in (0, 1)]
     routed = 2 * sum(LENGTHS)
     for e in range(EXPERT_COUNT):
         means = [sum(g * n for g, n in at_expert([topic], e)) / len(topic) for topic in by_topic]
         share = len(at_expert(corpus, e)) / routed
         df = sum(len(at_expert([topic], e)) / (2 * len(topic)) >= share - 1e-12 for topic in by_topic)
-        assert found[e] == pytest.approx(sum(means) / 2 * (log(3 / (df + 1)) + 1), rel=1e-5)
+        idf = log(3 / (df + 1)) + 1
+        assert found[e] == pytest.approx((sum(means) / 2) ** tf_exp * idf**idf_exp, rel=1e-5)
 
 
 def test_tf_idf_over_tokens_counts_routed_tokens() -> None:
@@ -158,11 +169,12 @@ def test_tf_idf_over_tokens_counts_routed_tokens() -> None:
         assert found[e] == pytest.approx(log((sum(LENGTHS) + 1) / (len(at_expert(corpus, e)) + 1)) + 1)
 
 
-def test_the_main_method_scores_what_an_expert_adds() -> None:
-    corpus = random_documents()
-    found = score(corpus, "neuronrank_wanda")
-    for e in range(EXPERT_COUNT):
-        assert found[e] == pytest.approx((sum(g * n for g, n in at_expert(corpus, e)) / sum(LENGTHS)) ** 0.5, rel=1e-6)
+def test_the_main_method_needs_a_sample_and_takes_no_mode() -> None:
+    main, weights = Recipe(sparsity_type="experts"), Recipe()
+    assert requires(main) == requires(replace(main, idf_exp=0.0)) == {EXPERTS, SAMPLE}
+    assert exponents(weights).idf_exp == 0
+    assert {"tfidf_mode", "signal"} <= set(without_effect(main, {"tfidf_mode", "signal", "tfidf_k"}))
+    assert not without_effect(main, {"tfidf_k", "idf_exp", "tf_exp"})
 
 
 def test_idf_differs_between_experts() -> None:
@@ -236,8 +248,8 @@ def test_random_depends_on_seed_and_layer_alone() -> None:
 @pytest.mark.parametrize("mode", ["doc", "topic", "token"])
 def test_what_is_required_is_enough_and_what_has_no_effect_has_none(method: str, mode: str) -> None:
     corpus = random_documents()
-    for exponents in ({}, {"idf_exp": 0.0}, {"tf_exp": 0.0, "idf_exp": 2.0}):
-        one = context(corpus, method=method, tfidf_mode=mode, **exponents)
+    for chosen in ({}, {"idf_exp": 0.0}, {"tf_exp": 0.0, "idf_exp": 2.0}):
+        one = context(corpus, method=method, tfidf_mode=mode, **chosen)
         columns = one.table.columns()
         needed = requires(one.recipe)
         own = {n for n in columns if n.startswith("sample") <= (SAMPLE in needed)}
@@ -251,7 +263,7 @@ def test_what_is_required_is_enough_and_what_has_no_effect_has_none(method: str,
         for name, value in values.items():
             if getattr(one.recipe, name) == value:
                 continue
-            other = context(corpus, **{"method": method, "tfidf_mode": mode, **exponents, name: value})
+            other = context(corpus, **{"method": method, "tfidf_mode": mode, **chosen, name: value})
             same = method_of(other.recipe).expert_score(other).tolist() == found
             if without_effect(one.recipe, [name]):
                 assert same, name

@@ -13,7 +13,6 @@ from tiny import VOCAB, tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, InklingTextConfig, Llama4TextConfig
 
-from neuronrank_core import InputError
 from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_torch.model.experts import find_experts
 from neuronrank_torch.model.structure import find_decoder
@@ -34,11 +33,6 @@ COMMON = {
     "num_experts_per_tok": 2,
     "pad_token_id": None,
 }
-MODES: dict[str, dict[str, Any]] = {
-    "--sparsity_type neurons": {"sparsity_type": "neurons"},
-    "--update least-squares": {"update": "least-squares"},
-    "--allocate neuronrank": {"allocate": "neuronrank"},
-}
 
 
 def another_layout() -> nn.Module:
@@ -46,25 +40,6 @@ def another_layout() -> nn.Module:
     own = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "d_rel": 8}
     experts = {"n_routed_experts": 4, "n_shared_experts": 2, "moe_intermediate_size": 16}
     return AutoModelForCausalLM.from_config(InklingTextConfig(**COMMON, **own, **experts))
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_modes(mode: str, family: str) -> None:
-    model = mixture(family)
-    before = state(model)
-    with pytest.raises(
-        InputError, match=rf"{mode} cannot be used on a mixture of experts \(\w+Experts: fused"
-    ) as error:
-        pruned(model, recipe(**MODES[mode]))
-    assert error.value.hint
-    assert same_state(state(model), before)
-
-
-def test_modes_are_refused_before_the_run(tmp_path: Path) -> None:
-    folder = write(tmp_path, mixture("mixtral"))
-    with pytest.raises(InputError, match=r"--update least-squares cannot be used"):
-        plan_prune(Job(str(folder)), recipe(update="least-squares"))
 
 
 def test_a_plan_names_what_a_run_does(tmp_path: Path) -> None:

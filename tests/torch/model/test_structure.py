@@ -151,7 +151,7 @@ def test_what_is_written_to_a_projection_is_in_the_model() -> None:
 def test_a_copy_is_not_reached_by_later_changes() -> None:
     mlp = resolve_layer(small().model.layers[0], 0).mlp
     x, before = torch.randn(2, 3, 32), {role: weight.clone() for role, weight in mlp.weights.items()}
-    copied = mlp.copied()
+    copied = mlp.copied({})
     with torch.no_grad():
         output = mlp.module.up_proj(x)
         for weight in mlp.weights.values():

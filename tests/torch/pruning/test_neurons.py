@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pruning import TEXT, linears, pruned, recipe, same_state, small, state
+from pruning import TEXT, linears, pruned, recipe, same_state, seen, small, state
 from tiny import VOCAB, tiny_tokenizer
 from tiny_files import write_gguf
 from torch import nn
@@ -156,3 +156,13 @@ def test_biases_of_gate_and_up_go_with_the_neurons(tmp_path: Path) -> None:
     pruned(model, recipe(**NEURONS))
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("update", ["none", "least-squares"])
+def test_with_dense_propagation_the_next_layer_gets_what_the_dense_one_puts_out(update: str) -> None:
+    model, chosen = small(), recipe(sparsity_type="neurons", update=update, propagate="dense")
+    [expected] = [out.clone() for _, out in seen(model, [model.model.layers[0]], chosen)]
+    found: list[torch.Tensor] = []
+    pruned(model, chosen, after=lambda run: found.append(run.hidden.clone()))
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ from tiny import VOCAB
 from torch import nn
 from transformers import AutoModelForCausalLM, GraniteMoeSharedConfig, PreTrainedConfig, Qwen2MoeConfig
 
-from neuronrank_core import InputError, UnsupportedModelError
+from neuronrank_core import UnsupportedModelError
 from neuronrank_torch import find_decoder
 
 COMMON = {
@@ -65,8 +65,3 @@ def test_a_part_that_nobody_knows_is_refused_by_name() -> None:
     model.model.layers[1].mlp.extra_expert = nn.Linear(32, 32)
     with pytest.raises(UnsupportedModelError, match=r"layer 1 .* cannot be pruned: mlp\.extra_expert"):
         find_decoder(model)
-
-
-def test_refusals_count_routed_experts_only() -> None:
-    with pytest.raises(InputError, match="fused tensors of 4 experts"):
-        pruned(model_of(CONFIGS["qwen2_moe"]), recipe(update="gradual"))

@@ -160,8 +160,8 @@ def test_a_pass_for_down_alone_ends_there() -> None:
     layer = resolve_layer(small().model.layers[0], 0)
     called: list[torch.Tensor] = []
     layer.module.mlp.down_proj.register_forward_hook(lambda module, args, output: called.append(output))
-    for roles, calls in ((("gate_proj", "down_proj"), 1), (("down_proj",), 1)):
-        with torch.no_grad(), GramCollector(layer.blocks(), roles), suppress(StopForward):
+    for stop, calls in ((False, 1), (True, 1)):
+        with torch.no_grad(), GramCollector(layer.blocks(), ("down_proj",), stop=stop), suppress(StopForward):
             layer.module.mlp(torch.randn(1, 4, 32))
         assert len(called) == calls
 

@@ -8,7 +8,9 @@ from tiny import tiny_tokenizer
 
 from neuronrank_core import LayerStatistics, Recipe, document_statistics, merge
 from neuronrank_core.errors import InputError
+from neuronrank_core.statistics.experts import expert_statistics
 from neuronrank_core.statistics.numpy_kernels import NumpyKernels
+from neuronrank_torch.runs.page.experts import describe_experts
 from neuronrank_torch.runs.page.neurons import LayerNeurons, distributions, layer_neurons, tf_idf_map
 from neuronrank_torch.runs.page.passages import AFTER, BEFORE, Passages
 from neuronrank_torch.runs.page.specialists import pick
@@ -40,7 +42,7 @@ def test_a_neuron_that_fires_on_a_character_is_shown_with_it(passages: Passages)
     signal = np.full((2, LENGTH, 2), 0.1)
     signal[0, [c == "m" for c in characters(0)], 1] = 5
     signal[1, 20, 1] = 7
-    shown = passages.strongest(table(signal), 1, 3)
+    shown = passages.strongest(table(signal), signal[..., 1].ravel(), 3)
     assert [(p["document"], p["signal"]) for p in shown] == [(1, 7.0), (0, 5.0)]
     assert (shown[0]["position"], shown[0]["token"]) == (20, characters(1)[20])
     assert shown[1]["token"] == "m"
@@ -56,7 +58,7 @@ def test_a_neuron_that_fires_on_a_character_is_shown_with_it(passages: Passages)
 def test_white_space_is_shown_by_a_sign(passages: Passages, position: int, token: str) -> None:
     signal = np.zeros((2, LENGTH, 1))
     signal[0, position] = 1
-    assert passages.strongest(table(signal), 0, 1)[0]["token"] == token
+    assert passages.strongest(table(signal), signal.ravel(), 1)[0]["token"] == token
 
 
 def test_words_are_those_at_the_sampled_positions(passages: Passages) -> None:
@@ -130,3 +132,34 @@ def test_distributions_are_quantiles_over_neurons() -> None:
     shown = distributions([neurons(6, [float(i) for i in range(101)], [1.0] * 101)])
     assert shown["tf"] == [{"layer": 6, "quantiles": [5.0, 25.0, 50.0, 75.0, 95.0]}]
     assert shown["idf"][0]["quantiles"] == [1.0] * 5
+
+
+def test_an_expert_stands_for_the_topic_in_which_it_adds_most(passages: Passages) -> None:
+    digit = np.array([[c.isdigit() for c in characters(i)] for i in (0, 1)])
+    rng = np.random.default_rng(0)
+    kind = np.where(digit, 1.0, -1.0)[..., None] * np.array([1.0, 0, 0, 0])
+    inputs = kind + 0.01 * rng.random((2, LENGTH, 4))
+    gate = np.zeros((2, LENGTH, 3))
+    gate[..., 0] = np.where(digit, 0.2, 0.9)  # Everywhere.
+    gate[digit, 2] = 0.5
+    norm = np.where(gate > 0, [2.0, 2.0, 3.0], 0)
+    norm[1, 3, 2] = 9  # The first digit of the second text.
+    rows = [expert_statistics(i, gate[i] > 0, gate[i], norm[i], inputs[i]) for i in (0, 1)]
+    known = merge(rows)
+    chosen = {"tfidf_mode": "topic", "tfidf_k": 2, "signal": "product", "nsamples": 2, "seqlen": LENGTH}
+    shown = describe_experts(5, known, Recipe(method="neuronrank_tfidf", **chosen), KERNELS, passages, (1,))
+    assert (shown["layer"], shown["groups"], shown["count"]) == (5, 2, 3)
+    experts = {one["expert"]: one for one in shown["experts"]}
+    assert [one["removed"] for one in (experts[0], experts[1], experts[2])] == [False, True, False]
+    assert experts[1]["topics"] == experts[1]["passages"] == []
+    [topic] = experts[2]["topics"]
+    assert topic["tokens"] == digit.sum()
+    assert topic["lift"] == pytest.approx(2)
+    assert set(topic["words"]) == set("12345678")
+    assert experts[2]["share"] == pytest.approx(digit.mean())
+    assert experts[2]["passages"][0]["token"] == "1"
+    assert experts[2]["passages"][0]["signal"] == pytest.approx(4.5)
+    # Specialists first: the expert of one topic of two.
+    assert [one["expert"] for one in shown["experts"]].index(2) < [one["expert"] for one in shown["experts"]].index(1)
+    bare = describe_experts(5, known, Recipe(method="neuronrank_tfidf", **chosen), KERNELS, None)
+    assert bare["experts"][0]["passages"] == bare["experts"][0]["topics"][0]["words"] == []

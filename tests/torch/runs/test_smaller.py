@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from neuronrank_core.mixes import Target
 from neuronrank_torch import prune
 from neuronrank_torch.evaluation.perplexity import perplexity
 from neuronrank_torch.model.open import load_model, open_model
+from neuronrank_torch.pruning.passes import sizes_of
 from neuronrank_torch.runs.choice import held_out_windows, split_text
 from neuronrank_torch.runs.job import Evaluation, Job
 from neuronrank_torch.runs.page.weights import saved_zeros
@@ -129,14 +131,20 @@ def test_a_target_that_nothing_reaches_is_refused_before_work(job: dict[str, Any
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mixture_of_experts_loses_layers_alone(tmp_path: Path) -> None:
-    write_model(tmp_path / "moe", tiny_model("mixtral", layers=6, hidden=32, intermediate=48))
+def test_every_expert_of_a_mixture_loses_neurons(tmp_path: Path) -> None:
+    write_model(tmp_path / "moe", tiny_model("mixtral", layers=3, hidden=32, intermediate=48))
     (tmp_path / "text.txt").write_text(TEXT)
     how = {"model": str(tmp_path / "moe"), "dataset": str(tmp_path / "text.txt")}
-    choice = run_prune(Job(**how), HOW, target=Target(target_params=0.67)).choice
+    choice = run_prune(Job(**how), replace(HOW, multiple_of=4), target=Target(target_params=0.67)).choice
     assert choice is not None
-    assert "neurons" in choice.left_out
-    assert list(choice.passes) == ["layers-by-influence"]
+    assert "neurons" not in choice.left_out
+    assert any("of 48 neurons of each layer" in mix for mix in choice.perplexity)
+
+
+def test_mlps_of_different_widths_lose_no_neurons() -> None:
+    sizes, left_out = sizes_of(tiny_model("qwen3_moe", layers=3, hidden=32, intermediate=48), HOW)
+    assert sizes.neurons == 0
+    assert left_out["neurons"] == "the layers, or the MLPs in a layer, differ in width"
 
 
 def test_what_does_not_fit_into_memory_is_refused(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
