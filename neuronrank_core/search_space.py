@@ -21,6 +21,8 @@ NAMES = ("weight_exp", "input_exp", "tf_exp", "idf_exp", "spikiness_exp", "tfidf
 #: Number of topics: maximum and step.
 _TOPICS, _TOPICS_STEP = 256, 16
 DEFAULT_METHODS = ("neuronrank_wanda", "neuronrank_tfidf", "wanda")
+#: The same for whole experts.
+DEFAULT_EXPERT_METHODS = ("neuronrank_wanda", "neuronrank_tfidf", "reap", "expert_frequency")
 
 
 class Trial(Protocol):
@@ -61,7 +63,7 @@ class Space:
         recipe = replace(self.base, method=method, tfidf_k=min(self._topics, Recipe.tfidf_k))
         if len(self.allocations) > 1:
             recipe = replace(recipe, allocate=trial.suggest_categorical("allocate", self.allocations))
-        for name in NAMES:
+        for name in self._names:
             if not without_effect(recipe, {name}):
                 recipe = replace(recipe, **{name: self._suggest(trial, name)})
         return canonical(recipe)
@@ -79,8 +81,18 @@ class Space:
         tokens = self.base.nsamples * min(self.base.seqlen, self.base.tokens_per_document)
         return min(_TOPICS, tokens - tokens % _TOPICS_STEP or tokens)
 
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """Settings to search; the spikiness of experts is not defined."""
+        return tuple(name for name in NAMES if name != "spikiness_exp" or not self.base.removes_experts)
+
+    @property
+    def established(self) -> str:
+        """The method that every search is compared with."""
+        return "reap" if self.base.removes_experts else "wanda"
+
     def starts(self) -> dict[str, Recipe]:
-        """Distinct recipes that every search tries first, by name: Wanda, defaults, presets, allocation."""
+        """Distinct recipes that every search tries first, by name: established, defaults, presets, allocation."""
         named: dict[str, Recipe] = {}
         for name, recipe in self._starts():
             if recipe not in named.values():
@@ -88,7 +100,7 @@ class Space:
         return named
 
     def _starts(self) -> Iterator[tuple[str, Recipe]]:
-        for method in dict.fromkeys(("wanda", *self.methods)):
+        for method in dict.fromkeys((self.established, *self.methods)):
             yield method, canonical(replace(self.base, method=method))
         main = Recipe.method
         for allocate in self.allocations if main in self.methods else ():
@@ -96,7 +108,8 @@ class Space:
         for method in self.methods:
             for preset, values in PRESETS.items():
                 # `canonical` resets exponents that the method does not read.
-                chosen: dict[str, Any] = {"method": method, **values}
+                chosen: dict[str, Any] = {name: value for name, value in values.items() if name in self._names}
+                chosen["method"] = method
                 yield f"{method}, {preset}", canonical(replace(self.base, **chosen))
 
     def parameters(self, recipe: Recipe) -> dict[str, Any]:

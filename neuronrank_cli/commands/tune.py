@@ -15,9 +15,9 @@ from neuronrank_cli.console import Stages, print_table, protocol, say, show, war
 from neuronrank_cli.output_file import check_output_file
 from neuronrank_core import InputError, Recipe
 from neuronrank_core.measures import NOISE
-from neuronrank_core.methods import METHODS, decided, without_effect
+from neuronrank_core.methods import ALL_METHODS, decided, without_effect
 from neuronrank_core.recipe import Exponents
-from neuronrank_core.search_space import DEFAULT_METHODS, Space
+from neuronrank_core.search_space import DEFAULT_EXPERT_METHODS, DEFAULT_METHODS, Space
 
 if TYPE_CHECKING:
     from neuronrank_torch.runs.tune.tune_result import Trial, TuneResult
@@ -55,9 +55,10 @@ Example:
     SEARCH,
     "Method to try. Can be repeated.",
     into="methods",
-    type=options.Name(tuple(METHODS)),
+    type=options.Name(tuple(ALL_METHODS)),
     multiple=True,
     default=DEFAULT_METHODS,
+    default_text=f"{', '.join(DEFAULT_METHODS)}; {', '.join(DEFAULT_EXPERT_METHODS)} for experts",
     metavar="METHOD",
 )
 @options.flag(
@@ -85,7 +86,8 @@ Example:
 @options.flag(
     "--test-dataset",
     TEST,
-    "Text on which the best recipe, Wanda and the default are measured once, at the end. No choice depends on it.",
+    "Text on which the best recipe, Wanda (REAP for experts) and the default are measured once, at the end. No choice"
+    " depends on it.",
     metavar="SOURCE",
 )
 @options.windows_flag("--test-windows", TEST)
@@ -102,9 +104,9 @@ Example:
 def tune(ctx: click.Context, /, save: str, as_json: bool, **flags: Any) -> None:
     """Search for the recipe with the lowest perplexity on a text.
 
-    Uses statistics from `neuronrank collect`. Starts with Wanda, the defaults of the methods, the presets and
-    --allocate neuronrank, so the result is at least as good as each of them on that text. Then Optuna's TPE sampler
-    proposes recipes. No pruned model is saved.
+    Uses statistics from `neuronrank collect`. Starts with Wanda (REAP for experts), the defaults of the methods, the
+    presets and --allocate neuronrank, so the result is at least as good as each of them on that text. Then Optuna's TPE
+    sampler proposes recipes. No pruned model is saved.
     """
     file = check_output_file(save, force=flags["force"], example="tuned.toml")
     if file.suffix != ".toml":
@@ -149,7 +151,7 @@ def config_text(best: Recipe, result: TuneResult) -> str:
         f"Found by neuronrank {result.versions['neuronrank']} tune: the best of {len(result.trials)} recipes.",
         f"Perplexity {result.best.perplexity:.4f} on {protocol(result.validation.dataset, result.validation)}.",
         f"There, unpruned: {result.dense:.4f}",
-        *(f"There, {t.start}: {t.perplexity:.4f}{_beyond(t, result)}" for t in result.trials if t.start in METHODS),
+        *(f"There, {t.start}: {t.perplexity:.4f}{_beyond(t, result)}" for t in result.trials if t.start in ALL_METHODS),
         *_noise(result),
     ]
     if result.test:
@@ -185,7 +187,9 @@ def _noise(result: TuneResult) -> list[str]:
     windows = result.validation.windows
     if windows < 2:
         return ["A single window cannot tell noise from a difference."]
-    near = {trial.start for trial in result.trials if trial.number in result.within_noise and trial.start in METHODS}
+    near = {
+        trial.start for trial in result.trials if trial.number in result.within_noise and trial.start in ALL_METHODS
+    }
     among = f", among them {', '.join(sorted(map(str, near)))}" if near else ""
     within = f"within noise of the best (at most {NOISE:g} standard errors over {windows} windows)"
     return [f"{within}: {len(result.within_noise)} of {len(result.trials) - 1} other recipes{among}"]

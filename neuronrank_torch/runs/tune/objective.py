@@ -1,5 +1,6 @@
 """Perplexity of a model in memory that is masked by one recipe after another."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +26,9 @@ _DEPTH = 0.25
 
 
 class MaskedModel:
-    """A model in memory that can be masked and restored; its prunable weights are in memory twice.
+    """A model in memory that can be pruned and restored; its prunable weights are in memory twice.
+
+    Where whole experts are removed, all of its weights are.
 
     Parameters
     ----------
@@ -39,19 +42,25 @@ class MaskedModel:
 
     def __init__(self, model: Any, tokenizer: Any, statistics: StatisticsFolder, scope: Recipe) -> None:
         self.model, self.tokenizer, self.statistics = model, tokenizer, statistics
-        self.layers = find_decoder(model).layers
+        self.dense: list[tuple[Tensor, Tensor]] = []
+        if scope.structured:
+            return
         blocks: list[Block] = [untied_head(model)] if scope.prune_lm_head else []
-        for layer in self.layers:
+        for layer in find_decoder(model).layers:
             blocks += [layer.mlp, *layer.blocks(include_attention=scope.include_attention)[1:]]
         self.dense = [(weight, weight.clone()) for block in blocks for weight in block.weights.values()]
 
     @contextmanager
     def masked(self, recipe: Recipe) -> Iterator[None]:
-        """Context in which the model is masked by a recipe."""
+        """Context in which the model is pruned by a recipe."""
+        whole = self.model
+        if recipe.structured:
+            self.model = copy.deepcopy(whole)
         try:
             prune(self.model, self.tokenizer, recipe, statistics=self.statistics)
             yield
         finally:
+            self.model = whole
             with torch.no_grad():
                 for weight, dense in self.dense:
                     weight.copy_(dense)
@@ -65,8 +74,8 @@ class MaskedModel:
 
     def early_output(self, windows: Tokens) -> Tensor:
         """Output of the first quarter of the layers on the first window, shape (tokens, hidden)."""
-        depth = max(1, round(_DEPTH * len(self.layers)))
-        last = self.layers[depth - 1].module
+        layers = find_decoder(self.model).layers
+        last = layers[max(1, round(_DEPTH * len(layers))) - 1].module
 
         def on_output(see: Callable[[Tensor], None]) -> RemovableHandle:
             return last.register_forward_hook(lambda layer, inputs, output: see(split_output(output)[0]))

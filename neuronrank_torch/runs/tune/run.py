@@ -11,7 +11,7 @@ from neuronrank_core import InputError, InvalidValueError, Recipe, __version__
 from neuronrank_core.errors import add_note
 from neuronrank_core.measures import NOISE, perplexity_standard_error
 from neuronrank_core.methods import decided
-from neuronrank_core.search_space import DEFAULT_METHODS, Space, canonical
+from neuronrank_core.search_space import DEFAULT_EXPERT_METHODS, DEFAULT_METHODS, Space, canonical
 from neuronrank_core.statistics.table import RESIDUAL
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.evaluation.perplexity import from_windows
@@ -102,8 +102,8 @@ def run_tune(job: TuneJob, recipe: Recipe, progress: Progress = silent) -> tuple
     NeuronRankError
         If the search fails. Finished trials stay in the storage.
     """
-    if recipe.structured:
-        raise InvalidValueError("sparsity_type", recipe.sparsity_type, "unstructured or N:M, whose masks are tried")
+    if recipe.structured and not recipe.removes_experts:
+        raise InvalidValueError("sparsity_type", recipe.sparsity_type, "unstructured, N:M or experts")
     statistics = StatisticsFolder(job.stats)
     space = space_of(statistics, recipe, job.methods)
     if job.trials < len(space.starts()):
@@ -127,7 +127,10 @@ def run_tune(job: TuneJob, recipe: Recipe, progress: Progress = silent) -> tuple
 def space_of(statistics: StatisticsFolder, recipe: Recipe, methods: tuple[str, ...]) -> Space:
     """The recipes that these statistics allow, with the sparsity, scope and seed of a recipe."""
     base = statistics.fitted(replace(recipe, **statistics.fixed))
-    allocatable = base.pattern is None and statistics.table(0, {RESIDUAL}).residual_norm is not None
+    unstructured = base.sparsity_type == "unstructured"
+    allocatable = unstructured and statistics.table(0, {RESIDUAL}).residual_norm is not None
+    if base.removes_experts and methods == DEFAULT_METHODS:
+        methods = DEFAULT_EXPERT_METHODS
     return Space(base, tuple(dict.fromkeys(methods)), ("uniform", "neuronrank") if allocatable else ("uniform",))
 
 
@@ -243,7 +246,9 @@ class _TuneRun:
         if self.test_windows is None or self.job.test_dataset is None:
             return None
         nll = {"dense": self._nll("the unpruned model on the test text", self.test_windows)}
-        others = {name: canonical(replace(self.space.base, method=name)) for name in ("wanda", Recipe.method)}
+        others = {
+            name: canonical(replace(self.space.base, method=name)) for name in (self.space.established, Recipe.method)
+        }
         for name, recipe in {"best": best, **others}.items():
             with self.masked.masked(recipe):
                 nll[name] = self._nll(f"{name} on the test text", self.test_windows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -16,6 +17,9 @@ import optuna
 import pytest
 import torch
 from command import Run
+from experts import FAMILIES
+from pruning import random_model
+from tiny_files import write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.prune
@@ -280,6 +284,30 @@ def test_proxy_gives_up_what_is_hopeless_but_no_starting_point(run: Run, searche
     assert len(result["trials"]) + result["given_up"] == TRIALS
 
 
+def test_removed_experts_are_there_again_before_the_next_trial(
+    run: Run, searched: list[object], text: Path, tmp_path: Path
+) -> None:
+    mixture = write_model(tmp_path / "mixture", random_model(copy.deepcopy(FAMILIES["qwen3_moe"][0])))
+    run("collect", "--model", mixture, "--dataset", text, "--nsamples", 4, "--seqlen", 32, "--save", "mixed")
+    searched[searched.index("--model") + 1] = mixture
+    searched[searched.index("--stats") + 1] = "mixed"
+    removed = ["--sparsity_type", "experts", "--sparsity_ratio", 0.5]
+    result = json.loads(run(*searched, *removed, "--proxy", "--save", "best.toml", "--json").stdout)
+    assert len(result["trials"]) + result["given_up"] == TRIALS
+    starts = {one["start"]: one["perplexity"] for one in result["trials"]}
+    assert result["best"]["perplexity"] == min(one["perplexity"] for one in result["trials"])
+    measured = ["--eval", "--eval-dataset", "valid.txt", "--eval-windows", 2, "--seqlen", 32, "--json"]
+    for arguments, expected in (
+        (["--config", "best.toml"], result["best"]["perplexity"]),
+        *(
+            (["--model", mixture, "--stats", "mixed", "--prune_method", method, *removed], starts[method])
+            for method in ("reap", "neuronrank_wanda")
+        ),
+    ):
+        report = json.loads(run("prune", *arguments, *measured).stdout)
+        assert report["perplexity"]["after"]["perplexity"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_tables_and_warnings(run: Run, searched: list[object], text: Path) -> None:
     at = searched.index("valid.txt")
     shown = run(*searched[:at], text, *searched[at + 1 :], "--save", "best.toml")
@@ -293,7 +321,7 @@ def test_tables_and_warnings(run: Run, searched: list[object], text: Path) -> No
     ("arguments", "message"),
     [
         ("--trials 9", "--trials is 9, allowed: at least 10, the recipes to start from"),
-        ("--sparsity_type neurons", "--sparsity_type is 'neurons', allowed: unstructured or N:M"),
+        ("--sparsity_type neurons", "--sparsity_type is 'neurons', allowed: unstructured, N:M or experts"),
         ("--storage gone/x.db", "cannot keep trials in gone/x.db"),
         ("--save gone/best.toml", "cannot write gone/best.toml: there is no folder gone"),
         ("--save best", "--save best is not the name of a .toml file"),
