@@ -24,7 +24,15 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 236, 44, 52
 GAP = 17.0
 TICKS = [m * 10.0**power for power in range(6) for m in (1, 2, 3, 5)]
 #: Colours of the lines in the order of the file, on light and on dark.
-COLOURS = (("#b3541e", "#f2ab63"), ("#1f6fb2", "#6fb1ff"), ("#6b6b6b", "#a9b1ba"), ("#12355b", "#c3e0ff"))
+COLOURS = (
+    ("#b3541e", "#f2ab63"),
+    ("#1f6fb2", "#6fb1ff"),
+    ("#6b6b6b", "#a9b1ba"),
+    ("#12355b", "#c3e0ff"),
+    ("#2e7d4f", "#7fd3a2"),
+    ("#8a3f86", "#dd9ad8"),
+    ("#d9975f", "#8a5a2f"),
+)
 STYLE = """<style>
 .paper { fill: #fff; } .words { fill: #333; } .grid { stroke: #e3e3e3; } .dense { stroke: #888; stroke-dasharray: 5 4; }
 .line { fill: none; stroke-width: 2.2; }
