@@ -2,8 +2,8 @@
 
     python benchmarks/frontier_figure.py
 
-Reads ``benchmarks/results/frontier.jsonl``, the cells of ``frontier.py``, and writes ``frontier.svg`` beside the pages of
-figures, for light and dark pages: a row for each model. Points with more than :data:`CEILING` times the dense
+Reads ``benchmarks/results/frontier.jsonl``, the cells of ``frontier.py``, and writes ``frontier.svg`` beside the pages
+of figures, for light and dark pages: a row for each model. Points with more than :data:`CEILING` times the dense
 perplexity are left out there. The table compares all methods at the same sizes: the logarithm of the perplexity is
 interpolated between the two cells of a method on both sides of a size, so that no method gains by going further or less
 far than another.

@@ -229,12 +229,21 @@ class NeuronRank(Parameters):
 
     def neuron_scores(self) -> Vector:
         """Score every neuron as a whole, shape (neurons,); raises InputError if the method cannot."""
-        return method_of(self._context.recipe).neuron_score(self._context)
+        return method_of(self._ranking.recipe).neuron_score(self._context)
+
+    @property
+    def _ranking(self) -> ScoringContext:
+        """The context, if the method ranks neurons by what was fitted and not by their weights."""
+        if self._context.recipe.method == "magnitude":
+            raise InputError(
+                "magnitude has no score for whole neurons without their weights", hint="choose another method"
+            )
+        return self._context
 
     def neuron_mask(self, ratio: float | None = None) -> NDArray[np.bool_]:
         """Choose the ``int(ratio * neurons)`` neurons to remove, shape (neurons,); True = is removed."""
         goes = np.ones(len(self._context.weights[_ROLES[0]]), dtype=bool)
-        goes[kept_neurons(self._at(ratio, self._context))] = False
+        goes[kept_neurons(self._at(ratio, self._ranking))] = False
         return goes
 
     @staticmethod

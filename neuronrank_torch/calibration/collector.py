@@ -105,7 +105,7 @@ class LayerCollector(ExitStack):
             if self._routed is None or self.layer.experts is None:
                 raise MissingStatisticsError(self.layer.index, f"{type(builder.block.module).__name__} was not called")
             inputs, hits = (of[builder.expert] for of in self._routed)
-            counts = hits.view(-1, tokens).sum(1).tolist()
+            counts = hits.view(-1, tokens).sum(1).cpu().tolist()
             x = inputs[hits]
             seen = [torch.split(of, counts) for of in (x, *self.layer.experts.activations(builder.expert, x))]
             for document, (count, *parts) in enumerate(zip(counts, *seen, strict=True)):

@@ -220,7 +220,7 @@ def test_matplotlib_draws_it(run: Run, swept: list[object]) -> None:
     ("arguments", "message"),
     [
         ("--sparsity_type 2:4", "--sparsity_ratio is 0.6, allowed: 0.5 for 2:4"),
-        ("--sparsity_type neurons", "--prune_method is 'magnitude', allowed: with sparsity_type neurons"),
+        ("--sparsity_type neurons --prune_method wanda", "--prune_method is 'wanda', allowed: with sparsity_type"),
         ("--sparsity_ratio 50", "--sparsity_ratio is 50"),
         ("--dataset self", "sweep cannot write its calibration text"),
         ("--stats gone", "gone is not a statistics folder"),
