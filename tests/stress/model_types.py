@@ -566,7 +566,8 @@ def _gradual(case: Case, plain: Any) -> str:
     outputs = []
     for model in (case.model, plain, refitted):
         seen: list[Tensor] = []
-        module = find_decoder(model).layers[0].mlp.module
+        first = find_decoder(model).layers[0]
+        module = first.mlp.module if first.experts is None else first.experts.module
         hook = module.register_forward_hook(
             lambda module, args, output, seen=seen: seen.append(output[0] if isinstance(output, tuple) else output)
         )
