@@ -234,10 +234,9 @@ class NeuronRank(Parameters):
     @property
     def _ranking(self) -> ScoringContext:
         """The context, if the method ranks neurons by what was fitted and not by their weights."""
-        if self._context.recipe.method == "magnitude":
-            raise InputError(
-                "magnitude has no score for whole neurons without their weights", hint="choose another method"
-            )
+        if (method := self._context.recipe.method) == "magnitude":
+            hint = "it scores weights, which were not given: choose another method"
+            raise InputError(f"{method} has no score for whole neurons", hint=hint)
         return self._context
 
     def neuron_mask(self, ratio: float | None = None) -> NDArray[np.bool_]:

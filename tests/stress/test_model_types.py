@@ -31,12 +31,12 @@ def sweep(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     [
         ("llama", "6 + 0", ["yes"] * 5),
         ("phi3", "4 + 0", ["yes", "yes", "yes", "refused", "yes"]),
-        ("mixtral", "0 + 16", ["yes", "refused", "refused", "yes", "yes"]),
-        ("gpt_oss", "0 + 16", ["yes", "refused", "refused", "yes", "yes"]),
-        ("llama4_text", "6 + 16", ["yes", "refused", "refused", "yes", "yes"]),
-        ("minimax_m3_vl_text", "4 + 16", ["yes", "refused", "refused", "yes", "yes"]),
-        ("aria", "6 + 14", ["yes", "refused", "refused", "yes", "-"]),
-        ("step3p7", "6 + 8", ["yes", "refused", "refused", "yes", "-"]),
+        ("mixtral", "0 + 16", ["yes"] * 5),
+        ("gpt_oss", "0 + 16", ["yes"] * 5),
+        ("llama4_text", "6 + 16", ["yes", "refused", "yes", "yes", "yes"]),
+        ("minimax_m3_vl_text", "4 + 16", ["yes"] * 5),
+        ("aria", "6 + 14", ["yes", "yes", "yes", "yes", "-"]),
+        ("step3p7", "6 + 8", ["yes", "yes", "refused", "yes", "-"]),
         ("nemotron_h_omni", "2 + 8", ["yes", "refused", "refused", "refused", "-"]),
     ],
 )
