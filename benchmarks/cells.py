@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from neuronrank_torch.text.sources import text_fingerprint
+
 
 def read_cells(out: Path) -> list[dict[str, Any]]:
     """Results so far."""
@@ -17,3 +19,8 @@ def add_cell(out: Path, **cell: Any) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a") as file:
         file.write(json.dumps(cell) + "\n")
+
+
+def described(file: str, text: str, count: int, tokens: int) -> str:
+    """A text of a setup and how much of it is used: sequences, or windows, of so many tokens."""
+    return f"{Path(file).name} {text_fingerprint(text)[:8]}, {count} x {tokens}"

@@ -19,7 +19,7 @@ from typing import Any
 import click
 import torch
 from cells import add_cell, read_cells
-from expert_removal import Dense, mixed
+from expert_removal import Dense, mixed, texts_of
 from quality import recipe_for
 from torch import Tensor
 
@@ -85,10 +85,7 @@ def main(
     """Measure every cell that is not there yet, then print the means over seeds."""
     loaded, tokenizer, _ = load_model(model)
     dense, routers = Dense(loaded, tokenizer), [layer.mlp.gate.weight.clone() for layer in loaded.model.layers]
-    texts, held = (
-        {path.name.removesuffix(f"-{part}.txt"): path.read_text() for path in sorted(folder.glob(f"*-{part}.txt"))}
-        for part in ("train", "held")
-    )
+    texts, held = (texts_of(folder, part) for part in ("train", "held"))
     text = mixed(texts, mix)
     setup = {"model": Path(model).name, "gates": mix, "calibrated on": f"{nsamples} x {seqlen}"}
     setup |= {"measured on": f"{windows} x {seqlen}", **versions()}

@@ -52,6 +52,12 @@ MIXES = ("prose=1", "prose=1,code=1,docs=1", "prose=18,code=1,docs=1")
 SPECIALIST = 0.5
 
 
+def texts_of(folder: Path, part: str) -> dict[str, str]:
+    """The texts of a part, ``train`` or ``held``, by their kind."""
+    ending = f"-{part}.txt"
+    return {path.name.removesuffix(ending): path.read_text() for path in sorted(folder.glob(f"*{ending}"))}
+
+
 def mixed(texts: dict[str, str], mix: str) -> str:
     """Text with the given shares of the kinds, as long as the shortest kind allows."""
     shares = {kind: float(share) for kind, share in (part.split("=") for part in mix.split(","))}
@@ -179,10 +185,7 @@ def main(
         return
     loaded, tokenizer, _ = load_model(model)
     dense = Dense(loaded, tokenizer)
-    texts, held = (
-        {path.name.removesuffix(f"-{part}.txt"): path.read_text() for path in sorted(folder.glob(f"*-{part}.txt"))}
-        for part in ("train", "held")
-    )
+    texts, held = (texts_of(folder, part) for part in ("train", "held"))
     setup = {"model": Path(model).name, "calibrated on": f"{nsamples} x {seqlen}", "propagate": "dense"}
     setup |= {"measured on": f"{windows} x {seqlen}", **versions()}
 

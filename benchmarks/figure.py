@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -69,6 +70,43 @@ def apart(heights: list[float]) -> list[float]:
     return placed
 
 
+def scale(low: float, high: float) -> Callable[[float], float]:
+    """The height in a panel of each perplexity between two, on a logarithmic scale."""
+    return lambda value: HEIGHT - BOTTOM - math.log(value / low) / math.log(high / low) * (HEIGHT - TOP - BOTTOM)
+
+
+def frame(
+    title: str, axis: str, below: Iterable[tuple[float, str]], dense: float, low: float, high: float, end: int
+) -> list[str]:
+    """A panel without its lines, from LEFT to ``end``: titles, grid, marks below it, the line of the dense model."""
+    y = scale(low, high)
+    parts = [text(LEFT, 24, title, size=15)]
+    for tick in (tick for tick in TICKS if low <= tick <= high):
+        parts += [
+            f'<line x1="{LEFT}" x2="{end}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" class="grid"/>',
+            text(LEFT - 8, y(tick) + 4.5, f"{tick:g}", anchor="end"),
+        ]
+    parts += [text(left, HEIGHT - BOTTOM + 20, words, anchor="middle") for left, words in below]
+    return [
+        *parts,
+        text((LEFT + end) / 2, HEIGHT - 10, axis, anchor="middle"),
+        f'<g transform="translate(16 {(TOP + HEIGHT - BOTTOM) / 2:.1f}) rotate(-90)">'
+        + text(0, 0, "perplexity (log scale)", anchor="middle")
+        + "</g>",
+        f'<line x1="{LEFT}" x2="{end}" y1="{y(dense):.1f}" y2="{y(dense):.1f}" class="dense"/>',
+    ]
+
+
+def polyline(points: Sequence[tuple[float, float]], kind: str) -> str:
+    """A line through points."""
+    return f'<polyline points="{" ".join(f"{left:.1f},{top:.1f}" for left, top in points)}" class="line {kind}"/>'
+
+
+def circles(points: Sequence[tuple[float, float]], kind: str) -> list[str]:
+    """A mark at each point."""
+    return [f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.6" class="mark {kind}"/>' for left, top in points]
+
+
 def panel(data: dict[str, Any]) -> list[str]:
     """The marks of one model."""
     lines, sparsities, end = data["lines"], data["sparsities"], WIDTH - RIGHT
@@ -77,32 +115,14 @@ def panel(data: dict[str, Any]) -> list[str]:
     def x(i: int) -> float:
         return LEFT + 24 + i / (len(sparsities) - 1) * (end - LEFT - 48)
 
-    def y(perplexity: float) -> float:
-        return HEIGHT - BOTTOM - math.log(perplexity / low) / math.log(high / low) * (HEIGHT - TOP - BOTTOM)
-
-    parts = [text(LEFT, 24, f"{data['model']} on {data['text']}", size=15)]
-    for tick in (tick for tick in TICKS if low <= tick <= high):
-        parts += [
-            f'<line x1="{LEFT}" x2="{end}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" class="grid"/>',
-            text(LEFT - 8, y(tick) + 4.5, f"{tick:g}", anchor="end"),
-        ]
-    parts += [
-        text(x(i), HEIGHT - BOTTOM + 20, f"{sparsity:.0%}", anchor="middle") for i, sparsity in enumerate(sparsities)
-    ]
-    parts += [
-        text((LEFT + end) / 2, HEIGHT - 10, "MLP weights set to zero", anchor="middle"),
-        f'<g transform="translate(16 {(TOP + HEIGHT - BOTTOM) / 2:.1f}) rotate(-90)">'
-        + text(0, 0, "perplexity (log scale)", anchor="middle")
-        + "</g>",
-        f'<line x1="{LEFT}" x2="{end}" y1="{y(data["dense"]):.1f}" y2="{y(data["dense"]):.1f}" class="dense"/>',
-    ]
+    y, title = scale(low, high), f"{data['model']} on {data['text']}"
+    below = [(x(i), f"{sparsity:.0%}") for i, sparsity in enumerate(sparsities)]
+    parts = frame(title, "MLP weights set to zero", below, data["dense"], low, high, end)
     *labels, dense = apart([*(y(values[-1]) for values in lines.values()), y(data["dense"])])
     parts.append(text(end + 8, dense + 4.5, f"dense model: {data['dense']:.1f}"))
     for i, ((label, values), height) in enumerate(zip(lines.items(), labels, strict=True)):
         points = [(x(j), y(value)) for j, value in enumerate(values)]
-        path = " ".join(f"{left:.1f},{top:.1f}" for left, top in points)
-        parts.append(f'<polyline points="{path}" class="line c{i}"/>')
-        parts += [f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.6" class="mark c{i}"/>' for left, top in points]
+        parts += [polyline(points, f"c{i}"), *circles(points, f"c{i}")]
         parts.append(text(end + 8, height + 4.5, f"{label}: {values[-1]:.1f}", kind=f"mark c{i}"))
     return parts
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import click
 import torch
-from cells import add_cell, read_cells
+from cells import add_cell, described, read_cells
 from structured.flap import flap
 from structured.layers import layers_at, replaceme, shortgpt
 from structured.llm_pruner import prune as llm_pruner
@@ -36,9 +36,9 @@ from neuronrank_core import Recipe
 from neuronrank_core.mixes import mixes, passes
 from neuronrank_torch.evaluation.speed import Spread
 from neuronrank_torch.model.open import load_model
-from neuronrank_torch.pruning.passes import prune_in_passes, sizes_of
+from neuronrank_torch.pruning.passes import outside_embeddings, prune_in_passes, sizes_of
 from neuronrank_torch.text.sequences import calibration_sequences, evaluation_windows
-from neuronrank_torch.text.sources import load_text, text_fingerprint
+from neuronrank_torch.text.sources import load_text
 
 OURS, NEURONS = "NeuronRank", "NeuronRank, neurons"
 #: For the speed.
@@ -47,13 +47,6 @@ TURNS = 7
 BY_SHARE: dict[str, Callable[..., None]] = {"FLAP": flap, "SliceGPT": slicegpt, "LLM-Pruner": llm_pruner}
 BY_LAYER: dict[str, Callable[..., None]] = {"ShortGPT": shortgpt, "ReplaceMe": replaceme}
 Way = Callable[[Any, torch.Tensor], Any]
-
-
-def outside_embeddings(model: Any) -> int:
-    """Number of parameters and buffers of weights outside the input and output embeddings."""
-    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
-    apart = {id(p) for end in ends for p in end.parameters()}
-    return sum(p.numel() for p in model.parameters() if id(p) not in apart)
 
 
 @torch.inference_mode()
@@ -141,8 +134,8 @@ def main(
     held_out = evaluation_windows(tokenizer, texts[1], seqlen=seqlen, windows=windows, bos_mode="window")
     setup = {
         "model": Path(model).name,
-        "calibrated on": f"{Path(calibrate).name} {text_fingerprint(texts[0])[:8]}, {nsamples} x {seqlen}",
-        "evaluated on": f"{Path(evaluate_on).name} {text_fingerprint(texts[1])[:8]}, {windows} x {seqlen}",
+        "calibrated on": described(calibrate, texts[0], nsamples, seqlen),
+        "evaluated on": described(evaluate_on, texts[1], windows, seqlen),
     }
     done = {(c["method"], c["how far"], c["seed"]) for c in read_cells(out) if c["setup"] == setup}
     whole = outside_embeddings(dense)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import read_cells
-from figure import BOTTOM, HEIGHT, LEFT, MEASURED, STYLE, TICKS, TOP, WIDTH, apart, rules, text
+from figure import HEIGHT, LEFT, MEASURED, STYLE, WIDTH, apart, circles, frame, polyline, rules, scale, text
 
 CEILING = 8.0
 #: Room for the labels.
@@ -89,29 +89,13 @@ def panel(title: str, measure: str, cells: list[dict[str, Any]]) -> list[str]:
     def x(value: float) -> float:
         return LEFT + 16 + (value - first) / (last - first) * (end - LEFT - 32)
 
-    def y(perplexity: float) -> float:
-        return HEIGHT - BOTTOM - math.log(perplexity / low) / math.log(high / low) * (HEIGHT - TOP - BOTTOM)
-
-    parts = [text(LEFT, 24, title, size=15)]
-    for tick in (tick for tick in TICKS if low <= tick <= high):
-        parts += [
-            f'<line x1="{LEFT}" x2="{end}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" class="grid"/>',
-            text(LEFT - 8, y(tick) + 4.5, f"{tick:g}", anchor="end"),
-        ]
-    for tenth in range(math.ceil(10 * min(first, last) - 1e-9), math.floor(10 * max(first, last) + 1e-9) + 1):
-        words = f"{tenth * 10}%" if measure == "share" else f"{tenth / 10:.1f}"
-        parts.append(text(x(tenth / 10), HEIGHT - BOTTOM + 20, words, anchor="middle"))
-    parts += [
-        text((LEFT + end) / 2, HEIGHT - 10, AXES[measure], anchor="middle"),
-        f'<g transform="translate(16 {(TOP + HEIGHT - BOTTOM) / 2:.1f}) rotate(-90)">'
-        + text(0, 0, "perplexity (log scale)", anchor="middle")
-        + "</g>",
-        f'<line x1="{LEFT}" x2="{end}" y1="{y(dense):.1f}" y2="{y(dense):.1f}" class="dense"/>',
-    ]
+    y, (left, right) = scale(low, high), sorted((first, last))
+    tenths = range(math.ceil(10 * left - 1e-9), math.floor(10 * right + 1e-9) + 1)
+    below = [(x(t / 10), f"{t * 10}%" if measure == "share" else f"{t / 10:.1f}") for t in tenths]
+    parts = frame(title, AXES[measure], below, dense, low, high, end)
     for (method, line), height in zip(lines.items(), apart([y(line[-1][1]) for line in lines.values()]), strict=True):
         kind, marks = f"c{METHODS.index(method)}", [(x(left), y(top)) for left, top in line]
-        parts.append(f'<polyline points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in marks)}" class="line {kind}"/>')
-        parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.6" class="mark {kind}"/>' for a, b in marks[1:]]
+        parts += [polyline(marks, kind), *circles(marks[1:], kind)]
         shown = f"{method}: {line[-1][1]:.1f} at " + (
             f"{line[-1][0]:.0%}" if measure == "share" else f"{line[-1][0]:.2f}"
         )

@@ -22,13 +22,13 @@ import tempfile
 from pathlib import Path
 
 import click
-from cells import add_cell, read_cells
+from cells import add_cell, described, read_cells
 from quality import key_of, markdown
 from safetensors.torch import load_file
 
 from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.model.open import load_model
-from neuronrank_torch.text.sources import load_text, text_fingerprint
+from neuronrank_torch.text.sources import load_text
 
 #: Method and update. RIA's code compares within the whole matrix unless told to compare within rows, as the paper does.
 OURS = (("neuronrank_wanda", "gradual"), ("wanda", "none"), ("ria,compare=row", "none"), ("ria,compare=module", "none"))
@@ -73,9 +73,8 @@ def main(
     held_out = load_text(evaluate_on, "evaluation")
     setup = {
         "model": model,
-        "calibrated on": f"{Path(calibrate).name} {text_fingerprint(load_text(calibrate, 'calibration'))[:8]}, "
-        f"{nsamples} x {seqlen}",
-        "evaluated on": f"{Path(evaluate_on).name} {text_fingerprint(held_out)[:8]}, {windows} x {seqlen}",
+        "calibrated on": described(calibrate, load_text(calibrate, "calibration"), nsamples, seqlen),
+        "evaluated on": described(evaluate_on, held_out, windows, seqlen),
     }
     peers = {(name, "its own"): place for option, name in PEERS.items() if (place := given[option])}
     methods = [*[BEST][: int(best)], *OURS[:1], *peers, *OURS[1:]]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from cells import add_cell, read_cells
+from cells import add_cell, described, read_cells
 
 from neuronrank_core import METHODS, InvalidValueError, Recipe
 from neuronrank_core.recipe import UPDATES
@@ -27,7 +27,7 @@ from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.evaluation.perplexity import evaluate
 from neuronrank_torch.model.open import load_model
 from neuronrank_torch.pruning.result import versions
-from neuronrank_torch.text.sources import load_text, text_fingerprint
+from neuronrank_torch.text.sources import load_text
 
 SPARSITIES = ("0.5", "0.6", "0.7", "2:4", "4:8", "neurons:0.2")
 
@@ -111,8 +111,8 @@ def main(
     texts = ranks.from_first(lambda: (load_text(calibrate, "calibration"), load_text(evaluate_on, "evaluation")))
     setup = {
         "model": Path(model).name,
-        "calibrated on": f"{Path(calibrate).name} {text_fingerprint(texts[0])[:8]}, {nsamples} x {seqlen}",
-        "evaluated on": f"{Path(evaluate_on).name} {text_fingerprint(texts[1])[:8]}, {windows} x {seqlen}",
+        "calibrated on": described(calibrate, texts[0], nsamples, seqlen),
+        "evaluated on": described(evaluate_on, texts[1], windows, seqlen),
         "propagate": propagate,
         **versions(),
     }

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuronrank_torch.pruning.passes import outside_embeddings
+
 
 class Fluctuation:
     """Mean and fluctuation of the inputs of a module, sequence by sequence, as the published code adds them up."""
@@ -114,11 +116,9 @@ def flap(model: Any, sequences: Tensor, keep: float) -> None:
         for at, modules in enumerate(([x.self_attn.o_proj for x in layers], [x.mlp.down_proj for x in layers]))
     ]
     heads = standardized(metrics[0] ** 2).reshape(len(layers), groups, -1).mean(dim=2)  # The code squares it.
-    ends = {id(p) for end in (model.get_input_embeddings(), model.get_output_embeddings()) for p in end.parameters()}
-    outside = sum(p.numel() for p in model.parameters() if id(p) not in ends)
     prunable = len(layers) * (neuron * metrics[1].shape[1] + group * groups)
     # The biases are new parameters.
-    ratio = ((1 - keep) * outside + 2 * len(layers) * model.config.hidden_size) / prunable
+    ratio = ((1 - keep) * outside_embeddings(model) + 2 * len(layers) * model.config.hidden_size) / prunable
     masks = chosen(heads, standardized(metrics[1]), group / neuron, ratio)
     for layer, (of_heads, of_neurons), stay_groups, stay in zip(layers, measured, *masks, strict=True):
         attention, mlp = layer.self_attn, layer.mlp

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuronrank_torch.pruning.passes import outside_embeddings
+
 
 def block_influence(entering: Tensor, leaving: Tensor) -> Tensor:
     """One minus the cosine of the hidden states of each token before and after a layer."""
@@ -27,9 +29,7 @@ def angular_distance(first: Tensor, second: Tensor) -> Tensor:
 def layers_at(model: Any, keep: float) -> tuple[int, int]:
     """How many layers go so that at most, and so that at least, a share of the parameters stays."""
     layers = model.model.layers
-    ends = {id(p) for end in (model.get_input_embeddings(), model.get_output_embeddings()) for p in end.parameters()}
-    whole = sum(p.numel() for p in model.parameters() if id(p) not in ends)
-    each = sum(p.numel() for p in layers[0].parameters())
+    whole, each = outside_embeddings(model), sum(p.numel() for p in layers[0].parameters())
     least = next(n for n in range(len(layers)) if whole - n * each <= keep * whole + each / 100)
     return least, least if abs(whole - least * each - keep * whole) <= each / 100 else least - 1
 

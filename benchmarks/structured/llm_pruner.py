@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuronrank_torch.pruning.passes import outside_embeddings
+
 #: Layers that its examples prune, of the 32 of LLaMA 7B and Llama 3 8B.
 FIRST, END, OF = 4, 30, 32
 
@@ -63,10 +65,8 @@ def group_scores(attention: Any, *, published: bool = False) -> Tensor:
 
 def numbers(model: Any, keep: float) -> tuple[int, int]:
     """Groups and neurons that stay in every pruned layer."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    apart = {id(p) for end in ends for p in end.parameters()}
     layers = pruned_layers(model)
-    surplus = (1 - keep) * sum(p.numel() for p in model.parameters() if id(p) not in apart) / len(layers)
+    surplus = (1 - keep) * outside_embeddings(model) / len(layers)
     attention, mlp = layers[0].self_attn, layers[0].mlp
     groups, neurons = attention.k_proj.out_features // attention.head_dim, mlp.down_proj.in_features
     group, neuron = (

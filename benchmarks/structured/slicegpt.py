@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuronrank_torch.pruning.passes import outside_embeddings
+
 
 class Gainless(nn.Module):
     """Root-mean-square norm without a gain; the mean is over the width before slicing."""
@@ -103,8 +105,7 @@ def sliced_size(model: Any, width: int) -> int:
 
 def width_for(model: Any, keep: float) -> int:
     """The largest width that keeps at most a share of the parameters outside the embeddings."""
-    apart = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    most = keep * sum(p.numel() for p in model.parameters() if id(p) not in apart)
+    most = keep * outside_embeddings(model)
     return max(width for width in range(1, model.config.hidden_size) if sliced_size(model, width) <= most)
 
 

@@ -57,7 +57,6 @@ Example:
     into="methods",
     type=options.Name(tuple(ALL_METHODS)),
     multiple=True,
-    default=DEFAULT_METHODS,
     default_text=f"{', '.join(DEFAULT_METHODS)}; {', '.join(DEFAULT_EXPERT_METHODS)} for experts",
     metavar="METHOD",
 )

@@ -97,10 +97,8 @@ class Experts:
         ``see`` gets the inputs of each expert, shape (experts, tokens, hidden_size), and which of these tokens are
         routed to it, shape (experts, tokens).
         """
-        forward = inspect.signature(type(self.module).forward)
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            _, hidden, *others = forward.bind(module, *args, **kwargs).args
+        def look(hidden: Tensor, *others: Tensor) -> None:
             hidden = hidden.flatten(0, -2)
             if not others:  # Llama 4: all tokens for each expert, times the router's score; zero if not routed to it.
                 inputs = hidden.reshape(self.count, -1, hidden.shape[-1])
@@ -109,8 +107,7 @@ class Experts:
             experts = torch.arange(self.count, device=others[0].device)
             see(hidden.expand(self.count, *hidden.shape), (others[0] == experts[:, None, None]).any(dim=-1))
 
-        handle: RemovableHandle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
-        return handle
+        return self._before(look)
 
     def on_tokens(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> RemovableHandle:
         """Register a hook on what the module gets, called at each forward pass; only if :attr:`weighted`.
@@ -118,14 +115,7 @@ class Experts:
         ``see`` gets the inputs, shape (tokens, hidden_size), the indices of the chosen experts and the factors of their
         outputs, both of shape (tokens, chosen).
         """
-        forward = inspect.signature(type(self.module).forward)
-
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            _, hidden, chosen, factors = forward.bind(module, *args, **kwargs).args[:4]
-            see(hidden.flatten(0, -2), chosen, factors)
-
-        handle: RemovableHandle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
-        return handle
+        return self._before(lambda hidden, chosen, factors, *_: see(hidden.flatten(0, -2), chosen, factors))
 
     def on_contributions(self, see: Callable[[Tensor, Tensor, Tensor, Tensor], None]) -> list[RemovableHandle]:
         """Register hooks on what each expert adds, called at each forward pass; only if :attr:`weighted`.
@@ -135,14 +125,12 @@ class Experts:
         itself computes the outputs, once: it gets each token once for every chosen expert, with a factor of one, and
         what it returns is summed with the factors.
         """
-        forward = inspect.signature(type(self.module).forward)
         routing: list[Tensor] = []
 
-        def separate(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-            bound = forward.bind(module, *args, **kwargs)
-            hidden, chosen, factors = routing[:] = bound.args[1:4]
+        def separate(hidden: Tensor, chosen: Tensor, factors: Tensor, *others: Any) -> tuple[Any, ...]:
+            routing[:] = hidden, chosen, factors
             each = hidden.flatten(0, -2).repeat_interleave(chosen.shape[-1], 0)
-            return (each, chosen.reshape(-1, 1), torch.ones_like(factors).view(-1, 1), *bound.args[4:]), bound.kwargs
+            return each, chosen.reshape(-1, 1), torch.ones_like(factors).view(-1, 1), *others
 
         def add_up(module: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> Tensor:
             del module, args
@@ -155,8 +143,19 @@ class Experts:
             total = (outputs.view(*chosen.shape, -1) * factors[..., None]).sum(1)
             return total.to(outputs.dtype).view_as(hidden)
 
-        before = self.module.register_forward_pre_hook(separate, with_kwargs=True)
-        return [before, self.module.register_forward_hook(add_up)]
+        return [self._before(separate), self.module.register_forward_hook(add_up)]
+
+    def _before(self, see: Callable[..., tuple[Any, ...] | None]) -> RemovableHandle:
+        """Register a hook that gets the arguments of the module's forward, and replaces them by what it returns."""
+        forward = inspect.signature(type(self.module).forward)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+            bound = forward.bind(module, *args, **kwargs)
+            changed = see(*bound.args[1:])
+            return None if changed is None else (changed, bound.kwargs)
+
+        handle: RemovableHandle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
+        return handle
 
     def activations(self, expert: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output of an expert's gate (of ``up_proj`` without a gate) and input of its ``down_proj``.

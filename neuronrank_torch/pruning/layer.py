@@ -95,7 +95,7 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     experts = ExpertUpdate.of(run, plan.sparsity_type, plan.recipe, ranks)
 
     # Calibrate: one pass through the dense layer.
-    output_needed, seqlen = bool(keep or plan.updating or experts), run.hidden.shape[1]
+    output_needed, seqlen = keep or plan.updating, run.hidden.shape[1]
     collector = LayerCollector(run.layer, blocks, plan.recipe, seqlen, output_needed=output_needed)
     gram = GramCollector(whole, inputs, stop=inputs == ("down_proj",) and not (keep or experts))
     outputs = _dense_outputs(run, whole) if later else None
@@ -141,7 +141,7 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
 
 
 def _whole_mlp(block: Block) -> bool:
-    return isinstance(block, Mlp) and block.expert is None
+    return isinstance(block, Mlp) and not routed(block)
 
 
 def _dense_outputs(run: LayerRun, blocks: Sequence[Block]) -> DenseOutputs | None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 
 import pytest
-from pages import DOCS, ROOT
+from pages import DOCS, returned
 
 MEASURED = DOCS / "measured"
 PANELS = json.loads((MEASURED / "quality.json").read_text("utf-8"))["panels"]
@@ -25,16 +23,7 @@ ROWS = {
 
 def draw(panels: object) -> str:
     """The figure, by the script."""
-    code = "import figure, json, sys; print(figure.draw(json.load(sys.stdin)), end='')"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(panels),
-        cwd=ROOT / "benchmarks",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
+    return returned("figure.draw", panels)
 
 
 def test_the_figure_shows_the_results() -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 
-from pages import ROOT
+from pages import returned
 
 SPACE = "{http://www.w3.org/2000/svg}"
 SETUP = {"model": "a <b>"}
@@ -20,16 +17,7 @@ def cell(method: str, keep: float, perplexity: float, seed: int = 0, **more: obj
 
 def run(function: str, cells: list[dict[str, object]]) -> str:
     """What a function of the script returns."""
-    code = f"import frontier_figure, json, sys; print(frontier_figure.{function}(json.load(sys.stdin)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(cells),
-        cwd=ROOT / "benchmarks",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
+    return returned(f"frontier_figure.{function}", cells)
 
 
 def panels(cells: list[dict[str, object]]) -> list[ET.Element]:

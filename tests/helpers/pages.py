@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,21 @@ PAGES = {
     for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
     if "_build" not in file.parts
 }
+
+
+def returned(function: str, given: object) -> str:
+    """The text that a function of a script in ``benchmarks`` (``script.function``) returns."""
+    module = function.partition(".")[0]
+    code = f"import {module}, json, sys; print({function}(json.load(sys.stdin)), end='')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(given),
+        cwd=ROOT / "benchmarks",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
 
 
 @dataclass(frozen=True)

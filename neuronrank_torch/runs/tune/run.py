@@ -53,6 +53,7 @@ class TuneJob:
     trials : int
         Total number of trials, including those of earlier runs and of other processes.
     methods : tuple of str
+        By default those for the sparsity type, see :mod:`neuronrank_core.search_space`.
     proxy : bool
         Give up recipes early, based on the output error of the first layers.
     batch_size : int
@@ -72,7 +73,7 @@ class TuneJob:
     test_dataset: str | None = None
     test_windows: int | None = None
     trials: int = 30
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[str, ...] = ()
     proxy: bool = False
     batch_size: int = 1
     force: bool = False
@@ -129,8 +130,7 @@ def space_of(statistics: StatisticsFolder, recipe: Recipe, methods: tuple[str, .
     base = statistics.fitted(replace(recipe, **statistics.fixed))
     unstructured = base.sparsity_type == "unstructured"
     allocatable = unstructured and statistics.table(0, {RESIDUAL}).residual_norm is not None
-    if base.removes_experts and methods == DEFAULT_METHODS:
-        methods = DEFAULT_EXPERT_METHODS
+    methods = methods or (DEFAULT_EXPERT_METHODS if base.removes_experts else DEFAULT_METHODS)
     return Space(base, tuple(dict.fromkeys(methods)), ("uniform", "neuronrank") if allocatable else ("uniform",))
 
 
