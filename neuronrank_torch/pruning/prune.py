@@ -84,7 +84,7 @@ def prune(
     AllZeroMetricError, NonFiniteError
         If all scores are zero, or a value is NaN or Inf.
     """
-    started = time.perf_counter()
+    started, store = time.perf_counter(), store or InMemory()
     if statistics is not None:
         recipe = statistics.fitted(recipe)
     check_recipe(recipe)
@@ -95,8 +95,9 @@ def prune(
             )
         text = texts if isinstance(texts, str) else "\n\n".join(texts)
         with eval_mode(model), torch.no_grad():
-            return remove_layers(model, tokenizer, recipe, text, batch_size=batch_size, progress=progress)
-    run = _PruneRun(model, recipe, progress, store or InMemory(), ranks, after)
+            how: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "measured": store.measured}
+            return remove_layers(model, tokenizer, recipe, text, **how)
+    run = _PruneRun(model, recipe, progress, store, ranks, after)
     if batch_size is not None and batch_size < 1:
         raise InvalidValueError("batch_size", batch_size, "a whole number >= 1")
     with eval_mode(model), torch.no_grad():

@@ -1,13 +1,23 @@
 """Storage of the weights of units (layers, head) before and after they are processed."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from neuronrank_torch.calibration.hidden_states import in_memory
 from neuronrank_torch.model.streaming import Unit
 from neuronrank_torch.pruning.result import LayerReport
+
+#: Returns a measurement from an earlier process by its name, or measures.
+Measured = Callable[[str, Callable[[], dict[str, Any] | None]], dict[str, Any] | None]
+
+
+def always_measured(name: str, measure: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Measure: there is no earlier process."""
+    del name
+    return measure()
 
 
 class LayerStore(Protocol):
@@ -37,13 +47,30 @@ class LayerStore(Protocol):
         """Save the sparsity ratios; called once, before the first layer is pruned."""
         ...
 
+    def measured(self, name: str, measure: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """See :data:`Measured`."""
+        ...
+
     def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Allocate hidden states of this shape, with the precision of ``like``."""
         ...
 
 
 class InMemory:
-    """Keeps all weights in memory."""
+    """Keeps all weights in memory.
+
+    Parameters
+    ----------
+    measured : callable
+        See :data:`Measured`.
+    """
+
+    def __init__(self, measured: Measured = always_measured) -> None:
+        self._measured = measured
+
+    def measured(self, name: str, measure: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """See :class:`LayerStore`."""
+        return self._measured(name, measure)
 
     def resident(self, unit: Unit) -> AbstractContextManager[None]:
         """See :class:`LayerStore`."""

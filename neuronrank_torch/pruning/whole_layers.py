@@ -28,6 +28,7 @@ from neuronrank_torch.model.depth import check_depth, keep_layers, with_layers
 from neuronrank_torch.model.structure import Decoder, Layer, find_decoder
 from neuronrank_torch.progress import Progress
 from neuronrank_torch.pruning.result import WHOLE, Calibration, LayerReport, ModuleReport, Report
+from neuronrank_torch.pruning.store import Measured
 from neuronrank_torch.text.sequences import calibration_sequences, micro_batch
 from neuronrank_torch.text.sources import text_fingerprint
 
@@ -87,14 +88,24 @@ class LayerRemoval:
         Calibration text; its last part is held out.
     batch_size : int
     progress : callable
+    measured : callable
+        Keeps the measurements of an interrupted run.
     """
 
     def __init__(
-        self, model: Any, decoder: Decoder, recipe: Recipe, sequences: Tensor, batch_size: int, progress: Progress
+        self,
+        model: Any,
+        decoder: Decoder,
+        recipe: Recipe,
+        sequences: Tensor,
+        batch_size: int,
+        progress: Progress,
+        measured: Measured,
     ) -> None:
         if len(sequences) < 2:
             raise InputError("removing layers needs at least two sequences", hint="raise --nsamples")
-        self.model, self.decoder, self.recipe, self.progress = model, decoder, recipe, progress
+        self.model, self.decoder, self.recipe = model, decoder, recipe
+        self.progress, self.measured = progress, measured
         held = held_out(*sequences.shape)
         self.text, self.held_out = (
             torch.split(sequences[:-held], batch_size),
@@ -121,7 +132,7 @@ class LayerRemoval:
                 for done, index in enumerate(self.kept):
                     stage = f"removing layer {len(gone) + 1} of {self.goes}"
                     self.progress(stage, done, len(self.kept), "candidates")
-                    costs[index] = self._divergence(index, sums, dense)
+                    costs[index] = self._measured_divergence([*gone, index], sums, dense)
                 best = self._first_allowed(sorted(costs, key=lambda index: costs[index]))
                 cost = costs[best]
             fitted = self._fit(best, sums)
@@ -181,6 +192,12 @@ class LayerRemoval:
         if down is not None:
             down.store(own)
         return math.fsum(found) / sum(len(log_p) for log_p in dense)
+
+    def _measured_divergence(self, gone: Sequence[int], sums: dict[int, LayerSums], dense: Sequence[Tensor]) -> float:
+        """The same for the last of these layers; an earlier process may have measured it."""
+        name = f"without layers {', '.join(map(str, gone))}"
+        found = self.measured(name, lambda: {"kl": self._divergence(gone[-1], sums, dense)})
+        return float((found or {})["kl"])
 
     def _fit(self, index: int, sums: dict[int, LayerSums]) -> Tensor | None:
         """``down_proj`` of the layer before, with its bias, that replaces a layer too; None if it cannot."""
@@ -255,14 +272,21 @@ class LayerRemoval:
 
 
 def remove_layers(
-    model: Any, tokenizer: Any, recipe: Recipe, text: str, *, batch_size: int | None, progress: Progress
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    text: str,
+    *,
+    batch_size: int | None,
+    progress: Progress,
+    measured: Measured,
 ) -> Report:
     """Remove layers of a model in memory; see :func:`neuronrank_torch.prune`."""
     started, decoder = time.perf_counter(), find_decoder(model)
     check_whole_layers(model, decoder, recipe)
     sequences = calibration_sequences(tokenizer, recipe, text)
     on_device = sequences.to(next(model.parameters()).device)
-    removal = LayerRemoval(model, decoder, recipe, on_device, batch_size or micro_batch(recipe), progress)
+    removal = LayerRemoval(model, decoder, recipe, on_device, batch_size or micro_batch(recipe), progress, measured)
     layers = removal.run()
     return Report.of(
         recipe,

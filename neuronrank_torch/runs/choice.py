@@ -17,7 +17,7 @@ from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
 from neuronrank_torch.model.streaming import HEAD, StreamedModel
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
-from neuronrank_torch.pruning.store import InMemory
+from neuronrank_torch.pruning.store import InMemory, Measured
 from neuronrank_torch.text.sequences import Tokens, evaluation_windows, micro_batch
 
 
@@ -93,6 +93,7 @@ class Rehearsal(InMemory):
     """Loads the layers of a streamed model one at a time; what is pruned is not kept."""
 
     def __init__(self, model: StreamedModel) -> None:
+        super().__init__()
         self.resident = model.resident  # type: ignore[method-assign]
 
 
@@ -125,10 +126,6 @@ class HeldOut:
         """Perplexity of the pruned model, after the last layer."""
         with layers_done(self.model.decoder, self.hidden, self.others), self.model.resident(HEAD):
             return perplexity(self.model.model, self.windows, batch_size=self.batch_size, ranks=self.ranks)
-
-
-#: Returns a measurement from an earlier process by its name, or measures.
-Measured = Callable[[str, Callable[[], dict[str, Any] | None]], dict[str, Any] | None]
 
 
 def compare_recipes(

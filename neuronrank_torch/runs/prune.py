@@ -25,9 +25,9 @@ from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.passes import prune_in_passes
 from neuronrank_torch.pruning.result import Report, versions
 from neuronrank_torch.pruning.scope import planned_layers, speed
-from neuronrank_torch.pruning.store import LayerStore
+from neuronrank_torch.pruning.store import InMemory, LayerStore, Measured, always_measured
 from neuronrank_torch.runs.card import model_cards
-from neuronrank_torch.runs.choice import Choice, Measured, compare_recipes
+from neuronrank_torch.runs.choice import Choice, compare_recipes
 from neuronrank_torch.runs.collapse import collapse_notes
 from neuronrank_torch.runs.early_notes import early_notes
 from neuronrank_torch.runs.job import Inputs, Job, read_inputs
@@ -56,8 +56,9 @@ def run_prune(
     """Load a model, prune it, compare its perplexity and predictions with those before, and save it.
 
     A run that saves reads, prunes and writes one layer at a time, and resumes an interrupted run of the same command.
-    A run that does not save, that removes layers, or that has a target, loads the whole model. Processes started by
-    torchrun share the texts; only the first reads and writes files.
+    A run that does not save, that removes layers, or that has a target, loads the whole model; if it saves, it uses the
+    measurements of an interrupted one. Processes started by torchrun share the texts; only the first reads and writes
+    files.
 
     Parameters
     ----------
@@ -91,9 +92,10 @@ def run_prune(
         progress(f"loading {job.model}", 0, 1, "models")
         unsaved: list[str] = []
         loaded = job.save is None or recipe.removes_layers or target is not None
-        if target is not None and ranks.size > 1:
-            raise InputError("--target-params and --max-loss run in a single process", hint="leave out torchrun")
         if target is not None or recipe.removes_layers:
+            if ranks.size > 1:
+                what = f"--sparsity_type {recipe.sparsity_type}" if target is None else target.flag
+                raise InputError(f"{what} runs in a single process", hint="leave out torchrun")
             unsaved = check_whole(open_model(job.model, dtype=job.dtype, device=inputs.job.device)[0])
         load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if loaded else open_model
         model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
@@ -115,10 +117,11 @@ def run_prune(
         run = replace(run, early=[*unsaved, *run.check(whole)])
         for note in run.early:
             warn(note)
-        if loaded:
+        if job.save is None:
             return run.with_text(ranks.from_first, model).in_memory(model)
-        assert job.save is not None
-        with run.staging(model, job.save) as staging:
+        with run.staging(None if loaded else model, job.save) as staging:
+            if isinstance(staging, ModelWriter) and loaded:
+                return run.with_text(staging.own_text, model).in_memory(model, staging)
             return run.with_text(staging.own_text).streamed(model, staging)
 
 
@@ -160,14 +163,15 @@ class _Run(Inputs):
             partial(check_output, save, self.job.force, source=self.source.path, label=self.source.spec)
         )
 
-    def staging(self, model: StreamedModel, save: str) -> ModelWriter | Receiver:
-        """The folder that collects the result, as this rank sees it."""
+    def staging(self, model: StreamedModel | None, save: str) -> ModelWriter | Receiver:
+        """The folder that collects the result, as this rank sees it; without a model that is pruned in memory."""
         target = self.target(save)
         dense, hidden_states = self.recipe.propagate == "dense", self.job.hidden_states
         options: dict[str, Any] = {"propagate_dense": dense, "hidden_states": hidden_states, "ranks": self.ranks}
         if self.ranks.first:
             options |= {"force": self.job.force, "smaller": self.recipe.structured}
             return ModelWriter(target, model, self.identity(), **options)
+        assert model is not None
         return Receiver(target, model, **options)
 
     def check(self, model: Any) -> list[str]:
@@ -182,22 +186,21 @@ class _Run(Inputs):
             self.job.evaluation.check(model, self.tokenizer, self.eval_text)
         return early_notes(self, self.text, self.eval_text, self.tokenizer, find_decoder(model))
 
-    def in_memory(self, model: Any) -> PruneResult:
-        """Prune a loaded model, and save it if the job says so."""
-        if self.job.save is not None:
-            self.target(self.job.save)
-        recipes, choice = self._choose(lambda name, measure: measure(), model)
-        report = self._prune(model, recipes)
+    def in_memory(self, model: Any, staging: ModelWriter | None = None) -> PruneResult:
+        """Prune a loaded model, and save it if there is a folder for it."""
+        measured = always_measured if staging is None else staging.measured
+        recipes, choice = self._choose(measured, model)
+        report = self._prune(model, recipes, InMemory(measured))
         choice = choice and checked_size(choice, model, self.sized)
         result = self._result(report, Evaluated(model, stage=_AFTER), choice)
-        if self.job.save is None:
+        if staging is None:
             return self._sampled(result, model)
         streamed = StreamedModel(model, LoadedWeights(model), model.device)
-        with self.staging(streamed, self.job.save) as staging:
-            for unit in range(len(streamed.decoder.layers)):
-                with streamed.resident(unit):
-                    staging.keep(unit)
-            return self._save(result, staging)
+        staging.set_model(streamed)
+        for unit in range(len(streamed.decoder.layers)):
+            with streamed.resident(unit):
+                staging.keep(unit)
+        return self._save(result, staging)
 
     def with_text(self, own_text: Callable[[Callable[[], list[str]]], list[str]], model: Any = None) -> "_Run":
         """The same run, with its calibration text, if the model has to write it: ``model``, or one that is loaded."""
@@ -241,7 +244,7 @@ class _Run(Inputs):
         """The recipes to prune by, one after another: the best of the candidates, or what reaches the target."""
         how: dict[str, Any] = {"batch_size": self.job.batch_size, "progress": self.progress}
         if self.sized is not None:
-            return choose_passes(model, self.tokenizer, self.sized, self.text, **how)
+            return choose_passes(model, self.tokenizer, self.sized, self.text, measured, **how)
         if not self.candidates:
             return [self.recipe], None
         how["ranks"] = self.ranks

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,11 +21,12 @@ from neuronrank_core.mixes import (
     rehearsed,
     width_multiple,
 )
-from neuronrank_torch.evaluation.perplexity import perplexity
+from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
 from neuronrank_torch.model.limits import check_memory
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.passes import outside_embeddings, prune_in_passes, sizes_of
+from neuronrank_torch.pruning.store import Measured
 from neuronrank_torch.runs.choice import Choice, held_out_windows, split_text
 from neuronrank_torch.saving.names import Names
 from neuronrank_torch.text.sequences import Tokens, micro_batch
@@ -92,6 +93,8 @@ class Comparison:
     candidates : Candidates
     text : str
         Calibration text.
+    measured : callable
+        Keeps the measurements of an interrupted run.
     batch_size, progress
         As in :func:`neuronrank_torch.prune`.
     """
@@ -102,21 +105,25 @@ class Comparison:
         tokenizer: Any,
         candidates: Candidates,
         text: str,
+        measured: Measured,
         *,
         batch_size: int | None = None,
         progress: Progress = silent,
     ) -> None:
-        self.model, self.tokenizer, self.candidates, self.progress = model, tokenizer, candidates, progress
+        self.model, self.tokenizer, self.candidates = model, tokenizer, candidates
+        self.measured, self.progress = measured, progress
         self.calibration, rest = split_text(text)
         [few] = rehearsed([candidates.recipe])
         self.batch_size = batch_size or micro_batch(few)
         self.windows: Tokens = held_out_windows(tokenizer, few, rest, candidates.target.flag)
         self.found: dict[str, float] = {}
         self.left_out: dict[str, str] = {}
-        self.dense = self._perplexity(model)
+        self.dense = self._perplexity("before", lambda: model)
 
-    def _perplexity(self, model: Any) -> float:
-        return perplexity(model, self.windows, batch_size=self.batch_size, progress=self.progress).perplexity
+    def _perplexity(self, name: str, model: Callable[[], Any]) -> float:
+        how: dict[str, Any] = {"batch_size": self.batch_size, "progress": self.progress}
+        found = self.measured(name, lambda: perplexity(model(), self.windows, **how).to_dict())
+        return Perplexity(**found or {}).perplexity
 
     def measure(self, mix: Mix) -> float:
         """Perplexity of a copy of the model without the mix."""
@@ -126,10 +133,13 @@ class Comparison:
             def step(stage: str, done: int, total: int, unit: str) -> None:
                 self.progress(f"candidate {len(self.found) + 1}: {stage}", done, total, unit)
 
-            model, recipes = copy.deepcopy(self.model), rehearsed(passes(mix, self.candidates.recipe))
-            how: dict[str, Any] = {"batch_size": self.batch_size, "progress": step}
-            prune_in_passes(model, self.tokenizer, recipes, self.calibration, **how)
-            self.found[name] = self._perplexity(model)
+            def pruned() -> Any:
+                model, recipes = copy.deepcopy(self.model), rehearsed(passes(mix, self.candidates.recipe))
+                how: dict[str, Any] = {"batch_size": self.batch_size, "progress": step}
+                prune_in_passes(model, self.tokenizer, recipes, self.calibration, **how)
+                return model
+
+            self.found[name] = self._perplexity(f"candidate {name}", pruned)
         return self.found[name]
 
     def best(self, share: float) -> str:
@@ -177,19 +187,19 @@ class Comparison:
 
 
 def choose_passes(
-    model: Any, tokenizer: Any, candidates: Candidates, text: str, **how: Any
+    model: Any, tokenizer: Any, candidates: Candidates, text: str, measured: Measured, **how: Any
 ) -> tuple[list[Recipe], Choice]:
     """Compare what reaches a target; the recipes to prune by, in order, and the choice.
 
     Parameters
     ----------
-    model, tokenizer, candidates, text
+    model, tokenizer, candidates, text, measured
         See :class:`Comparison`; options too.
     """
     started, target = time.perf_counter(), candidates.target
     nbytes = sum(p.nbytes for p in model.parameters())
     check_memory(nbytes, model.device, "a copy of the model, from which candidates are removed")
-    compared = Comparison(model, tokenizer, candidates, text, **how)
+    compared = Comparison(model, tokenizer, candidates, text, measured, **how)
     if target.target_params is not None:
         mix = candidates.mixes(target.target_params)[compared.best(target.target_params)]
     else:

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from neuronrank_torch.files.durable import write_durably
+from neuronrank_torch.files.journal import Journal
 from neuronrank_torch.files.json import write_json
 from neuronrank_torch.model.depth import forget_predictors
 from neuronrank_torch.model.quiet import quiet_transformers
@@ -21,6 +22,7 @@ from neuronrank_torch.saving.names import Names
 from neuronrank_torch.saving.output_writer import OutputWriter
 from neuronrank_torch.saving.receiver import Opened
 from neuronrank_torch.schema import from_json
+from neuronrank_torch.text.sources import SELF_FILE
 
 REPORT_NAME = "neuronrank.json"
 #: Up to this size a model is saved as one file; a larger one with one shard per layer.
@@ -34,8 +36,9 @@ class ModelWriter(OutputWriter, LayerStore):
     ----------
     target : pathlib.Path
         The output folder. It is not touched before :meth:`finish`.
-    model : StreamedModel
-        The model to write. Each of its units becomes a shard.
+    model : StreamedModel or None
+        The model to write. Each of its units becomes a shard. None if it is pruned in memory as a whole: then
+        :meth:`set_model` is called once that is done, and of an earlier process no shard is used.
     identity, force, hidden_states, ranks
         See :class:`neuronrank_torch.saving.output_writer.OutputWriter`.
     propagate_dense : bool
@@ -50,16 +53,21 @@ class ModelWriter(OutputWriter, LayerStore):
     def __init__(
         self,
         target: Path,
-        model: StreamedModel,
+        model: StreamedModel | None,
         identity: dict[str, Any],
         *,
         propagate_dense: bool = False,
         smaller: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(target, identity, len(model.decoder.layers), **options)
-        self.model, self.propagate_dense = model, propagate_dense
-        self.names, self.smaller = Names.of(model, smaller=smaller), smaller
+        super().__init__(target, identity, **options)
+        self.propagate_dense, self.smaller, self._at_once = propagate_dense, smaller, model is None
+        if model is not None:
+            self.set_model(model)
+
+    def set_model(self, model: StreamedModel) -> None:
+        """Set the model to write."""
+        self.model, self.layers, self.names = model, len(model.decoder.layers), Names.of(model, smaller=self.smaller)
         tensors = [tensor for unit in model.units for tensor in model.tensors(unit).values()]
         tensors += self.names.copies().values()
         precisions = {tensor.dtype for tensor in tensors}
@@ -71,7 +79,7 @@ class ModelWriter(OutputWriter, LayerStore):
         A unit that cannot be read counts as not finished.
         """
         shapes = {}
-        for unit in self.units_done():
+        for unit in [] if self._at_once else self.units_done():
             try:
                 found = self.source(unit).shapes()
                 self.model.reshape(unit, found)
@@ -79,6 +87,12 @@ class ModelWriter(OutputWriter, LayerStore):
             except (SafetensorError, KeyError):
                 del self.journal.shards[self.shard(unit).name]
         self.ranks.from_first(lambda: Opened(shapes, self.journal.ratios, self.journal.measured))
+
+    def _open_journal(self) -> Journal:
+        journal = super()._open_journal()
+        if self._at_once:
+            journal.shards = {name: size for name, size in journal.shards.items() if name == SELF_FILE}
+        return journal
 
     def shard(self, unit: Unit) -> Path:
         """Path of the shard that holds a unit."""

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from neuronrank_core.errors import NeuronRankError, add_note
+from neuronrank_core.errors import InputError, NeuronRankError, add_note
 from neuronrank_torch.calibration.hidden_states import HiddenStates, room
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.files.durable import MODEL, check_output, flush_folder, rename_into_place, write_durably
@@ -37,7 +37,7 @@ class OutputWriter:
     identity : dict
         See :class:`neuronrank_torch.files.journal.Journal`.
     layers : int
-        Number of decoder layers.
+        Number of decoder layers, if it is known from the start.
     force : bool
         Whether to replace an existing output, and to discard an unfinished run that differs from this one.
     hidden_states : {"memory", "disk"}
@@ -58,7 +58,7 @@ class OutputWriter:
 
     target: Path
     identity: dict[str, Any]
-    layers: int
+    layers: int = 0
     _: KW_ONLY
     force: bool = False
     hidden_states: HiddenStates = "memory"
@@ -113,6 +113,8 @@ class OutputWriter:
         text = SELF_FILE in self.journal.shards
         done = len(self.journal.shards) - text
         compared = len(self.journal.measured.keys() - {"before"})
+        if isinstance(error, InputError) and not done:
+            compared = 0  # The same command would fail again.
         if error is None or not (done or compared or text):
             self._remove()
         else:

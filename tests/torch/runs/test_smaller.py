@@ -21,6 +21,7 @@ from neuronrank_torch import prune
 from neuronrank_torch.evaluation.perplexity import perplexity
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.pruning.passes import sizes_of
+from neuronrank_torch.pruning.whole_layers import LayerRemoval
 from neuronrank_torch.runs.choice import held_out_windows, split_text
 from neuronrank_torch.runs.job import Evaluation, Job
 from neuronrank_torch.runs.page.weights import saved_zeros
@@ -103,6 +104,64 @@ def test_layers_keep_the_numbers_of_the_original_model(
     kept = [index for index in range(5) if index != gone]
     for index, layer in zip(kept, saved.model.layers, strict=True):
         assert torch.equal(layer.self_attn.q_proj.weight, dense.model.layers[index].self_attn.q_proj.weight)
+
+
+@pytest.mark.parametrize(
+    ("how", "target", "at"),
+    [
+        (HOW, Target(target_params=0.8), ("candidate 3: calibrating layer 2 of 5", 4)),
+        (replace(HOW, sparsity_type="layers", sparsity_ratio=0.4), None, ("removing layer 2 of 2", 2)),
+        (replace(HOW, sparsity_type="layers", sparsity_ratio=0.4), None, ("saving", 0)),
+    ],
+)
+def test_an_interrupted_run_measures_what_is_missing(
+    job: dict[str, Any], tmp_path: Path, how: Recipe, target: Target | None, at: tuple[str, int]
+) -> None:
+    whole = run_prune(Job(**job, save=str(tmp_path / "whole")), how, target=target)
+
+    def stop(stage: str, done: int, *_: object) -> None:
+        if stage.startswith(at[0]) and done >= at[1]:
+            raise KeyboardInterrupt
+
+    out = Job(**job, save=str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_prune(out, how, stop, target=target)
+    assert "rerun the same command to resume" in str(stopped.value.__notes__)
+    costs = {"kl": LayerRemoval._divergence, "perplexity": neuronrank_torch.runs.smaller.perplexity}
+    counted = dict.fromkeys(costs, 0)
+
+    def counting(name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            counted[name] += 1
+            return costs[name](*arguments, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LayerRemoval, "_divergence", counting("kl"))
+        patch.setattr(neuronrank_torch.runs.smaller, "perplexity", counting("perplexity"))
+        again = run_prune(out, how, target=target)
+    if target is not None:
+        assert whole.choice is not None
+        assert again.choice is not None
+        assert again.choice.perplexity == whole.choice.perplexity
+        assert again.choice.dense == whole.choice.dense
+        assert counted["perplexity"] == len(whole.choice.perplexity) - 2
+    else:
+        assert counted["kl"] == (4 - at[1] if at[1] else 0)  # Of 4 after the first of 5 went.
+    assert again.notes == whole.notes
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert files[0] == files[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "text.txt", "out", "whole"}
+
+
+def test_what_cannot_be_reached_leaves_nothing_behind(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuronrank_torch.runs.smaller.Comparison.measure", lambda *_: float("inf"))
+    with pytest.raises(InputError, match="keeps to --max-loss"):
+        run_prune(Job(**job, save=str(tmp_path / "out")), HOW, target=Target(max_loss=0.0))
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "text.txt"}
 
 
 def test_the_smallest_model_within_a_loss(job: dict[str, Any]) -> None:
