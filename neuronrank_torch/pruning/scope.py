@@ -3,6 +3,8 @@
 from contextlib import nullcontext
 from typing import Any
 
+from torch import nn
+
 from neuronrank_core import InputError, Recipe
 from neuronrank_core.methods import requires
 from neuronrank_core.statistics.table import SAMPLE, SIGNAL
@@ -77,7 +79,17 @@ def pruned_layers(decoder: Decoder, recipe: Recipe) -> tuple[list[Layer], list[s
     if bare:
         what = "experts" if recipe.removes_experts else "an MLP"
         notes.append(f"layers without {what} are not pruned: {', '.join(str(layer.index) for layer in bare)}")
-    return [layer for layer in decoder.layers[first:] if layer not in bare], notes
+    layers = [layer for layer in decoder.layers[first:] if layer not in bare]
+    tables = [name for layer in layers for name in _tables(layer)]
+    if tables:  # Doge keeps its routed experts in them.
+        notes.append(f"embeddings in an MLP are not pruned: {', '.join(dict.fromkeys(tables))}")
+    return layers, notes
+
+
+def _tables(layer: Layer) -> list[str]:
+    """Names of the embeddings in the MLPs of a layer."""
+    owners = {id(mlp.module): mlp.module for mlp in layer.mlps if mlp.module is not layer.module}.values()
+    return [name for owner in owners for name, module in owner.named_modules() if isinstance(module, nn.Embedding)]
 
 
 def speed(recipe: Recipe) -> str:

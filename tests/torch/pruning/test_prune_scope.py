@@ -9,6 +9,7 @@ import pytest
 import torch
 from pruning import ATTENTION, TEXT, disagreements, pruned, recipe, same_state, small, state, zeros
 from tiny import tiny_tokenizer
+from tiny_types import tiny_type
 from torch import nn
 
 from neuronrank_core import METHODS, InputError, InvalidValueError
@@ -36,6 +37,13 @@ def test_more_layers_than_there_are_is_noted(method: str) -> None:
     assert len(report.notes) == 1
     assert "9" in report.notes[0]
     assert "2 layers" in report.notes[0]
+
+
+def test_embeddings_in_an_mlp_are_noted() -> None:
+    """Doge keeps its routed experts in them."""
+    report = pruned(tiny_type("doge+experts"), recipe(method="wanda"), batch_size=1)
+    assert report.notes == ("embeddings in an MLP are not pruned: down_embed, up_embed",)
+    assert pruned(tiny_type("doge"), recipe(method="wanda")).notes == ()
 
 
 @pytest.mark.parametrize("method", ["magnitude", "neuronrank_wanda"])
