@@ -86,8 +86,8 @@ RECIPE_FLAGS = {
             "allocate",
             "--allocate",
             Name(ALLOCATIONS),
-            "Where the zeros go: uniform; modules, fewer in down than in gate and up (for --update gradual); or"
-            " neuronrank, more in layers where pruning costs less (takes an extra pass).",
+            "Where the zeros go: uniform; modules, fewer in down than in gate and up (for --update gradual);"
+            " neuronrank, more in layers where pruning costs less (takes an extra pass); or both.",
         ),
         RecipeFlag("pruning_last", "--pruning_last", int, "Prune only the last N layers.", "all layers"),
         RecipeFlag(

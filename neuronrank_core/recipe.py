@@ -24,8 +24,8 @@ COMPARE = ("module", "row", "column")
 
 #: Updates of the remaining weights: none, one after selection, or one that alternates with selection.
 UPDATES = ("none", "least-squares", "gradual")
-#: Shares of the zeros: equal; fewer in ``down_proj``; more in layers where pruning costs less.
-ALLOCATIONS = ("uniform", "modules", "neuronrank")
+#: Shares of the zeros: equal; fewer in ``down_proj``; more in layers where pruning costs less; or the last two.
+ALLOCATIONS = ("uniform", "modules", "neuronrank", "both")
 
 #: Sparsity types that remove attention heads: whole key-value groups, as many query heads of every group, or whichever
 #: of both costs less (:mod:`neuronrank_core.selection.heads`).
@@ -145,6 +145,16 @@ class Recipe:
     def pattern(self) -> tuple[int, int] | None:
         """(N, M) of N:M sparsity, None for unstructured."""
         return parse_pattern(self.sparsity_type)
+
+    @property
+    def differs_by_module(self) -> bool:
+        """Whether ``down_proj`` has fewer zeros than the other matrices of an MLP."""
+        return self.allocate in ("modules", "both")
+
+    @property
+    def differs_by_layer(self) -> bool:
+        """Whether each layer has a ratio of its own."""
+        return self.allocate in ("neuronrank", "both")
 
     @property
     def whole_neurons(self) -> bool:

@@ -67,7 +67,7 @@ def requires(recipe: Recipe) -> frozenset[str]:
 
 def needs_text(recipe: Recipe) -> bool:
     """Whether a run reads calibration text."""
-    measured = recipe.update != "none" or recipe.allocate == "neuronrank" or recipe.removes_layers
+    measured = recipe.update != "none" or recipe.differs_by_layer or recipe.removes_layers
     return bool(requires(recipe)) or measured
 
 

@@ -83,7 +83,7 @@ def gradual_mask(module: str, context: ScoringContext, input_norm: Array, candid
 def module_ratio(module: str, ratio: float, recipe: Recipe, *, gated: bool) -> float:
     """Share of a module's weights to zero, at a ratio of the whole MLP.
 
-    With ``allocate`` set to ``modules``, ``down_proj`` gives :data:`DOWN_LESS` of its zeros to the other matrices of
+    With ``allocate`` set to ``modules`` or ``both``, ``down_proj`` gives :data:`DOWN_LESS` of its zeros to the other matrices of
     the MLP, which have the same size.
 
     Parameters
@@ -94,7 +94,7 @@ def module_ratio(module: str, ratio: float, recipe: Recipe, *, gated: bool) -> f
     gated : bool
         Whether the MLP has a ``gate_proj``.
     """
-    if recipe.allocate != "modules" or module not in NEURON_AXIS:
+    if not recipe.differs_by_module or module not in NEURON_AXIS:
         return ratio
     others = 2 if gated else 1
     moved = min(DOWN_LESS * ratio, others * (1 - ratio))

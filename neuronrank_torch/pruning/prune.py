@@ -168,7 +168,7 @@ class _PruneRun:
         """Prune by existing statistics, or by the weights alone."""
         if statistics is not None:
             statistics.check_layers(self.depth)
-            if self.recipe.allocate == "neuronrank":
+            if self.recipe.differs_by_layer:
                 self._allocate(lambda dense: self._count(statistics, dense))
         self._decide(self._look_at_weights)
         for layer in self.decoder.layers:
@@ -215,7 +215,7 @@ class _PruneRun:
                 few = sequences[: min(2, batch_size), :16].to(self.device)
                 run_layers(self.decoder, few, lambda run: run.feed(keep=True), batch_size=batch_size)
             self._count_steps(len(sequences), batch_size)
-            if self.recipe.allocate == "neuronrank":
+            if self.recipe.differs_by_layer:
                 self._allocate(lambda dense: self._run_layers(sequences, dense.visit, batch_size, "measuring"))
             self._decide(lambda dense: self._run_layers(sequences, dense.visit, batch_size, "measuring"))
             hidden = self._run_layers(sequences, self._visit, batch_size, "calibrating")
@@ -236,7 +236,7 @@ class _PruneRun:
         layers = range(self.depth)
         self.total = batches * sum(self._passes(index, done=False) for index in layers)
         self.steps = self.total - batches * sum(self._passes(index, done=self.store.done(index)) for index in layers)
-        if self.recipe.allocate == "neuronrank":
+        if self.recipe.differs_by_layer:
             self.total += batches * self.depth
             self.steps += batches * self.depth * (self.store.ratios() is not None)
         self.total += batches * self.depth * (len(self.options) > 1)

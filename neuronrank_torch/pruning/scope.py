@@ -116,7 +116,7 @@ def refuse_modes(model: Any, decoder: Decoder, recipe: Recipe) -> None:
     modes = {
         "--sparsity_type neurons": recipe.whole_neurons,
         f"--update {recipe.update}": recipe.update != "none" and not recipe.removes_heads,
-        "--allocate neuronrank": recipe.allocate == "neuronrank",
+        f"--allocate {recipe.allocate}": recipe.differs_by_layer,
     }
     asked = [mode for mode, set_ in modes.items() if set_]
     mixture = next((layer.experts for layer in decoder.layers if layer.experts is not None), None)

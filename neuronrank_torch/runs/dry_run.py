@@ -76,7 +76,7 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
             "--dataset self: a dry run writes no text; a run loads the whole model to write it, and takes longer than "
             "estimated"
         )
-    if recipe.allocate == "neuronrank":
+    if recipe.differs_by_layer:
         notes.append("--allocate sets the ratio of each layer during the run: only the total below is exact")
     if text:
         calibration_sequences(tokenizer, recipe, text)
@@ -191,7 +191,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     else:
         every = enumerate(model.decoder.layers)
         passes = sum(plan.passes(one, outputs_needed=i + 1 < layers) if i >= first else 1 for i, one in every)
-    if recipe.allocate == "neuronrank" or recipe.sparsity_type == "heads":
+    if recipe.differs_by_layer or recipe.sparsity_type == "heads":
         passes += layers
     forward = prune = 0.0
 

@@ -38,7 +38,7 @@ def test_the_best_costs_at_most_four_times_the_good() -> None:
     """In passes of sequences through the model, which an allocation needs one more of."""
 
     def cost(recipes: list[Recipe]) -> int:
-        return sum(recipe.nsamples * (3 + (recipe.allocate == "neuronrank")) for recipe in recipes)
+        return sum(recipe.nsamples * (3 + (recipe.differs_by_layer)) for recipe in recipes)
 
     times = {effort: cost(recipes) for effort, recipes in passes_by_effort(Recipe(nsamples=32)).items()}
     assert times["best"] <= 4 * times["good"]

@@ -206,7 +206,7 @@ class _Page:
         def masks() -> Iterator[dict[str, Any]]:
             for done, layer in enumerate(shown):
                 self.progress("comparing methods", done, len(shown), "layers")
-                ratio = None if recipe.allocate != "neuronrank" else _share(self.zeros[layer]["modules"])
+                ratio = None if not recipe.differs_by_layer else _share(self.zeros[layer]["modules"])
                 with dense.resident(layer):
                     mlp = dense.decoder.layers[layer].mlp
                     found = weights.method_masks(layer, mlp.weights, self.table(layer), recipes, self.kernels, ratio)

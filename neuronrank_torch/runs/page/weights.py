@@ -69,7 +69,7 @@ def _counted(blocks: Sequence[Block]) -> dict[str, dict[str, int]]:
 def rival_recipes(recipe: Recipe) -> dict[str, Recipe]:
     """A recipe for every method with the same sparsity and the same TF and IDF. The own method keeps its recipe."""
     same = {name: getattr(recipe, name) for name in ("sparsity_type", "tfidf_mode", "tfidf_k", "q_active", "seed")}
-    allocate = "modules" if recipe.allocate == "modules" else "uniform"
+    allocate = "modules" if recipe.differs_by_module else "uniform"
     plain = Recipe(**same, sparsity_ratio=recipe.ratio, allocate=allocate)
     own = replace(recipe, include_attention=False, prune_lm_head=False)
     return {name: own if name == recipe.method else replace(plain, method=name) for name in METHODS}

@@ -24,11 +24,24 @@ def share(chosen: str, scale: float, **options: object) -> list[float]:
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.77])
 @pytest.mark.parametrize("method", ["neuronrank_wanda", "magnitude"])
-def test_as_many_weights_go_as_uniformly(method: str, ratio: float) -> None:
-    uniform, own = (share(how, 0.1, method=method, sparsity_ratio=ratio) for how in ("uniform", "neuronrank"))
-    assert np.ptp(uniform) == 0
+@pytest.mark.parametrize(("allocate", "without"), [("neuronrank", "uniform"), ("both", "modules")])
+def test_as_many_weights_go_as_in_equal_layers(allocate: str, without: str, method: str, ratio: float) -> None:
+    equal, own = (share(how, 0.1, method=method, sparsity_ratio=ratio) for how in (without, allocate))
+    assert np.ptp(equal) == 0
     assert np.ptp(own) > 0.01
-    assert sum(own) == pytest.approx(sum(uniform), abs=1e-9)
+    assert sum(own) == pytest.approx(sum(equal), abs=1e-9)
+
+
+def test_both_is_the_ratios_of_layers_and_those_of_modules() -> None:
+    model = small(layers=LAYERS)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(0.1)
+    pruned(model, recipe(allocate="both", sparsity_ratio=0.4))
+    for layer, ratio in enumerate(share("neuronrank", 0.1, sparsity_ratio=0.4)):
+        found = {role: mask.mean() for role, mask in zeros(model, layer, MLP).items()}
+        assert found == pytest.approx(
+            {"gate_proj": 1.06 * ratio, "up_proj": 1.06 * ratio, "down_proj": 0.88 * ratio}, abs=0.02
+        )
 
 
 def test_a_layer_that_adds_little_gives_up_more() -> None:
