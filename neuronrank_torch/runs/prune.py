@@ -189,6 +189,8 @@ class _Run(Inputs):
     def in_memory(self, model: Any, staging: ModelWriter | None = None) -> PruneResult:
         """Prune a loaded model, and save it if there is a folder for it."""
         measured = always_measured if staging is None else staging.measured
+        if staging is not None and (done := staging.compared()):
+            self.progress(f"resuming: measurements of candidates are kept ({done})", 0, 1, "models")
         recipes, choice = self._choose(measured, model)
         report = self._prune(model, recipes, InMemory(measured))
         choice = choice and checked_size(choice, model, self.sized)

@@ -112,7 +112,7 @@ class OutputWriter:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         text = SELF_FILE in self.journal.shards
         done = len(self.journal.shards) - text
-        compared = len(self.journal.measured.keys() - {"before"})
+        compared = self.compared()
         if isinstance(error, InputError) and not done:
             compared = 0  # The same command would fail again.
         if error is None or not (done or compared or text):
@@ -123,6 +123,10 @@ class OutputWriter:
             finished = layers if done else measured if compared else "the calibration text is written and saved"
             add_note(error, f"{finished}: rerun the same command to resume")
             self._lock.release()
+
+    def compared(self) -> int:
+        """Number of candidates that this process or an earlier one measured."""
+        return len(self.journal.measured.keys() - {"before"})
 
     def _remove(self) -> None:
         """Remove the folder and release the lock."""

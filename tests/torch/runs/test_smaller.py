@@ -127,6 +127,7 @@ def test_an_interrupted_run_measures_what_is_missing(
     with pytest.raises(KeyboardInterrupt) as stopped:
         run_prune(out, how, stop, target=target)
     assert "rerun the same command to resume" in str(stopped.value.__notes__)
+    stages: list[str] = []
     costs = {"kl": LayerRemoval._divergence, "perplexity": neuronrank_torch.runs.smaller.perplexity}
     counted = dict.fromkeys(costs, 0)
 
@@ -140,7 +141,8 @@ def test_an_interrupted_run_measures_what_is_missing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LayerRemoval, "_divergence", counting("kl"))
         patch.setattr(neuronrank_torch.runs.smaller, "perplexity", counting("perplexity"))
-        again = run_prune(out, how, target=target)
+        again = run_prune(out, how, lambda stage, *_: stages.append(stage), target=target)
+    assert any(stage.startswith("resuming: measurements of candidates are kept (") for stage in stages)
     if target is not None:
         assert whole.choice is not None
         assert again.choice is not None
