@@ -83,8 +83,8 @@ def gradual_mask(module: str, context: ScoringContext, input_norm: Array, candid
 def module_ratio(module: str, ratio: float, recipe: Recipe, *, gated: bool) -> float:
     """Share of a module's weights to zero, at a ratio of the whole MLP.
 
-    With ``allocate`` set to ``modules`` or ``both``, ``down_proj`` gives :data:`DOWN_LESS` of its zeros to the other matrices of
-    the MLP, which have the same size.
+    With ``allocate`` set to ``modules`` or ``both``, ``down_proj`` gives :data:`DOWN_LESS` of its zeros to the other
+    matrices of the MLP, which have the same size.
 
     Parameters
     ----------
