@@ -81,6 +81,12 @@ def test_an_interrupted_run_keeps_the_text(
     assert texts("out") == texts("whole")
 
 
+def test_a_run_that_prunes_in_memory_saves_the_text(run: Run, own: list[object]) -> None:
+    run("prune", *own, "--save", "weights")
+    run("prune", *own, "--sparsity_type", "layers", "--save", "layers")
+    assert texts("layers") == texts("weights")
+
+
 def test_a_discarded_run_does_not_leave_its_text(run: Run, own: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     lift = stop_after(monkeypatch, 1, KeyboardInterrupt())
     run("prune", *own, "--save", "out", code=130)
