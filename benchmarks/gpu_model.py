@@ -152,7 +152,7 @@ def best(model: Model, card: Card) -> float:
 
 def measures(recipe: Recipe) -> bool:
     """Whether the ratios of the layers take a pass of their own."""
-    return recipe.allocate == "neuronrank"
+    return recipe.differs_by_layer
 
 
 def fits(model: Model, card: Card, *, update: bool) -> str:

@@ -87,7 +87,7 @@ RECIPE_FLAGS = {
             "--allocate",
             Name(ALLOCATIONS),
             "Where the zeros go: uniform; modules, fewer in down than in gate and up (for --update gradual);"
-            " neuronrank, more in layers where pruning costs less (takes an extra pass); or both.",
+            " neuronrank, more in layers where pruning costs less (takes an extra pass); both, the last two together.",
         ),
         RecipeFlag("pruning_last", "--pruning_last", int, "Prune only the last N layers.", "all layers"),
         RecipeFlag(

@@ -18,7 +18,7 @@ HELD_OUT, GAP = 0.2, 0.05
 #: What ``best`` compares with ``good``, by name (docs/measured/log.md).
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "allocate modules": {"allocate": "modules"},
-    "allocate neuronrank": {"allocate": "neuronrank"},
+    "allocate both": {"allocate": "both"},
 }
 
 

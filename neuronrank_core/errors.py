@@ -28,6 +28,10 @@ class InputError(NeuronRankError, ValueError):
     exit_code = 2
 
 
+class UnreachableError(InputError):
+    """A goal that turned out, after measuring, to be out of reach: the same run would fail again."""
+
+
 class InvalidValueError(InputError):
     """A value outside its allowed range; names the field, the value and the range.
 

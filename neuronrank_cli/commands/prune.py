@@ -111,8 +111,8 @@ TABLES = {
 def prune(ctx: click.Context, /, **flags: Any) -> None:
     """Prune a model and save it as a Hugging Face folder.
 
-    With --save, layers are loaded, pruned and saved one at a time, so only one layer is in memory. If interrupted,
-    rerun the same command to resume.
+    With --save, layers are loaded, pruned and saved one at a time, so only one layer is in memory, except to remove
+    layers or to reach a target. If interrupted, rerun the same command to resume.
     """
     target = target_of(ctx, flags)
     recipe = options.recipe_of(ctx, flags)

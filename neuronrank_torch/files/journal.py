@@ -31,7 +31,7 @@ class Journal:
     reports : dict
         Changes to the tensors of each finished shard, by file name; None for a shard without changes.
     measured : dict
-        Perplexities by the name of the measurement.
+        Perplexities and KL divergences by the name of the measurement.
     ratios : list of float or None
         Sparsity ratio of each pruned layer, if they differ.
 
@@ -65,9 +65,9 @@ class Journal:
         self.reports[shard.name] = report
         self._write()
 
-    def measure(self, name: str, perplexity: dict[str, Any]) -> None:
-        """Record a perplexity."""
-        self.measured[name] = perplexity
+    def measure(self, name: str, found: dict[str, Any]) -> None:
+        """Record a measurement: a perplexity or a KL divergence."""
+        self.measured[name] = found
         self._write()
 
     def allocate(self, ratios: list[float]) -> None:

@@ -83,9 +83,12 @@ class AllocationPass:
 
     def ratios(self) -> list[float]:
         """Sparsity ratio of each layer."""
-        shapes = [[(r, tuple(w.shape)) for mlp in layer.mlps for r, w in mlp.weights.items()] for layer in self.layers]
+        shapes = [
+            [(role, (w.shape[0], w.shape[1]), mlp.gated) for mlp in layer.mlps for role, w in mlp.weights.items()]
+            for layer in self.layers
+        ]
 
         def zeros(layer: int, ratio: float) -> int:
-            return sum(target_zeros(role, (s[0], s[1]), self.recipe, ratio) for role, s in shapes[layer])
+            return sum(target_zeros(role, s, self.recipe, ratio, gated=gated) for role, s, gated in shapes[layer])
 
         return allocate(self.histograms, self.recipe.ratio, zeros)

@@ -80,7 +80,8 @@ def pruned_layers(decoder: Decoder, recipe: Recipe) -> tuple[list[Layer], list[s
         what = "experts" if recipe.removes_experts else "an MLP"
         notes.append(f"layers without {what} are not pruned: {', '.join(str(layer.index) for layer in bare)}")
     layers = [layer for layer in decoder.layers[first:] if layer not in bare]
-    tables = [name for layer in layers for name in _tables(layer)]
+    of_mlps = not (recipe.removes_heads or recipe.removes_experts)
+    tables = [name for layer in layers for name in _tables(layer)] if of_mlps else []
     if tables:  # Doge keeps its routed experts in them.
         notes.append(f"embeddings in an MLP are not pruned: {', '.join(dict.fromkeys(tables))}")
     return layers, notes

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuronrank_core import InputError, Recipe
+from neuronrank_core import InputError, NonFiniteError, Recipe
 from neuronrank_core.effort import HELD_OUT
 from neuronrank_core.selection.layers import removed_layers
 from neuronrank_core.update.least_squares import linear_map
@@ -191,6 +191,8 @@ class LayerRemoval:
             ]
         if down is not None:
             down.store(own)
+        if not math.isfinite(math.fsum(found)):
+            raise NonFiniteError(f"NaN or Inf in the predictions without layer {index}", hint="try --dtype float32")
         return math.fsum(found) / sum(len(log_p) for log_p in dense)
 
     def _measured_divergence(self, gone: Sequence[int], sums: dict[int, LayerSums], dense: Sequence[Tensor]) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from neuronrank_core import InputError, Recipe
+from neuronrank_core.errors import UnreachableError
 from neuronrank_core.mixes import (
     COMPARED_AT,
     SHARES,
@@ -159,7 +160,7 @@ class Comparison:
 
         Raises
         ------
-        InputError
+        UnreachableError
             If the one that removes least is not.
         """
         sort = self.best(COMPARED_AT)
@@ -178,7 +179,7 @@ class Comparison:
             at = (low + high) // 2
         if high == len(SHARES):
             rise = self.measure(of(SHARES[-1])) / self.dense - 1
-            raise InputError(
+            raise UnreachableError(
                 f"no model with at most {SHARES[-1]:.0%} of the parameters outside the embeddings keeps to --max-loss"
                 f" {max_loss:g}: the loss is {rise:.4g} on held-out text",
                 hint="choose a larger --max-loss",

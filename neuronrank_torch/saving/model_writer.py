@@ -94,6 +94,10 @@ class ModelWriter(OutputWriter, LayerStore):
             journal.shards = {name: size for name, size in journal.shards.items() if name == SELF_FILE}
         return journal
 
+    def parts_done(self) -> int:
+        """Number of finished units; none counts if the model is pruned in memory as a whole."""
+        return 0 if self._at_once else super().parts_done()
+
     def shard(self, unit: Unit) -> Path:
         """Path of the shard that holds a unit."""
         number = 1 + list(self.model.units).index(unit)
@@ -149,9 +153,9 @@ class ModelWriter(OutputWriter, LayerStore):
         self.journal.allocate(ratios)
 
     def measured(self, name: str, measure: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-        """A perplexity from the journal; if it has none of this name, measure and record it."""
-        if name not in self.journal.measured and (perplexity := measure()) is not None:
-            self.journal.measure(name, perplexity)
+        """A measurement from the journal; if it has none of this name, measure and record it."""
+        if name not in self.journal.measured and (found := measure()) is not None:
+            self.journal.measure(name, found)
         return self.journal.measured.get(name)
 
     def notes(self) -> list[str]:

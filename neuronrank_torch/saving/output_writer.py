@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from neuronrank_core.errors import InputError, NeuronRankError, add_note
+from neuronrank_core.errors import NeuronRankError, UnreachableError, add_note
 from neuronrank_torch.calibration.hidden_states import HiddenStates, room
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.files.durable import MODEL, check_output, flush_folder, rename_into_place, write_durably
@@ -26,9 +26,9 @@ _JOURNAL, _LOCK = "journal.json", "lock"
 class OutputWriter:
     """What the writers of a model and of statistics share: a context manager that holds the folder's lock.
 
-    If an exception leaves the context after a layer is finished, the folder is kept for the same run to resume from,
-    and the exception gets a note that says so. Otherwise the folder is removed. A killed process leaves it as it is;
-    the system releases its lock.
+    If an exception leaves the context after a layer is finished or a candidate is measured, the folder is kept for the
+    same run to resume from, and the exception gets a note that says so. Otherwise, and after an UnreachableError, the
+    folder is removed. A killed process leaves it as it is; the system releases its lock.
 
     Parameters
     ----------
@@ -110,12 +110,8 @@ class OutputWriter:
             return Journal(file, self.identity)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        text = SELF_FILE in self.journal.shards
-        done = len(self.journal.shards) - text
-        compared = self.compared()
-        if isinstance(error, InputError) and not done:
-            compared = 0  # The same command would fail again.
-        if error is None or not (done or compared or text):
+        text, done, compared = SELF_FILE in self.journal.shards, self.parts_done(), self.compared()
+        if error is None or isinstance(error, UnreachableError) or not (done or compared or text):
             self._remove()
         else:
             layers = f"{min(done, self.layers)} of {self.layers} layers are finished and saved"
@@ -123,6 +119,10 @@ class OutputWriter:
             finished = layers if done else measured if compared else "the calibration text is written and saved"
             add_note(error, f"{finished}: rerun the same command to resume")
             self._lock.release()
+
+    def parts_done(self) -> int:
+        """Number of finished parts of the output that the same run would resume from."""
+        return len(self.journal.shards.keys() - {SELF_FILE})
 
     def compared(self) -> int:
         """Number of candidates that this process or an earlier one measured."""

@@ -14,6 +14,7 @@ LISTED = {line.split(" | ")[0].removeprefix("| ").replace("`", "").strip() for l
 #: Which argument of an error is its message. Of InvalidValueError, whose message has one form, nothing is.
 MESSAGE = {
     "InputError": 0,
+    "UnreachableError": 0,
     "UnsupportedModelError": 0,
     "NonFiniteError": 0,
     "NeuronRankError": 0,

@@ -43,6 +43,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "neurons": {"sparsity_type": "neurons", "sparsity_ratio": 0.25},
     "neurons by nothing": {"sparsity_type": "neurons", "method": "neuronrank_tfidf", "tf_exp": 0.0, "idf_exp": 0.0},
     "allocated": {"allocate": "neuronrank", "pruning_last": 2},
+    "allocated to both": {"allocate": "both"},
     "allocated magnitude": {"allocate": "neuronrank", "method": "magnitude"},
 }
 

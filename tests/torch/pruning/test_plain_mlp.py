@@ -224,6 +224,14 @@ def test_ratios_between_layers_keep_the_total(family: str) -> None:
     assert report.total.zeros == report.total.prunable // 2
 
 
+@pytest.mark.parametrize("ratio", [0.5, 0.8, 0.9])
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_ratios_between_layers_and_modules_keep_the_total_of_modules(family: str, ratio: float) -> None:
+    how = {"method": "neuronrank_tfidf", "sparsity_ratio": ratio, "compare": "module"}
+    modules, both = (pruned(plain(family), recipe(allocate=name, **how)).total.zeros for name in ("modules", "both"))
+    assert both == modules
+
+
 @pytest.mark.parametrize(
     ("family", "update"), [("opt", "none"), ("opt", "gradual"), ("bert", "none"), ("gpt2", "gradual")]
 )

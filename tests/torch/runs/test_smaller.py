@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 import neuronrank_torch.model.limits
 import neuronrank_torch.runs.collapse
-from neuronrank_core import InputError, Recipe
+from neuronrank_core import InputError, NonFiniteError, Recipe
+from neuronrank_core.errors import UnreachableError
 from neuronrank_core.mixes import Target
 from neuronrank_torch import prune
 from neuronrank_torch.evaluation.perplexity import perplexity
@@ -26,6 +28,7 @@ from neuronrank_torch.runs.choice import held_out_windows, split_text
 from neuronrank_torch.runs.job import Evaluation, Job
 from neuronrank_torch.runs.page.weights import saved_zeros
 from neuronrank_torch.runs.prune import run_prune
+from neuronrank_torch.runs.prune_result import PruneResult
 
 HOW = recipe(sparsity_type="neurons", update="least-squares", nsamples=32)
 
@@ -106,64 +109,140 @@ def test_layers_keep_the_numbers_of_the_original_model(
         assert torch.equal(layer.self_attn.q_proj.weight, dense.model.layers[index].self_attn.q_proj.weight)
 
 
-@pytest.mark.parametrize(
-    ("how", "target", "at"),
-    [
-        (HOW, Target(target_params=0.8), ("candidate 3: calibrating layer 2 of 5", 4)),
-        (replace(HOW, sparsity_type="layers", sparsity_ratio=0.4), None, ("removing layer 2 of 2", 2)),
-        (replace(HOW, sparsity_type="layers", sparsity_ratio=0.4), None, ("saving", 0)),
-    ],
-)
-def test_an_interrupted_run_measures_what_is_missing(
-    job: dict[str, Any], tmp_path: Path, how: Recipe, target: Target | None, at: tuple[str, int]
-) -> None:
-    whole = run_prune(Job(**job, save=str(tmp_path / "whole")), how, target=target)
+class Stopped:
+    """A run that is interrupted at a stage, and then repeated with what it measures counted."""
 
-    def stop(stage: str, done: int, *_: object) -> None:
+    def __init__(self, job: Job, how: Recipe, target: Target | None, at: tuple[str, int]) -> None:
+        self.arguments: dict[str, Any] = {"target": target}
+        self.job, self.how = job, how
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            run_prune(job, how, partial(self._stop, at), **self.arguments)
+        self.note = " ".join(stopped.value.__notes__)
+        self.stages: list[str] = []
+
+    def _stop(self, at: tuple[str, int], stage: str, done: int, *_: object) -> None:
         if stage.startswith(at[0]) and done >= at[1]:
             raise KeyboardInterrupt
 
-    out = Job(**job, save=str(tmp_path / "out"))
-    with pytest.raises(KeyboardInterrupt) as stopped:
-        run_prune(out, how, stop, target=target)
-    assert "rerun the same command to resume" in str(stopped.value.__notes__)
-    stages: list[str] = []
-    costs = {"kl": LayerRemoval._divergence, "perplexity": neuronrank_torch.runs.smaller.perplexity}
-    counted = dict.fromkeys(costs, 0)
+    def again(self, monkeypatch: pytest.MonkeyPatch) -> tuple[PruneResult, dict[str, int]]:
+        costs = {"kl": LayerRemoval._divergence, "perplexity": neuronrank_torch.runs.smaller.perplexity}
+        counted = dict.fromkeys(costs, 0)
 
-    def counting(name: str) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
-            counted[name] += 1
-            return costs[name](*arguments, **options)
+        def counting(name: str) -> Any:
+            def call(*arguments: Any, **options: Any) -> Any:
+                counted[name] += 1
+                return costs[name](*arguments, **options)
 
-        return call
+            return call
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LayerRemoval, "_divergence", counting("kl"))
-        patch.setattr(neuronrank_torch.runs.smaller, "perplexity", counting("perplexity"))
-        again = run_prune(out, how, lambda stage, *_: stages.append(stage), target=target)
-    assert any(stage.startswith("resuming: measurements of candidates are kept (") for stage in stages)
-    if target is not None:
-        assert whole.choice is not None
-        assert again.choice is not None
-        assert again.choice.perplexity == whole.choice.perplexity
-        assert again.choice.dense == whole.choice.dense
-        assert counted["perplexity"] == len(whole.choice.perplexity) - 2
-    else:
-        assert counted["kl"] == (4 - at[1] if at[1] else 0)  # Of 4 after the first of 5 went.
-    assert again.notes == whole.notes
+        with monkeypatch.context() as patch:
+            patch.setattr(LayerRemoval, "_divergence", counting("kl"))
+            patch.setattr(neuronrank_torch.runs.smaller, "perplexity", counting("perplexity"))
+            result = run_prune(self.job, self.how, lambda stage, *_: self.stages.append(stage), **self.arguments)
+        return result, counted
+
+
+LAYERS = replace(HOW, sparsity_type="layers", sparsity_ratio=0.4)
+
+
+@pytest.mark.parametrize("target", [Target(target_params=0.8), Target(max_loss=3.0)])
+def test_an_interrupted_choice_measures_what_is_missing(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target
+) -> None:
+    whole = run_prune(Job(**job, save=str(tmp_path / "whole")), HOW, target=target)
+    stopped = Stopped(Job(**job, save=str(tmp_path / "out")), HOW, target, ("candidate 3: calibrating layer 2 of 5", 4))
+    assert stopped.note == "measurements of candidates are saved (2): rerun the same command to resume"
+    again, counted = stopped.again(monkeypatch)
+    assert "resuming: measurements of candidates are kept (2)" in stopped.stages
+    assert whole.choice is not None
+    assert again.choice is not None
+    assert again.choice.perplexity == whole.choice.perplexity
+    assert again.choice.dense == whole.choice.dense
+    assert counted["perplexity"] == len(whole.choice.perplexity) - 2
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
     assert files[0] == files[1]
     assert {path.name for path in tmp_path.iterdir()} == {"source", "text.txt", "out", "whole"}
 
 
+@pytest.mark.parametrize(("at", "measured"), [(("removing layer 2 of 2", 2), 7), (("saving", 0), 9)])
+def test_an_interrupted_removal_of_layers_measures_what_is_missing(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int], measured: int
+) -> None:
+    whole = run_prune(Job(**job, save=str(tmp_path / "whole")), LAYERS)
+    stopped = Stopped(Job(**job, save=str(tmp_path / "out")), LAYERS, None, at)
+    assert stopped.note == f"measurements of candidates are saved ({measured}): rerun the same command to resume"
+    again, counted = stopped.again(monkeypatch)
+    assert counted["kl"] == 9 - measured  # 5 layers, then the 4 that are left.
+    assert again.notes == whole.notes
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert files[0] == files[1]
+
+
+def test_what_is_measured_once_leaves_nothing_behind(job: dict[str, Any], tmp_path: Path) -> None:
+    def stop(stage: str, *_: object) -> None:
+        if stage.startswith("saving"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_prune(Job(**job, save=str(tmp_path / "out")), replace(LAYERS, sparsity_type="layers-by-influence"), stop)
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "text.txt"}
+
+
+def test_another_target_is_another_run(job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = Stopped(Job(**job, save=str(tmp_path / "out")), HOW, Target(target_params=0.8), ("candidate 3", 0))
+    with pytest.raises(InputError, match=r"differs from this one: target target_params was 0\.8, is 0\.7"):
+        run_prune(stopped.job, HOW, target=Target(target_params=0.7))
+    stopped.job = replace(stopped.job, force=True)
+    stopped.arguments = {"target": Target(target_params=0.7)}
+    again, counted = stopped.again(monkeypatch)
+    assert again.choice is not None
+    assert counted["perplexity"] == len(again.choice.perplexity) + 1
+
+
+@pytest.mark.parametrize("dataset", ["", "self"])
 def test_what_cannot_be_reached_leaves_nothing_behind(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
+) -> None:
+    costs = iter(range(1, 1000))
+    measured: list[Any] = []
+
+    def dearer(*arguments: Any, **options: Any) -> Any:
+        measured.append(perplexity(*arguments, **options))
+        return replace(measured[-1], perplexity=float(next(costs)))
+
+    monkeypatch.setattr(neuronrank_torch.runs.smaller, "perplexity", dearer)
+    how = replace(HOW, nsamples=4, seqlen=16) if dataset else HOW
+    where = {**job, "dataset": dataset or job["dataset"]}
+    with pytest.raises(UnreachableError, match="keeps to --max-loss"):
+        run_prune(Job(**where, save=str(tmp_path / "out")), how, target=Target(max_loss=0.0))
+    assert len(measured) > 2
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "text.txt"}
+
+
+def test_lack_of_memory_does_not_discard_what_was_measured(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neuronrank_torch.runs.smaller.Comparison.measure", lambda *_: float("inf"))
-    with pytest.raises(InputError, match="keeps to --max-loss"):
-        run_prune(Job(**job, save=str(tmp_path / "out")), HOW, target=Target(max_loss=0.0))
-    assert {path.name for path in tmp_path.iterdir()} == {"source", "text.txt"}
+    stopped = Stopped(Job(**job, save=str(tmp_path / "out")), HOW, Target(target_params=0.8), ("candidate 3", 0))
+
+    def full(*_: object) -> None:
+        raise InputError("a copy of the model needs more memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(neuronrank_torch.runs.smaller, "check_memory", full)
+        with pytest.raises(InputError, match="more memory"):
+            run_prune(stopped.job, HOW, target=Target(target_params=0.8))
+    assert (tmp_path / ".out.partial").exists()
+    again, counted = stopped.again(monkeypatch)
+    assert again.choice is not None
+    assert counted["perplexity"] == len(again.choice.perplexity) - 2
+
+
+def test_a_layer_without_which_the_model_overflows_is_an_error(job: dict[str, Any]) -> None:
+    model = load_model(job["model"])[0]
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[:] = float("nan")
+    with pytest.raises(NonFiniteError, match="NaN or Inf in the predictions without layer 0"):
+        prune(model, tiny_tokenizer(True), LAYERS, TEXT, batch_size=4)
 
 
 def test_the_smallest_model_within_a_loss(job: dict[str, Any]) -> None:
