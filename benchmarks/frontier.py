@@ -167,15 +167,15 @@ def markdown(cells: list[dict[str, Any]]) -> str:
     """A table for each model: one row per cell, in the order of size."""
     lines: list[str] = []
     for name in dict.fromkeys(cell["setup"]["model"] for cell in cells):
-        lines += ["", f"{name}", "", "| keep | method | kept | perplexity | KL | speed | seconds |"]
-        lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+        lines += ["", f"{name}", "", "| keep | method | seed | kept | perplexity | KL | speed | seconds |"]
+        lines += ["| --- " * 8 + "|"]
         of = [cell for cell in cells if cell["setup"]["model"] == name]
         for cell in sorted(of, key=lambda c: (-c["keep"], c.get("perplexity", math.inf))):
             if "cannot" in cell:
-                lines.append(f"| {cell['keep']} | {cell['method']} | {cell['cannot']} | | | | |")
+                lines.append(f"| {cell['keep']} | {cell['method']} | {cell['seed']} | {cell['cannot']} | | | | |")
                 continue
             shown = f"{cell['share']:.3f} | {cell['perplexity']:.2f} | {cell['kl']:.3f} | {cell['prefill median']:.2f}"
-            lines.append(f"| {cell['keep']} | {cell['method']} | {shown} | {cell['seconds']:.0f} |")
+            lines.append(f"| {cell['keep']} | {cell['method']} | {cell['seed']} | {shown} | {cell['seconds']:.0f} |")
     return "\n".join(lines)
 
 
