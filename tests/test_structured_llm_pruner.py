@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
-
-from tests.helpers.tiny import tiny_model
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from structured import llm_pruner

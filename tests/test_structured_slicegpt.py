@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_model
 from torch import Tensor
-
-from tests.helpers.tiny import tiny_model
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from structured import slicegpt
