@@ -21,6 +21,17 @@ def add_cell(out: Path, **cell: Any) -> None:
         file.write(json.dumps(cell) + "\n")
 
 
+def setup_of(
+    model: str, calibrate: str, evaluate: str, texts: tuple[str, str], nsamples: int, seqlen: int, windows: int
+) -> dict[str, str]:
+    """What a cell is calibrated and evaluated on."""
+    return {
+        "model": Path(model).name,
+        "calibrated on": described(calibrate, texts[0], nsamples, seqlen),
+        "evaluated on": described(evaluate, texts[1], windows, seqlen),
+    }
+
+
 def described(file: str, text: str, count: int, tokens: int) -> str:
     """A text of a setup and how much of it is used: sequences, or windows, of so many tokens."""
     return f"{Path(file).name} {text_fingerprint(text)[:8]}, {count} x {tokens}"

@@ -26,7 +26,7 @@ from typing import Any
 
 import click
 import torch
-from cells import add_cell, described, read_cells
+from cells import add_cell, read_cells, setup_of
 from structured.flap import flap
 from structured.layers import layers_at, replaceme, shortgpt
 from structured.llm_pruner import prune as llm_pruner
@@ -132,11 +132,7 @@ def main(
     dense, tokenizer, _ = load_model(model)
     texts = load_text(calibrate, "calibration"), load_text(evaluate_on, "evaluation")
     held_out = evaluation_windows(tokenizer, texts[1], seqlen=seqlen, windows=windows, bos_mode="window")
-    setup = {
-        "model": Path(model).name,
-        "calibrated on": described(calibrate, texts[0], nsamples, seqlen),
-        "evaluated on": described(evaluate_on, texts[1], windows, seqlen),
-    }
+    setup = setup_of(model, calibrate, evaluate_on, texts, nsamples, seqlen, windows)
     done = {(c["method"], c["how far"], c["seed"]) for c in read_cells(out) if c["setup"] == setup}
     whole = outside_embeddings(dense)
     for seed, keep in itertools.product(seeds, keeps):

@@ -17,7 +17,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from cells import add_cell, described, read_cells
+from cells import add_cell, read_cells, setup_of
 from numpy.typing import NDArray
 
 from neuronrank_core import Recipe
@@ -92,11 +92,7 @@ def main(
     """Measure every cell that is not there yet."""
     dense, tokenizer, _ = load_model(model)
     texts = load_text(calibrate, "calibration"), load_text(choose, "evaluation")
-    setup = {
-        "model": Path(model).name,
-        "calibrated on": described(calibrate, texts[0], nsamples, seqlen),
-        "evaluated on": described(choose, texts[1], windows, seqlen),
-    }
+    setup = setup_of(model, calibrate, choose, texts, nsamples, seqlen, windows)
     done = {(c["score"], c["removed"], c["update"], c["seed"]) for c in read_cells(out) if c["setup"] == setup}
     depth = len(find_decoder(dense).layers)
     for seed in seeds:

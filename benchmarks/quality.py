@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from cells import add_cell, described, read_cells
+from cells import add_cell, read_cells, setup_of
 
 from neuronrank_core import METHODS, InvalidValueError, Recipe
 from neuronrank_core.recipe import UPDATES
@@ -109,13 +109,8 @@ def main(
         return
     dense, tokenizer, _ = load_model(model)
     texts = ranks.from_first(lambda: (load_text(calibrate, "calibration"), load_text(evaluate_on, "evaluation")))
-    setup = {
-        "model": Path(model).name,
-        "calibrated on": described(calibrate, texts[0], nsamples, seqlen),
-        "evaluated on": described(evaluate_on, texts[1], windows, seqlen),
-        "propagate": propagate,
-        **versions(),
-    }
+    setup = setup_of(model, calibrate, evaluate_on, texts, nsamples, seqlen, windows)
+    setup |= {"propagate": propagate, **versions()}
 
     def measure(target: Any) -> float:
         return evaluate(target, tokenizer, texts[1], seqlen=seqlen, windows=windows, ranks=ranks).perplexity

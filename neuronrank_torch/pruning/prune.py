@@ -95,8 +95,9 @@ def prune(
             )
         text = texts if isinstance(texts, str) else "\n\n".join(texts)
         with eval_mode(model), torch.no_grad():
-            how: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "measured": store.measured}
-            return remove_layers(model, tokenizer, recipe, text, **how)
+            return remove_layers(
+                model, tokenizer, recipe, text, batch_size=batch_size, progress=progress, measured=store.measured
+            )
     run = _PruneRun(model, recipe, progress, store, ranks, after)
     if batch_size is not None and batch_size < 1:
         raise InvalidValueError("batch_size", batch_size, "a whole number >= 1")

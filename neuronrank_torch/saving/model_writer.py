@@ -9,7 +9,6 @@ from typing import Any
 from safetensors import SafetensorError
 
 from neuronrank_torch.files.durable import write_durably
-from neuronrank_torch.files.journal import Journal
 from neuronrank_torch.files.json import write_json
 from neuronrank_torch.model.depth import forget_predictors
 from neuronrank_torch.model.quiet import quiet_transformers
@@ -22,7 +21,6 @@ from neuronrank_torch.saving.names import Names
 from neuronrank_torch.saving.output_writer import OutputWriter
 from neuronrank_torch.saving.receiver import Opened
 from neuronrank_torch.schema import from_json
-from neuronrank_torch.text.sources import SELF_FILE
 
 REPORT_NAME = "neuronrank.json"
 #: Up to this size a model is saved as one file; a larger one with one shard per layer.
@@ -38,7 +36,7 @@ class ModelWriter(OutputWriter, LayerStore):
         The output folder. It is not touched before :meth:`finish`.
     model : StreamedModel or None
         The model to write. Each of its units becomes a shard. None if it is pruned in memory as a whole: then
-        :meth:`set_model` is called once that is done, and of an earlier process no shard is used.
+        :meth:`set_model` is called once that is done, and no shard is resumed from.
     identity, force, hidden_states, ranks
         See :class:`neuronrank_torch.saving.output_writer.OutputWriter`.
     propagate_dense : bool
@@ -88,16 +86,6 @@ class ModelWriter(OutputWriter, LayerStore):
                 del self.journal.shards[self.shard(unit).name]
         self.ranks.from_first(lambda: Opened(shapes, self.journal.ratios, self.journal.measured))
 
-    def _open_journal(self) -> Journal:
-        journal = super()._open_journal()
-        if self._at_once:
-            journal.shards = {name: size for name, size in journal.shards.items() if name == SELF_FILE}
-        return journal
-
-    def parts_done(self) -> int:
-        """Number of finished units; none counts if the model is pruned in memory as a whole."""
-        return 0 if self._at_once else super().parts_done()
-
     def shard(self, unit: Unit) -> Path:
         """Path of the shard that holds a unit."""
         number = 1 + list(self.model.units).index(unit)
@@ -134,7 +122,7 @@ class ModelWriter(OutputWriter, LayerStore):
         return self.model.resident(unit, from_first(self.ranks, self.source(unit)) if self.done(unit) else None)
 
     def keep(self, unit: Unit, report: LayerReport | None = None) -> None:
-        """Save a unit as it is in memory now, and record it in the journal.
+        """Save a unit as it is in memory now, and record it in the journal unless the model is pruned as a whole.
 
         Raises
         ------
@@ -142,7 +130,8 @@ class ModelWriter(OutputWriter, LayerStore):
             If writing fails.
         """
         self._write(unit)
-        self.journal.finish(self.shard(unit), None if report is None else asdict(report))
+        if not self._at_once:
+            self.journal.finish(self.shard(unit), None if report is None else asdict(report))
 
     def ratios(self) -> list[float] | None:
         """Sparsity ratios of the layers; None if they have not been computed."""

@@ -110,7 +110,8 @@ class OutputWriter:
             return Journal(file, self.identity)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        text, done, compared = SELF_FILE in self.journal.shards, self.parts_done(), self.compared()
+        text, compared = SELF_FILE in self.journal.shards, self.compared()
+        done = len(self.journal.shards) - text
         if error is None or isinstance(error, UnreachableError) or not (done or compared or text):
             self._remove()
         else:
@@ -119,10 +120,6 @@ class OutputWriter:
             finished = layers if done else measured if compared else "the calibration text is written and saved"
             add_note(error, f"{finished}: rerun the same command to resume")
             self._lock.release()
-
-    def parts_done(self) -> int:
-        """Number of finished parts of the output that the same run would resume from."""
-        return len(self.journal.shards.keys() - {SELF_FILE})
 
     def compared(self) -> int:
         """Number of candidates that this process or an earlier one measured."""
