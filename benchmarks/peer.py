@@ -120,15 +120,20 @@ def main(
     text = load_text(calibrate, "calibration")
     wall, cpu = time.perf_counter(), time.process_time()
     sequences = calibration_sequences(tokenizer, recipe, text)
+    compared: dict[str, Any] = {}
     with patch("torch.cuda.synchronize"), contextlib.redirect_stdout(sys.stderr):
         if method in FILES:
             by_solver(target, sequences, recipe, solvers_of(peer, FILES[method]))
         elif method == "llm-compressor SparseGPT":
             by_llmcompressor(target, tokenizer, sequences, recipe)
         elif update == "effort best":
-            compared, how = candidates(recipe), lambda name, measure: measure()
-            choice = compare_recipes(lambda: open_model(model)[0], tokenizer, compared, text, how)
-            prune(target, tokenizer, compared[choice.chosen], text)
+            recipes = candidates(recipe)
+            if len(recipes) > 1:
+                choice = compare_recipes(
+                    lambda: open_model(model)[0], tokenizer, recipes, text, lambda name, measure: measure()
+                )
+                recipe, compared = recipes[choice.chosen], {"chosen": choice.chosen, "held_out": choice.perplexity}
+            prune(target, tokenizer, recipe, text)
         else:
             prune(target, tokenizer, recipe, text)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -141,6 +146,7 @@ def main(
         "zeros": sum(int((w == 0).sum()) for w in pruned.values()) / sum(w.numel() for w in pruned.values()),
         "sequences": hashlib.sha256(sequences.numpy().tobytes()).hexdigest()[:8],
         "versions": {**versions(), **peers},
+        **compared,
     }
     print(json.dumps(result))
 

@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 import click
-from cells import add_cell, described, read_cells
+from cells import add_cell, read_cells, setup_of
 from quality import key_of, markdown
 from safetensors.torch import load_file
 
@@ -31,7 +31,14 @@ from neuronrank_torch.model.open import load_model
 from neuronrank_torch.text.sources import load_text
 
 #: Method and update. RIA's code compares within the whole matrix unless told to compare within rows, as the paper does.
-OURS = (("neuronrank_wanda", "gradual"), ("wanda", "none"), ("ria,compare=row", "none"), ("ria,compare=module", "none"))
+OURS = (
+    ("neuronrank_wanda", "gradual"),
+    ("wanda", "gradual"),
+    ("neuronrank_wanda", "none"),
+    ("wanda", "none"),
+    ("ria,compare=row", "none"),
+    ("ria,compare=module", "none"),
+)
 #: By the option that says where they are; llm-compressor's beside ours, whose times are compared.
 PEERS = {"llmcompressor_python": "llm-compressor SparseGPT", "sparsegpt": "SparseGPT", "alps": "ALPS"}
 BEST = ("neuronrank_wanda", "effort best")
@@ -49,6 +56,7 @@ MEASURES = {"seconds": "Wall seconds", "cpu_seconds": "CPU seconds"}
 @click.option("--sparsegpt", help="Checkout of SparseGPT.")
 @click.option("--llmcompressor-python", help="Python of an environment with llm-compressor and what NeuronRank needs.")
 @click.option("--best", is_flag=True, help="Also --effort best.")
+@click.option("--method", "names", multiple=True, help="Only these, of the names in the table.")
 @click.option("--sparsity", "sparsities", multiple=True, default=("0.5", "0.6", "0.7", "2:4", "4:8"))
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0,))
 @click.option("--nsamples", default=32)
@@ -66,18 +74,17 @@ def main(
     seqlen: int,
     windows: int,
     best: bool,
+    names: tuple[str, ...],
     **given: str | None,
 ) -> None:
     """Measure every cell that is not there yet, then print the tables."""
     dense, tokenizer, _ = load_model(model)
     held_out = load_text(evaluate_on, "evaluation")
-    setup = {
-        "model": model,
-        "calibrated on": described(calibrate, load_text(calibrate, "calibration"), nsamples, seqlen),
-        "evaluated on": described(evaluate_on, held_out, windows, seqlen),
-    }
+    texts = load_text(calibrate, "calibration"), held_out
+    setup = setup_of(model, calibrate, evaluate_on, texts, nsamples, seqlen, windows)
     peers = {(name, "its own"): place for option, name in PEERS.items() if (place := given[option])}
     methods = [*[BEST][: int(best)], *OURS[:1], *peers, *OURS[1:]]
+    methods = [method for method in methods if not names or method[0] in names]
     done = {key_of(cell) for cell in read_cells(out) if cell["setup"] == setup}
     drawn: dict[int, str] = {}
     for seed, sparsity, (method, update) in itertools.product(seeds, sparsities, methods):

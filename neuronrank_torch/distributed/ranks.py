@@ -5,6 +5,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from neuronrank_core import InputError
+
 T = TypeVar("T")
 
 
@@ -12,8 +14,8 @@ class Ranks:
     """The processes of a run. This class stands for a single process: every exchange returns its input.
 
     :class:`neuronrank_torch.distributed.process_group.ProcessGroup` stands for several. All ranks must call the methods
-    in the same order, except :meth:`share`. Each call waits for the other ranks, and raises the error of a rank that
-    has failed meanwhile.
+    in the same order, except :meth:`share` and :meth:`require_one`. Each call waits for the other ranks, and raises the
+    error of a rank that has failed meanwhile.
 
     Attributes
     ----------
@@ -27,6 +29,11 @@ class Ranks:
     def first(self) -> bool:
         """Whether this is the rank that reads the text, writes the output and reports to the user."""
         return self.rank == 0
+
+    def require_one(self, what: str) -> None:
+        """Raise an InputError if there are several processes, which ``what`` cannot use."""
+        if self.size > 1:
+            raise InputError(f"{what} runs in a single process", hint="leave out torchrun")
 
     def share(self, count: int, batch_size: int) -> slice:
         """The rank's share of ``count`` items: consecutive ones, possibly none.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuronrank_core import InputError, InvalidValueError, Recipe
+from neuronrank_core import InvalidValueError, Recipe
 from neuronrank_core.methods import check_recipe, needs_text, requires
 from neuronrank_core.statistics.table import INPUTS, RESIDUAL, LayerStatistics
 from neuronrank_torch.calibration.collector import head_statistics
@@ -89,10 +89,7 @@ def prune(
         recipe = statistics.fitted(recipe)
     check_recipe(recipe)
     if recipe.removes_layers:
-        if ranks.size > 1:
-            raise InputError(
-                f"--sparsity_type {recipe.sparsity_type} runs in a single process", hint="leave out torchrun"
-            )
+        ranks.require_one(f"--sparsity_type {recipe.sparsity_type}")
         text = texts if isinstance(texts, str) else "\n\n".join(texts)
         with eval_mode(model), torch.no_grad():
             return remove_layers(

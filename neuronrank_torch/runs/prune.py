@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from neuronrank_core import InputError, Recipe
+from neuronrank_core import Recipe
 from neuronrank_core.methods import decided
 from neuronrank_core.mixes import Target
 from neuronrank_torch.distributed.process_group import launched
@@ -93,9 +93,7 @@ def run_prune(
         unsaved: list[str] = []
         loaded = job.save is None or recipe.removes_layers or target is not None
         if target is not None or recipe.removes_layers:
-            if ranks.size > 1:
-                what = f"--sparsity_type {recipe.sparsity_type}" if target is None else target.flag
-                raise InputError(f"{what} runs in a single process", hint="leave out torchrun")
+            ranks.require_one(f"--sparsity_type {recipe.sparsity_type}" if target is None else target.flag)
             unsaved = check_whole(open_model(job.model, dtype=job.dtype, device=inputs.job.device)[0])
         load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if loaded else open_model
         model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)

@@ -114,7 +114,17 @@ def test_a_rank_that_ends_ends_all(
     assert not any(path.name.startswith("hidden") for path in (tmp_path / ".out.partial").iterdir())
 
 
-@pytest.mark.parametrize("change", [["--dataset", "missing.txt"], ["--nsamples", 0], ["--bogus"], ["--nr-q-active", 2]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--dataset", "missing.txt"],
+        ["--nsamples", 0],
+        ["--bogus"],
+        ["--nr-q-active", 2],
+        ["--sparsity_type", "layers"],
+        ["--target-params", 0.8],
+    ],
+)
 def test_wrong_input_is_told_once(several: Any, small: list[object], tmp_path: Path, change: list[object]) -> None:
     ended = several(2, "prune", *small, *change, "--save", tmp_path / "out")
     assert [process.code for process in ended] == [2, 2]

@@ -15,7 +15,7 @@ from processes import together
 from pruning import TEXT, pruned, recipe, small, state
 from tiny import tiny_tokenizer
 
-from neuronrank_core import AllZeroMetricError, InvalidValueError, LayerStatistics, NeuronRankError
+from neuronrank_core import AllZeroMetricError, InputError, InvalidValueError, LayerStatistics, NeuronRankError
 from neuronrank_torch.calibration.collector import LayerCollector
 from neuronrank_torch.distributed.process_group import exit_code, launched, portable
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
@@ -59,6 +59,13 @@ def test_shares_are_whole_micro_batches_of_all_items_in_order(count: int, batch_
     assert max(batches) - min(batches) <= 1
     assert batches[0] == max(batches)
     assert all(share.start % batch_size == 0 for share in shares if share)
+
+
+def test_layers_are_not_removed_by_several() -> None:
+    ranks = Ranks()
+    ranks.size = 2
+    with pytest.raises(InputError, match="--sparsity_type layers runs in a single process"):
+        pruned(small(), recipe(sparsity_type="layers"), ranks=ranks)
 
 
 @pytest.mark.parametrize(
