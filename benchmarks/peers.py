@@ -56,7 +56,7 @@ MEASURES = {"seconds": "Wall seconds", "cpu_seconds": "CPU seconds"}
 @click.option("--sparsegpt", help="Checkout of SparseGPT.")
 @click.option("--llmcompressor-python", help="Python of an environment with llm-compressor and what NeuronRank needs.")
 @click.option("--best", is_flag=True, help="Also --effort best.")
-@click.option("--method", "names", multiple=True, help="Only these, of the names in the table.")
+@click.option("--method", "names", multiple=True, help="Only these: a method, or a method and its update.")
 @click.option("--sparsity", "sparsities", multiple=True, default=("0.5", "0.6", "0.7", "2:4", "4:8"))
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0,))
 @click.option("--nsamples", default=32)
@@ -84,7 +84,7 @@ def main(
     setup = setup_of(model, calibrate, evaluate_on, texts, nsamples, seqlen, windows)
     peers = {(name, "its own"): place for option, name in PEERS.items() if (place := given[option])}
     methods = [*[BEST][: int(best)], *OURS[:1], *peers, *OURS[1:]]
-    methods = [method for method in methods if not names or method[0] in names]
+    methods = [method for method in methods if not names or method[0] in names or " ".join(method) in names]
     done = {key_of(cell) for cell in read_cells(out) if cell["setup"] == setup}
     drawn: dict[int, str] = {}
     for seed, sparsity, (method, update) in itertools.product(seeds, sparsities, methods):
