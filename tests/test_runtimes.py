@@ -74,6 +74,28 @@ def onnx_runtime() -> Continue:
     return run
 
 
+#: What ``reference`` does, for another version.
+TRANSFORMERS_4 = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
+assert __version__.startswith("4.")
+folder, prompt, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+given = tokenizer(prompt, return_tensors="pt")
+options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+found = model.generate(**given, **options, max_new_tokens=count)
+tokens = found.sequences[0, given.input_ids.shape[1] :].tolist()
+logprobs = [float(row[0].log_softmax(-1)[token]) for row, token in zip(found.logits, tokens)]
+print(json.dumps({"tokens": tokens, "logprobs": logprobs}))
+"""
+
+
+@pytest.fixture(scope="module")
+def transformers_4() -> Continue:
+    python = python_of("TRANSFORMERS_4_PYTHON")
+    return lambda folder: json.loads(ran(python, "-c", TRANSFORMERS_4, folder, PROMPT, TOKENS))
+
+
 @pytest.fixture(scope="module")
 def smaller(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model: Any = MODEL
@@ -96,7 +118,9 @@ def reference(folder: Path) -> tuple[list[int], list[float]]:
 
 
 # llama.cpp keeps keys and values in float16.
-@pytest.mark.parametrize(("runtime", "tolerance"), [("llama_cpp", 0.02), ("onnx_runtime", 1e-3)])
+@pytest.mark.parametrize(
+    ("runtime", "tolerance"), [("llama_cpp", 0.02), ("onnx_runtime", 1e-3), ("transformers_4", 1e-4)]
+)
 def test_text_is_that_of_transformers(runtime: str, tolerance: float, request: pytest.FixtureRequest) -> None:
     run = request.getfixturevalue(runtime)  # First: without it, nothing needs to be pruned.
     smaller = request.getfixturevalue("smaller")

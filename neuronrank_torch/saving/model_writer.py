@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils import CONFIG_NAME
 
 from neuronrank_torch.files.durable import write_durably
 from neuronrank_torch.files.json import write_json
@@ -18,6 +20,7 @@ from neuronrank_torch.model.weights import WeightSource, from_first
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.store import LayerStore
 from neuronrank_torch.saving.names import Names
+from neuronrank_torch.saving.older_readers import add_older_keys, rename_tokenizer
 from neuronrank_torch.saving.output_writer import OutputWriter
 from neuronrank_torch.saving.receiver import Opened
 from neuronrank_torch.schema import from_json
@@ -176,9 +179,11 @@ class ModelWriter(OutputWriter, LayerStore):
                 if self.smaller:
                     forget_predictors(model.config)
                 model.config.save_pretrained(self.output)
+                add_older_keys(model.config, self.output / CONFIG_NAME)
                 if model.can_generate():
                     model.generation_config.save_pretrained(self.output)
                 tokenizer.save_pretrained(self.output)
+                rename_tokenizer(tokenizer, self.output / TOKENIZER_CONFIG_FILE)
         return self.output
 
     def finish(self, report: dict[str, Any], texts: Mapping[str, str] | None = None) -> None:

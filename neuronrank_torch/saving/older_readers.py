@@ -1,0 +1,94 @@
+"""What transformers 4, and runtimes that follow it, look for in a saved model and transformers 5 does not write.
+
+transformers 5 keeps all parameters of rotary position embeddings (RoPE) in ``rope_parameters``. Older readers look for
+``rope_theta`` and others beside it, and use defaults without a message if they are missing. They refuse tokenizers with
+names that only transformers 5 knows.
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from neuronrank_torch.files.json import read_json, write_json
+
+#: Where ``rope_parameters`` differ between kinds of layers, as in Gemma 3: the older key of each ``rope_theta``.
+BY_KIND = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
+#: Families whose older keys have other names.
+RENAMED = {
+    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+}
+
+
+def add_older_keys(config: PreTrainedConfig, file: Path) -> None:
+    """Add the older keys to a saved configuration, unless transformers 5 would then read other parameters.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        The configuration that was saved.
+    file : pathlib.Path
+        Its ``config.json``.
+    """
+    content = read_json(file)
+    for part in _parts(content):
+        renamed = RENAMED.get(part.get("model_type", ""), {})
+        for key, value in older_keys(part["rope_parameters"]).items():
+            part.setdefault(renamed.get(key, key), value)
+    # A configuration changes the dictionaries that it is made from.
+    if _rope_parameters(type(config).from_dict(deepcopy(content))) == _rope_parameters(config):
+        write_json(file, content)
+
+
+def rename_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Use those names in a saved tokenizer that both versions know.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        The tokenizer that was saved.
+    file : pathlib.Path
+        Its ``tokenizer_config.json``.
+    """
+    content = read_json(file)
+    if content.get("tokenizer_class") == "TokenizersBackend":
+        # Of other inputs, the older class would make token types by default, which most decoders refuse.
+        content |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": tokenizer.model_input_names}
+    if isinstance(content.get("extra_special_tokens"), list):
+        content["additional_special_tokens"] = content.pop("extra_special_tokens")
+    write_json(file, content)
+
+
+def older_keys(rope: dict[str, Any]) -> dict[str, Any]:
+    """What transformers 4 has in place of ``rope_parameters``; empty if it has nothing for them.
+
+    Parameters
+    ----------
+    rope : dict
+        Parameters for all layers, or, as in Gemma 3, for full and sliding attention.
+    """
+    if rope.keys() == BY_KIND.keys():
+        local = rope["sliding_attention"]["rope_theta"]
+        return {**older_keys(rope["full_attention"]), BY_KIND["sliding_attention"]: local}
+    if "rope_theta" not in rope:
+        return {}
+    keys: dict[str, Any] = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+    if rope.get("rope_type", "default") == "default":
+        return keys
+    return {**keys, "rope_scaling": {name: value for name, value in rope.items() if name not in keys}}
+
+
+def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The configuration and those inside it, as far as they have rotary position embeddings."""
+    if isinstance(config.get("rope_parameters"), dict):
+        yield config
+    for value in config.values():
+        if isinstance(value, dict):
+            yield from _parts(value)
+
+
+def _rope_parameters(config: PreTrainedConfig) -> list[Any]:
+    return [part["rope_parameters"] for part in _parts(config.to_dict())]
