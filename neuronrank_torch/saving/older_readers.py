@@ -5,8 +5,8 @@ transformers 5 keeps all parameters of rotary position embeddings (RoPE) in ``ro
 names that only transformers 5 knows.
 """
 
+import warnings
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,15 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from neuronrank_torch.files.json import read_json, write_json
 
-#: Where ``rope_parameters`` differ between kinds of layers, as in Gemma 3: the older key of each ``rope_theta``.
-BY_KIND = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
 #: Families whose older keys have other names.
 RENAMED = {
-    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
-    "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    family: {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+    for family in ("gpt_neox", "gpt_neox_japanese")
 }
 
 
 def add_older_keys(config: PreTrainedConfig, file: Path) -> None:
-    """Add the older keys to a saved configuration, unless transformers 5 would then read other parameters.
+    """Add the older keys to a saved configuration, unless transformers 5 then reads other parameters or refuses it.
 
     Parameters
     ----------
@@ -33,14 +31,14 @@ def add_older_keys(config: PreTrainedConfig, file: Path) -> None:
     file : pathlib.Path
         Its ``config.json``.
     """
-    content = read_json(file)
+    saved, content = file.read_text("utf-8"), read_json(file)
     for part in _parts(content):
         renamed = RENAMED.get(part.get("model_type", ""), {})
         for key, value in older_keys(part["rope_parameters"]).items():
             part.setdefault(renamed.get(key, key), value)
-    # A configuration changes the dictionaries that it is made from.
-    if _rope_parameters(type(config).from_dict(deepcopy(content))) == _rope_parameters(config):
-        write_json(file, content)
+    write_json(file, content)
+    if not _read_alike(config, file.parent):
+        file.write_text(saved, "utf-8")
 
 
 def rename_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
@@ -70,9 +68,9 @@ def older_keys(rope: dict[str, Any]) -> dict[str, Any]:
     rope : dict
         Parameters for all layers, or, as in Gemma 3, for full and sliding attention.
     """
-    if rope.keys() == BY_KIND.keys():
+    if rope.keys() == {"full_attention", "sliding_attention"} and all(rope.values()):
         local = rope["sliding_attention"]["rope_theta"]
-        return {**older_keys(rope["full_attention"]), BY_KIND["sliding_attention"]: local}
+        return {**older_keys(rope["full_attention"]), "rope_local_base_freq": local}
     if "rope_theta" not in rope:
         return {}
     keys: dict[str, Any] = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
@@ -92,3 +90,13 @@ def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _rope_parameters(config: PreTrainedConfig) -> list[Any]:
     return [part["rope_parameters"] for part in _parts(config.to_dict())]
+
+
+def _read_alike(config: PreTrainedConfig, folder: Path) -> bool:
+    """Whether transformers 5 reads the parameters of ``config`` from a folder."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _rope_parameters(type(config).from_pretrained(folder)) == _rope_parameters(config)
+        except Exception:  # Each kind of configuration has checks of its own.
+            return False

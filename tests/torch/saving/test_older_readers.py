@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 from tiny import tiny_config, tiny_tokenizer
-from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPTNeoXConfig, LlamaConfig, PhiConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BambaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PhiConfig,
+    PreTrainedConfig,
+)
 
 from neuronrank_torch.saving import older_readers
 from neuronrank_torch.saving.older_readers import add_older_keys, rename_tokenizer
@@ -52,6 +62,10 @@ CASES: dict[str, tuple[PreTrainedConfig, dict[str, Any]]] = {
             "rope_scaling": {"rope_type": "linear", "factor": 8.0},
         },
     ),
+    "an infinite number beside it": (
+        BambaConfig(rope_parameters={"rope_theta": THETA, "rope_type": "default"}, time_step_limit=(0.0, math.inf)),
+        {"rope_theta": THETA, "partial_rotary_factor": 0.5},
+    ),
     "none": (GPT2Config(), {}),
 }
 
@@ -81,9 +95,11 @@ def test_a_text_model_inside_another_one_has_its_keys(tmp_path: Path) -> None:
     assert "rope_theta" not in after
 
 
-def test_keys_that_would_change_the_model_are_not_added(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"rope_scaling": {"rope_type": "yarn"}}]
+)
+def test_keys_that_would_change_the_model_are_not_added(wrong: dict[str, Any], tmp_path: Path) -> None:
     config, _ = CASES["plain"]
-    wrong = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
     with patch.object(older_readers, "older_keys", lambda rope: wrong):
         before, after = saved(config, tmp_path)
     assert after == before
