@@ -5,6 +5,7 @@ Each runtime needs an environment of its own (docs/how-to/runtimes.md). A variab
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -74,26 +75,20 @@ def onnx_runtime() -> Continue:
     return run
 
 
-#: What ``reference`` does, for another version.
-TRANSFORMERS_4 = """
-import json, sys
-from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
-assert __version__.startswith("4.")
-folder, prompt, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-given = tokenizer(prompt, return_tensors="pt")
-options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-found = model.generate(**given, **options, max_new_tokens=count)
-tokens = found.sequences[0, given.input_ids.shape[1] :].tolist()
-logprobs = [float(row[0].log_softmax(-1)[token]) for row, token in zip(found.logits, tokens)]
-print(json.dumps({"tokens": tokens, "logprobs": logprobs}))
-"""
-
-
 @pytest.fixture(scope="module")
 def transformers_4() -> Continue:
     python = python_of("TRANSFORMERS_4_PYTHON")
-    return lambda folder: json.loads(ran(python, "-c", TRANSFORMERS_4, folder, PROMPT, TOKENS))
+    program = f"""
+import json, sys
+from pathlib import Path
+from typing import Any
+from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
+assert __version__.startswith("4.")
+PROMPT, TOKENS = {PROMPT!r}, {TOKENS}
+{inspect.getsource(reference)}
+print(json.dumps(dict(zip(("tokens", "logprobs"), reference(Path(sys.argv[1]))))))
+"""
+    return lambda folder: json.loads(ran(python, "-c", program, folder))
 
 
 @pytest.fixture(scope="module")
