@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from neuronrank_torch.text.sources import text_fingerprint
-
 
 def read_cells(out: Path) -> list[dict[str, Any]]:
     """Results so far."""
@@ -34,4 +32,6 @@ def setup_of(
 
 def described(file: str, text: str, count: int, tokens: int) -> str:
     """A text of a setup and how much of it is used: sequences, or windows, of so many tokens."""
+    from neuronrank_torch.text.sources import text_fingerprint  # Here, because the figures do without.
+
     return f"{Path(file).name} {text_fingerprint(text)[:8]}, {count} x {tokens}"

@@ -1,21 +1,15 @@
-"""Draws the figure of the first page: perplexity against sparsity, as SVG for light and dark pages.
+"""What the figures of perplexity are drawn with: panels side by side, as SVG for light and dark pages.
 
-    python benchmarks/figure.py
-
-Reads ``docs/measured/quality.json`` and writes ``docs/measured/quality.svg``. Each entry of ``panels`` is a model: the
-perplexity of the dense model, the sparsities, and for each line the perplexities at these. Needs nothing but the
-standard library.
+Needs nothing but the standard library.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 MEASURED = Path(__file__).parents[1] / "docs" / "measured"
 #: Of one panel; panels stand side by side.
@@ -105,43 +99,3 @@ def polyline(points: Sequence[tuple[float, float]], kind: str) -> str:
 def circles(points: Sequence[tuple[float, float]], kind: str) -> list[str]:
     """A mark at each point."""
     return [f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.6" class="mark {kind}"/>' for left, top in points]
-
-
-def panel(data: dict[str, Any]) -> list[str]:
-    """The marks of one model."""
-    lines, sparsities, end = data["lines"], data["sparsities"], WIDTH - RIGHT
-    low, high = data["dense"] * 0.9, 1.15 * max(max(values) for values in lines.values())
-
-    def x(i: int) -> float:
-        return LEFT + 24 + i / (len(sparsities) - 1) * (end - LEFT - 48)
-
-    y, title = scale(low, high), f"{data['model']} on {data['text']}"
-    below = [(x(i), f"{sparsity:.0%}") for i, sparsity in enumerate(sparsities)]
-    parts = frame(title, "MLP weights set to zero", below, data["dense"], low, high, end)
-    *labels, dense = apart([*(y(values[-1]) for values in lines.values()), y(data["dense"])])
-    parts.append(text(end + 8, dense + 4.5, f"dense model: {data['dense']:.1f}"))
-    for i, ((label, values), height) in enumerate(zip(lines.items(), labels, strict=True)):
-        points = [(x(j), y(value)) for j, value in enumerate(values)]
-        parts += [polyline(points, f"c{i}"), *circles(points, f"c{i}")]
-        parts.append(text(end + 8, height + 4.5, f"{label}: {values[-1]:.1f}", kind=f"mark c{i}"))
-    return parts
-
-
-def draw(panels: list[dict[str, Any]]) -> str:
-    """The figure."""
-    width = WIDTH * len(panels)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}" '
-        'font-family="system-ui, sans-serif" role="img">',
-        "<title>Perplexity against sparsity</title>",
-        STYLE % (rules(0), rules(1)),
-        f'<rect width="{width}" height="{HEIGHT}" class="paper"/>',
-    ]
-    for i, data in enumerate(panels):
-        parts += [f'<g transform="translate({i * WIDTH} 0)">', *panel(data), "</g>"]
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-if __name__ == "__main__":
-    shown = json.loads((MEASURED / "quality.json").read_text("utf-8"))["panels"]
-    (MEASURED / "quality.svg").write_text(draw(shown), encoding="utf-8")

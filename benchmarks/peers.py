@@ -86,6 +86,9 @@ def main(
     methods = [*[BEST][: int(best)], *OURS[:1], *peers, *OURS[1:]]
     methods = [method for method in methods if not names or method[0] in names or " ".join(method) in names]
     done = {key_of(cell) for cell in read_cells(out) if cell["setup"] == setup}
+    if ("dense", "0", "none", 0) not in done:
+        perplexity = evaluate(dense, tokenizer, held_out, seqlen=seqlen, windows=windows).perplexity
+        add_cell(out, setup=setup, method="dense", sparsity="0", update="none", seed=0, perplexity=perplexity)
     drawn: dict[int, str] = {}
     for seed, sparsity, (method, update) in itertools.product(seeds, sparsities, methods):
         if (method, sparsity, update, seed) in done:

@@ -65,7 +65,7 @@ def markdown(cells: list[dict[str, Any]], measure: str = "perplexity") -> str:
                 of = [
                     c[measure]
                     for c in measured
-                    if (c["method"], c["update"], c["sparsity"]) == (method, update, column)
+                    if (c["method"], c["update"], c["sparsity"]) == (method, update, column) and measure in c
                 ]
                 values.append(f"{sum(of) / len(of):.2f}" + (f" ({len(of)} seeds)" if len(of) > 1 else "") if of else "")
             lines.append(f"| {method} | {update} | " + " | ".join(values) + " |")

@@ -1,4 +1,4 @@
-"""The protocol of published figures, in one command, on a random model with the shape of OPT-125m."""
+"""The protocol of published figures, in one command, on a random model with the shape of OPT-125m's layers."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ SEQLEN = 2048
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OPT-125m with a small vocabulary, and a tokenizer that begins a text with ``</s>`` as OPT's does."""
+    """Four layers of OPT-125m's shape, few tokens; the tokenizer begins a text with ``</s>`` as OPT's does."""
     folder = tmp_path_factory.mktemp("opt-125m")
     vocab = {token: i for i, token in enumerate(["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "</s>")
     GPT2Tokenizer(vocab, [], **special, pad_token="<pad>", add_bos_token=True).save_pretrained(folder)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        opt = AutoModelForCausalLM.from_config(OPTConfig(vocab_size=VOCAB, pad_token_id=0, bos_token_id=1))
+        small = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "num_hidden_layers": 4}
+        opt = AutoModelForCausalLM.from_config(OPTConfig(**small))
         for name, parameter in opt.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3 if name.endswith("bias") else 0.1)
     config = opt.config
-    shape = (config.num_hidden_layers, config.hidden_size, config.ffn_dim, config.max_position_embeddings)
-    assert shape == (12, 768, 3072, SEQLEN)
+    assert (config.hidden_size, config.ffn_dim, config.max_position_embeddings) == (768, 3072, SEQLEN)
     opt.save_pretrained(folder)
     return folder
 

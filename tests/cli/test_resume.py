@@ -19,19 +19,21 @@ from tiny_files import write_model
 
 from neuronrank_core import NonFiniteError
 
-#: Counts the program's own function calls after it has saved a layer, and kills it at one of them.
+#: Counts the program's own function calls from when it saves the first layer, and kills it at one of them.
 KILLED = """
-import os
-calls, counting = 0, False
+import atexit, os
+from neuronrank_torch.saving.model_writer import ModelWriter
+calls, keep = 0, ModelWriter.keep
 def count(frame, event, argument):
-    global calls, counting
-    counting = counting or frame.f_code.co_name == "keep"
-    if counting and event == "call" and "neuronrank_torch" in frame.f_code.co_filename:
+    global calls
+    if event == "call" and "neuronrank_torch" in frame.f_code.co_filename:
         calls += 1
         if calls == {0}:
             os.kill(os.getpid(), signal.SIGKILL)
-sys.setprofile(count)
-import atexit
+def counted(*arguments):
+    sys.setprofile(count)
+    keep(*arguments)
+ModelWriter.keep = counted
 atexit.register(lambda: (sys.setprofile(None), print("calls", calls, file=sys.stderr)))
 """
 

@@ -20,10 +20,10 @@ PAGES = {
 }
 
 
-def returned(function: str, given: object) -> str:
+def returned(function: str, *given: object) -> str:
     """The text that a function of a script in ``benchmarks`` (``script.function``) returns."""
     module = function.partition(".")[0]
-    code = f"import {module}, json, sys; print({function}(json.load(sys.stdin)), end='')"
+    code = f"import {module}, json, sys; print({function}(*json.load(sys.stdin)), end='')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps(given),
