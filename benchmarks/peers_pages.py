@@ -72,7 +72,7 @@ class Cells:
         [cell] = self._of(model, "0", ("dense", "none")).values()
         return float(cell["perplexity"])
 
-    def values(self, model: str, sparsity: str, row: Row, measure: str = "perplexity") -> dict[int, float]:
+    def values(self, model: str, sparsity: str, row: Row, measure: str = "perplexity") -> dict[int, Any]:
         """A measure by seed; at N:M of the row that it shares its run with."""
         shared = SAME_AT_N_OF_M.get(row, row) if ":" in sparsity else row
         return {seed: cell[measure] for seed, cell in self._of(model, sparsity, shared).items()}
@@ -125,6 +125,18 @@ def excesses(cells: Cells) -> str:
     return table(cells.columns, excess, ".3f")
 
 
+def choices(cells: Cells) -> str:
+    """What ``--effort best`` chose, with its perplexity and that of ``good`` on held-out calibration text."""
+    lines = ["| | seed | chosen | held out | `good` |", "| --- | --- | --- | ---: | ---: |"]
+    for model, sparsity in (column for column in cells.columns if ":" not in column[1]):
+        chosen, held_out = (cells.values(model, sparsity, BEST, measure) for measure in ("chosen", "held_out"))
+        where = f"{MODELS[model][0]}, {SPARSITIES[sparsity]}"
+        for seed, name in sorted(chosen.items()):
+            best, good = (held_out[seed][recipe] for recipe in (name, "good"))
+            lines.append(f"| {where} | {seed} | `{name}` | {best:.2f} | {good:.2f} |")
+    return "\n".join(lines)
+
+
 def seconds(cells: Cells) -> str:
     """Processor time."""
     return table(cells.columns, lambda model, sparsity, row: cells.mean(model, sparsity, row, "cpu_seconds"), ".0f")
@@ -158,6 +170,7 @@ def claims(cells: Cells) -> str:
 TABLES = {
     "perplexity of two models": perplexities,
     "excess of two models": excesses,
+    "choices of best": choices,
     "seconds of two models": seconds,
     "perplexity beside ALPS": partial(beside_alps, measure="perplexity", form=".2f"),
     "seconds beside ALPS": partial(beside_alps, measure="seconds", form=".0f"),

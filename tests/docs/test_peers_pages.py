@@ -34,7 +34,8 @@ Cells = list[dict[str, object]]
 
 def cell(row: tuple[str, str], sparsity: str, perplexity: float, seed: int = 0, model: str = SMOL) -> dict[str, object]:
     own = {"setup": {"model": model}, "method": row[0], "update": row[1], "sparsity": sparsity, "seed": seed}
-    return {**own, "perplexity": perplexity, "seconds": 100 + perplexity, "cpu_seconds": 10 * perplexity}
+    made = {"chosen": "good", "held_out": {"good": perplexity}} if row == BEST else {}
+    return {**own, **made, "perplexity": perplexity, "seconds": 100 + perplexity, "cpu_seconds": 10 * perplexity}
 
 
 def column(sparsity: str, *perplexities: float, **more: object) -> Cells:
@@ -111,6 +112,13 @@ def test_models_stand_side_by_side_and_the_excess_is_that_over_each() -> None:
 
 def test_times_are_those_of_the_processor() -> None:
     assert shown("seconds of two models", column("0.5", 30, 31, 32, 33, 34, 40))[LABELS[BEST]] == ["300"]
+
+
+def test_what_was_chosen_is_shown_with_its_perplexity_on_held_out_text() -> None:
+    cells: Cells = column("0.5", 30, 31, 32, 33, 34, 35)
+    cells[0] |= {"chosen": "allocate both", "held_out": {"good": 41, "allocate modules": 40.5, "allocate both": 40}}
+    rows = shown("choices of best", cells)
+    assert rows["SmolLM2, 50 %"] == ["0", "`allocate both`", "40.00", "41.00"]
 
 
 def test_alps_is_beside_the_same_seed() -> None:
