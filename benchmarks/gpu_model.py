@@ -179,7 +179,7 @@ def lines() -> Iterator[str]:
     for model in MODELS:
         found = memory(model)
         if model.experts > 1:
-            found.pop("update")  # Mixtures of experts cannot be updated.
+            found.pop("update")  # Not estimated.
         yield f"| {model.name} | " + " | ".join(f"{found[n] / 1e9:.1f}" if n in found else "-" for n in names) + " |"
     yield ""
     yield "| model, card | fits | with update | one pass | default run | `gradual` | `best` |"
@@ -190,8 +190,8 @@ def lines() -> Iterator[str]:
             times = [duration(one_pass(model, card)), duration(run(model, card))] if plain else ["-", "-"]
             possible = updated and model.experts == 1
             longer = [duration(run(model, card, gradual=True)), duration(best(model, card))] if possible else ["-", "-"]
-            refused = "refused" if model.experts > 1 else updated or "no"
-            cells = (f"{model.name}, {card.name}", plain or "no", refused, *times, *longer)
+            fitted = "not estimated" if model.experts > 1 else updated or "no"
+            cells = (f"{model.name}, {card.name}", plain or "no", fitted, *times, *longer)
             yield "| " + " | ".join(cells) + " |"
 
 

@@ -42,7 +42,7 @@ def cli() -> None:
     environment variable: NEURONRANK_PRUNE_SPARSITY_RATIO sets --sparsity_ratio of `neuronrank prune`.
 
     Results are printed on stdout, progress and warnings on stderr. Exit codes: 0 success, 1 failed run, 2 invalid
-    input. Set NEURONRANK_DEBUG=1 to see tracebacks.
+    input, 130 after Ctrl-C, 143 after SIGTERM. Set NEURONRANK_DEBUG=1 to see tracebacks.
     """
 
 

@@ -97,7 +97,7 @@ RECIPE_FLAGS = {
             "include_attention",
             "--nr-include-attention/--nr-skip-attention",
             bool,
-            "Also prune the attention projections q/k/v/o, with Wanda's score.",
+            "Also prune the attention projections q/k/v/o, with Wanda's score (magnitude's with magnitude).",
             "skip",
         ),
         RecipeFlag(
@@ -144,7 +144,7 @@ RECIPE_FLAGS = {
     ),
     "Calibration": (
         RecipeFlag("nsamples", "--nsamples", int, "Number of sequences."),
-        RecipeFlag("seqlen", "--seqlen", int, "Tokens per sequence, and per window of --eval."),
+        RecipeFlag("seqlen", "--seqlen", int, "Tokens per sequence, and per window of the evaluation."),
         RecipeFlag("bos", "--bos", Name(("window", "text")), _BOS_HELP),
         RecipeFlag(
             "update",

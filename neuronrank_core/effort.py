@@ -7,7 +7,7 @@ from typing import Any
 
 from neuronrank_core.recipe import EXPERTS, HEADS, LAYERS, Recipe
 
-#: ``fast``: one pass. ``good``: the remaining weights are updated. ``best``: several recipes are compared on held-out
+#: ``fast``: no update. ``good``: the remaining weights are updated. ``best``: several recipes are compared on held-out
 #: calibration text, and the best one is run.
 EFFORTS = ("fast", "good", "best")
 
@@ -76,5 +76,5 @@ def passes_by_effort(recipe: Recipe, fixed: Collection[str] = ()) -> dict[str, l
 
 
 def rehearsed(recipe: Recipe) -> Recipe:
-    """The recipe on a share of the sequences, as ``best`` runs each candidate: three out of four."""
-    return replace(recipe, nsamples=math.ceil(0.75 * recipe.nsamples))
+    """The recipe on a share of the sequences, as ``best`` runs each candidate: one out of two."""
+    return replace(recipe, nsamples=math.ceil(recipe.nsamples / 2))

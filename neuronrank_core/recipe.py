@@ -125,10 +125,10 @@ class Recipe:
         for name in ("pruning_last", "include_attention", "prune_lm_head", "compare"):
             if getattr(self, name):
                 raise InvalidValueError(name, getattr(self, name), f"unset {kind}")
-        if self.update == "gradual":
-            raise InvalidValueError("update", self.update, f"none or least-squares {kind}")
         if self.update != "none" and self.removes_experts:
             raise InvalidValueError("update", self.update, f"none {kind}")
+        if self.update == "gradual":
+            raise InvalidValueError("update", self.update, f"none or least-squares {kind}")
         if self.ratio == 1:
             raise InvalidValueError("sparsity_ratio", self.ratio, f"below 1 {kind}, so that something stays")
         if not self.whole_neurons and self.propagate == "dense":

@@ -37,8 +37,8 @@ TABLES = {
         (method.name, method.summary) for method in ALL_METHODS.values()
     ],
     "Effort": [
-        ("fast", "one pass"),
-        ("good", "--update gradual (with neurons, heads or layers: least-squares)"),
+        ("fast", "no update"),
+        ("good", "--update gradual (with neurons, heads or layers: least-squares; with experts: none)"),
         ("best", f"the best of good and {', '.join(VARIANTS)} on held-out calibration text"),
     ],
     "Presets": [
@@ -65,7 +65,7 @@ TABLES = {
 @options.flag(
     "--effort",
     CALIBRATION,
-    "Chooses --update and --allocate: fast is one pass, good re-fits the remaining weights, best compares several"
+    "Chooses --update and --allocate: fast has no update, good re-fits the remaining weights, best compares several"
     " recipes on held-out calibration text (see Effort below). Explicit flags take precedence.",
     type=click.Choice(EFFORTS),
     default_text="the defaults of those flags",

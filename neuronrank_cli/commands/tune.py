@@ -103,9 +103,9 @@ Example:
 def tune(ctx: click.Context, /, save: str, as_json: bool, **flags: Any) -> None:
     """Search for the recipe with the lowest perplexity on a text.
 
-    Uses statistics from `neuronrank collect`. Starts with Wanda (REAP for experts), the defaults of the methods, the
-    presets and --allocate neuronrank, so the result is at least as good as each of them on that text. Then Optuna's TPE
-    sampler proposes recipes. No pruned model is saved.
+    For unstructured and N:M sparsity, and for removing experts. Uses statistics from `neuronrank collect`. Starts with
+    Wanda (REAP for experts), the defaults of the methods, the presets and --allocate neuronrank, so the result is at
+    least as good as each of them on that text. Then Optuna's TPE sampler proposes recipes. No pruned model is saved.
     """
     file = check_output_file(save, force=flags["force"], example="tuned.toml")
     if file.suffix != ".toml":
