@@ -198,6 +198,8 @@ def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> 
         idle["verbose"] = "with --json"
     if not flags["save"]:
         idle |= dict.fromkeys(("force", "hidden_states"), "without --save")
+    elif sized or recipe.removes_layers:
+        idle["hidden_states"] = "where the whole model is in memory"
     if flags["dry_run"]:
         idle |= dict.fromkeys(("push_to_hub", "sample"), "with --dry-run")
     options.warn_of_idle(ctx, dict(sorted(idle.items())))

@@ -219,7 +219,7 @@ def print_tuned(result: TuneResult) -> None:
         say(f"given up early: {result.given_up} recipes")
     if result.test:
         say(f"test: {protocol(result.test.dataset, result.test)}")
-        for name in ("wanda", Recipe.method):
+        for name in (name for name in result.test.perplexity if name not in ("dense", "best")):
             difference, error = tested["best"] - tested[name], result.test.standard_error[name]
             known = "unknown with a single window" if error is None else f"{error:.4f}"
             noise = "; within noise" if error is not None and abs(difference) <= NOISE * error else ""

@@ -63,7 +63,7 @@ def check_prompts(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens
     """The tokens of each prompt; raises as :func:`continuations`, without generating anything."""
     tokenised = []
     for prompt in prompts:
-        tokens = tokenizer(prompt, return_tensors="pt")
+        tokens = tokenizer(prompt, return_tensors="pt", return_attention_mask=True)
         if not tokens["input_ids"].shape[1]:
             raise InvalidValueError("prompts", prompt, "a text that has tokens")
         check_positions(model, new_tokens, tokens["input_ids"].shape[1], "new_tokens")
@@ -90,7 +90,11 @@ def answer(model: Any, tokenizer: Any, messages: Sequence[Mapping[str, str]], ne
     """
     try:
         tokens = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+            list(messages),
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+            tokenizer_kwargs={"return_attention_mask": True},
         )
     except Exception as error:  # A template can raise anything.
         raise InputError(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from neuronrank_core.errors import InputError
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.text.sources import load_text, text_fingerprint
 
@@ -53,7 +54,10 @@ def _passages(text: str) -> Iterator[str]:
 def calibration_text(statistics: StatisticsFolder, tokenizer: Any) -> str:
     """The text behind statistics, if it is on this machine and unchanged; otherwise empty."""
     name = statistics.dataset
-    if name != "builtin" and not Path(name).expanduser().is_file():
+    try:
+        if name != "builtin" and not Path(name).expanduser().is_file():
+            return ""
+        text = load_text(name, "calibration", tokenizer)
+    except (InputError, OSError, RuntimeError):  # Another file by now, or a home folder that does not exist.
         return ""
-    text = load_text(name, "calibration", tokenizer)
     return text if text_fingerprint(text) == statistics.header["text_sha256"] else ""

@@ -67,7 +67,7 @@ def _body(result: PruneResult, source: ModelSource, command: str, licence: Any) 
             sums = modules.setdefault(role.rpartition(".")[2], [0, 0, 0])
             sums[:] = (a + b for a, b in zip(sums, (module.size, module.zeros, module.removed), strict=True))
     rows = "\n".join(
-        f"| `{role}` | {a:,} | {b:,} | {c:,} | {(c or b) / a:.2%} |" for role, (a, b, c) in modules.items()
+        f"| `{role}` | {a:,} | {b:,} | {c:,} | {(c or b) / a:.2%} |" for role, (a, b, c) in sorted(modules.items())
     )
     if result.removed_layers:
         removed = ", ".join(map(str, result.removed_layers))

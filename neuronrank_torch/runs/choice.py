@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from neuronrank_core import Recipe
 from neuronrank_core.effort import GAP, HELD_OUT, rehearsed
@@ -14,9 +16,10 @@ from neuronrank_core.errors import InputError
 from neuronrank_torch.calibration.layerwise import LayerRun, Others, embed, layers_done
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
-from neuronrank_torch.model.streaming import HEAD, StreamedModel
+from neuronrank_torch.model.streaming import HEAD, StreamedModel, Unit
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
+from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.store import InMemory, Measured
 from neuronrank_torch.text.sequences import Tokens, evaluation_windows, micro_batch
 
@@ -90,11 +93,22 @@ def held_out_windows(tokenizer: Any, recipe: Recipe, text: str, asked: str = "--
 
 
 class Rehearsal(InMemory):
-    """Loads the layers of a streamed model one at a time; what is pruned is not kept."""
+    """Loads the layers of a streamed model one at a time; of what is pruned, only the head is kept."""
 
     def __init__(self, model: StreamedModel) -> None:
         super().__init__()
-        self.resident = model.resident  # type: ignore[method-assign]
+        self.model = model
+        self.head: dict[str, Tensor] = {}
+
+    def resident(self, unit: Unit) -> AbstractContextManager[None]:
+        """Context in which a unit is loaded: the pruned head, or what the source has."""
+        return self.model.resident(unit, self.head.__getitem__ if unit == HEAD and self.head else None)
+
+    def keep(self, unit: Unit, report: LayerReport | None) -> None:
+        """Keep the head, through which the held-out text runs last."""
+        del report
+        if unit == HEAD:
+            self.head = {name: tensor.clone() for name, tensor in self.model.tensors(unit).items()}
 
 
 class HeldOut:
@@ -102,7 +116,8 @@ class HeldOut:
 
     Parameters
     ----------
-    model : StreamedModel
+    store : Rehearsal
+        The model and its pruned head.
     windows : ndarray of int64, shape (windows, seqlen)
     batch_size : int
         Windows per micro-batch.
@@ -110,10 +125,10 @@ class HeldOut:
         Processes that share the windows.
     """
 
-    def __init__(self, model: StreamedModel, windows: Tokens, batch_size: int, ranks: Ranks) -> None:
-        self.model, self.windows, self.batch_size, self.ranks = model, windows, batch_size, ranks
+    def __init__(self, store: Rehearsal, windows: Tokens, batch_size: int, ranks: Ranks) -> None:
+        self.store, self.windows, self.batch_size, self.ranks = store, windows, batch_size, ranks
         own = windows[ranks.share(len(windows), batch_size)]
-        self.hidden = embed(model.decoder, torch.from_numpy(own).to(model.device))
+        self.hidden = embed(store.model.decoder, torch.from_numpy(own).to(store.model.device))
         self.others: Others = None
 
     def visit(self, run: LayerRun) -> None:
@@ -124,8 +139,9 @@ class HeldOut:
 
     def perplexity(self) -> Perplexity:
         """Perplexity of the pruned model, after the last layer."""
-        with layers_done(self.model.decoder, self.hidden, self.others), self.model.resident(HEAD):
-            return perplexity(self.model.model, self.windows, batch_size=self.batch_size, ranks=self.ranks)
+        model = self.store.model
+        with layers_done(model.decoder, self.hidden, self.others), self.store.resident(HEAD):
+            return perplexity(model.model, self.windows, batch_size=self.batch_size, ranks=self.ranks)
 
 
 def compare_recipes(
@@ -164,11 +180,11 @@ def compare_recipes(
         def step(stage: str, done: int, total: int, unit: str) -> None:
             progress(f"candidate {where}: {stage}", done, total, unit)
 
-        model = reopen()
+        store = Rehearsal(reopen())
         with torch.no_grad():
-            held = HeldOut(model, windows, batch, ranks)
-        how: dict[str, Any] = {"batch_size": batch, "progress": step, "store": Rehearsal(model), "ranks": ranks}
-        prune(model.model, tokenizer, rehearsed(recipe), calibration, after=held.visit, **how)
+            held = HeldOut(store, windows, batch, ranks)
+        how: dict[str, Any] = {"batch_size": batch, "progress": step, "store": store, "ranks": ranks}
+        prune(store.model.model, tokenizer, rehearsed(recipe), calibration, after=held.visit, **how)
         return held.perplexity().to_dict()
 
     for number, (name, recipe) in enumerate(candidates.items(), start=1):

@@ -57,7 +57,14 @@ class Candidates:
         found = cls(target, recipe, *sizes_of(model, recipe))
         if target.target_params is not None:
             found.mixes(target.target_params)
+        elif not found.shares:
+            found.mixes(COMPARED_AT)
         return found
+
+    @property
+    def shares(self) -> list[float]:
+        """The shares of the parameters, from the smallest on, that a mix reaches."""
+        return [share for share in SHARES if mixes(self.sizes, share, self.recipe)]
 
     def mixes(self, share: float) -> dict[str, Mix]:
         """The mixes for a share of the parameters; raises InputError if there is none."""
@@ -67,7 +74,7 @@ class Candidates:
         raise InputError(
             f"nothing that can be removed leaves {share - SLACK:.0%} to {share:.0%} of the parameters outside the"
             f" embeddings{f' ({why})' if why else ''}",
-            hint="choose another --target-params, or a smaller --multiple-of or --divisible-by",
+            hint=f"choose another {self.target.flag}, or a smaller --multiple-of or --divisible-by",
         )
 
     def result(self, mix: Mix, **measured: Any) -> Choice:
@@ -163,7 +170,9 @@ class Comparison:
         UnreachableError
             If the one that removes least is not.
         """
-        sort = self.best(COMPARED_AT)
+        shares = self.candidates.shares
+        at = min(range(len(shares)), key=lambda i: abs(shares[i] - COMPARED_AT))
+        sort = self.best(shares[at])
 
         def of(share: float) -> Mix:
             found = self.candidates.mixes(share)
@@ -172,19 +181,18 @@ class Comparison:
         def holds(share: float) -> bool:
             return self.measure(of(share)) <= (1 + max_loss) * self.dense
 
-        low, high = 0, len(SHARES)  # Those from ``high`` on hold.
-        at = SHARES.index(COMPARED_AT)
+        low, high = 0, len(shares)  # Those from ``high`` on hold.
         while low < high:
-            low, high = (low, at) if holds(SHARES[at]) else (at + 1, high)
+            low, high = (low, at) if holds(shares[at]) else (at + 1, high)
             at = (low + high) // 2
-        if high == len(SHARES):
-            rise = self.measure(of(SHARES[-1])) / self.dense - 1
+        if high == len(shares):
+            rise = self.measure(of(shares[-1])) / self.dense - 1
             raise UnreachableError(
-                f"no model with at most {SHARES[-1]:.0%} of the parameters outside the embeddings keeps to --max-loss"
+                f"no model with at most {shares[-1]:.0%} of the parameters outside the embeddings keeps to --max-loss"
                 f" {max_loss:g}: the loss is {rise:.4g} on held-out text",
                 hint="choose a larger --max-loss",
             )
-        return of(SHARES[high])
+        return of(shares[high])
 
 
 def choose_passes(

@@ -5,12 +5,13 @@ import itertools
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from neuronrank_core import AllZeroMetricError, InputError, NonFiniteError, Recipe
-from neuronrank_core.errors import add_note
+from neuronrank_core.errors import NeuronRankError, add_note
 from neuronrank_core.methods import check_recipe, needs_text
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.distributed.process_group import launched
@@ -160,8 +161,27 @@ class _Sweep:
 
     def cells(self) -> tuple[Perplexity, tuple[Cell, ...]]:
         """The unpruned model's perplexity and all cells; measures those that are not in the file."""
-        file, total = Path(self.job.out).expanduser(), len(self.recipes)
-        stored = self.ranks.from_first(partial(CellFile, file, self.setup(), force=self.job.force))
+        file = Path(self.job.out).expanduser()
+        lock = FileLock(file.with_name(f".{file.name}.lock"))
+
+        def opened() -> CellFile:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise NeuronRankError(
+                    f"another sweep is writing to {file}", hint="wait for it, or choose another --out"
+                ) from error
+            return CellFile(file, self.setup(), force=self.job.force)
+
+        try:
+            return self._cells(self.ranks.from_first(opened))
+        finally:
+            if lock.is_locked:
+                Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+    def _cells(self, stored: CellFile) -> tuple[Perplexity, tuple[Cell, ...]]:
+        total = len(self.recipes)
         dense = next((Perplexity(**line["dense"]) for line in stored.lines if "dense" in line), None)
         cells = {cell.key: cell for cell in (Cell(**line) for line in stored.lines if "dense" not in line)}
 

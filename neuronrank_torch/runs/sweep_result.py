@@ -94,7 +94,7 @@ class CellFile:
         try:
             lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
             stored = [(line.pop("setup"), line) for line in map(json.loads, lines)]
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{file} is not a file of cells", hint="choose another --out") from error
         changes = [change for setup, _ in stored[:1] for change in differences(setup, self.setup)]
         if changes and not force:

@@ -16,9 +16,12 @@ from neuronrank_torch.files.json import read_json, write_json
 
 #: Families whose older keys have other names.
 RENAMED = {
-    family: {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
-    for family in ("gpt_neox", "gpt_neox_japanese")
+    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    "modernbert-decoder": {"rope_theta": "global_rope_theta", "rope_local_base_freq": "local_rope_theta"},
 }
+#: Families that allow these entries of ``rope_scaling`` alone.
+SCALED_BY = {"phi3": ("type", "short_factor", "long_factor")}
 
 
 def add_older_keys(config: PreTrainedConfig, file: Path) -> None:
@@ -33,9 +36,12 @@ def add_older_keys(config: PreTrainedConfig, file: Path) -> None:
     """
     saved, content = file.read_text("utf-8"), read_json(file)
     for part in _parts(content):
-        renamed = RENAMED.get(part.get("model_type", ""), {})
-        for key, value in older_keys(part["rope_parameters"]).items():
-            part.setdefault(renamed.get(key, key), value)
+        family, older = part.get("model_type", ""), older_keys(part["rope_parameters"])
+        if family in SCALED_BY and "rope_scaling" in older:
+            scaling = {**older["rope_scaling"], "type": older["rope_scaling"]["rope_type"]}
+            older["rope_scaling"] = {name: scaling[name] for name in SCALED_BY[family] if name in scaling}
+        for key, value in older.items():
+            part.setdefault(RENAMED.get(family, {}).get(key, key), value)
     write_json(file, content)
     if not _read_alike(config, file.parent):
         file.write_text(saved, "utf-8")
@@ -74,9 +80,8 @@ def older_keys(rope: dict[str, Any]) -> dict[str, Any]:
     if "rope_theta" not in rope:
         return {}
     keys: dict[str, Any] = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
-    if rope.get("rope_type", "default") == "default":
-        return keys
-    return {**keys, "rope_scaling": {name: value for name, value in rope.items() if name not in keys}}
+    scaling = {name: value for name, value in rope.items() if name not in keys}
+    return keys if scaling in ({}, {"rope_type": "default"}) else {**keys, "rope_scaling": scaling}
 
 
 def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -89,7 +94,9 @@ def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _rope_parameters(config: PreTrainedConfig) -> list[Any]:
-    return [part["rope_parameters"] for part in _parts(config.to_dict())]
+    """The parameters without ``type``, an older name of ``rope_type`` that transformers 5 keeps beside it."""
+    parts = (part["rope_parameters"] for part in _parts(config.to_dict()))
+    return [{name: value for name, value in part.items() if name != "type"} for part in parts]
 
 
 def _read_alike(config: PreTrainedConfig, folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -20,6 +21,8 @@ _SEPARATOR = "\n\n"
 _EVALUATION_STRIDE = 4
 _TEXT_SUFFIXES = {".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet"}
 _JSONL_HINT = f'each line must look like {{"text": "..."}} or {MESSAGES_HINT}'
+#: JSON can have the escape of one without the other, which no tokenizer takes.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_SPLITS: dict[Split, str] = {"calibration": "train", "evaluation": "test"}
 
 
@@ -161,6 +164,11 @@ def _jsonl_documents(path: Path) -> Iterator[str | Conversation]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:  # Too many digits, or too deep.
             raise InputError(f"{path}, line {number}: not JSON ({error})", hint=_JSONL_HINT) from error
+        if _SURROGATE.search(json.dumps(record, ensure_ascii=False)):
+            raise InputError(
+                f"{path}, line {number}: half of a character, as \\\\ud83d without what follows it",
+                hint="the text was cut within an emoji or a similar character: remove what is left of it",
+            )
         record = record if isinstance(record, dict) else {}
         if isinstance(record.get("text"), str):
             yield record["text"]

@@ -327,6 +327,14 @@ def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:
             ],
         ),
         ("--stats s --seqlen 9 --bos text --batch-size 2 --eval", []),
+        (
+            "--sparsity_type layers --hidden-states disk",
+            ["--hidden-states has no effect where the whole model is in memory"],
+        ),
+        (
+            "--target-params 0.8 --hidden-states disk",
+            ["--hidden-states has no effect where the whole model is in memory"],
+        ),
         ("--stats s --prune_method neuronrank_tfidf --nr-tfidf-mode topic --seed 1 --nr-q-active 0.7", []),
         ("--eval-windows 3", ["--eval-windows has no effect without --eval"]),
         ("--eval-windows 3 --eval", []),

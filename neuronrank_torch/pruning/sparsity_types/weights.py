@@ -65,7 +65,9 @@ class Weights(SparsityType):
             inputs = inputs[: affine.shape[1], : affine.shape[1]]  # Other readers of the same input may have a bias.
             # down_proj also compensates for the pruning of gate and up: its target is what the dense layer returned.
             target = gram.target if role == "down_proj" else None
-            if context.recipe.update == "gradual":
+            # Without any input, as after the removal of all of gate and up, no choice is better than the first one.
+            alive = bool(inputs.diagonal()[: dense.shape[1]].any())
+            if context.recipe.update == "gradual" and alive:
                 choose = partial(gradual_mask, role, context, residual_norm(inputs, inverse)[: dense.shape[1]])
                 fitted = gradual_update(affine, choose, inputs, inverse, target=target)
             else:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import optuna
@@ -202,7 +203,7 @@ def _located(storage: str) -> tuple[str, AbstractContextManager[Any]]:
     file = Path(storage).expanduser().absolute()
     if not file.parent.is_dir():  # The lock would create it.
         raise FileNotFoundError(f"there is no folder {file.parent}")
-    return f"sqlite:///{file}", FileLock(file.with_name(f".{file.name}.lock"))
+    return f"sqlite:///{quote(str(file))}", FileLock(file.with_name(f".{file.name}.lock"))
 
 
 def _gone(owner: list[Any] | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ def test_two_models_continue_each_prompt(run: Run, model: Path, other: Path) -> 
     lines += [f"> and two\nA: {expected[1][0].strip()}\nB: {expected[1][1].strip()}\n"]
     assert shown == "".join(lines)
     assert run("chat", model, *flags[3:], stdin="One.").stdout == f"> One.\n{expected[0][0].strip()}\n"
+
+
+def test_a_tokenizer_that_makes_no_attention_mask(run: Run, model: Path, talking: Path) -> None:
+    flags = ["chat", model, talking, "--max-new-tokens", 4, "--json"]
+    expected = said(run(*flags, stdin="One."))
+    for folder in (shutil.copytree(one, one.name + "-bare") for one in (model, talking)):
+        file = Path(folder, "tokenizer_config.json")
+        file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "model_input_names": ["input_ids"]}))
+    bare = ["chat", model.name + "-bare", talking.name + "-bare", *flags[3:]]
+    assert said(run(*bare, stdin="One.")) == expected
 
 
 def test_a_template_makes_it_a_conversation(run: Run, model: Path, talking: Path) -> None:

@@ -138,6 +138,41 @@ def test_what_is_there_is_not_run_again(run: Run, swept: list[object], monkeypat
     assert len(lines()) == 5
 
 
+def test_another_sweep_does_not_write_to_the_same_file(
+    run: Run, swept: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prune, refused = neuronrank_torch.runs.sweep.prune, []
+
+    def start_another(*arguments: Any, **options: Any) -> Any:
+        if not refused:
+            refused.append(run(*swept, "--prune_method", "ria", code=1))
+        return prune(*arguments, **options)
+
+    monkeypatch.setattr(neuronrank_torch.runs.sweep, "prune", start_another)
+    run(*swept)
+    assert "another sweep is writing to cells.jsonl" in refused[0].stderr
+    assert "wait for it, or choose another --out" in refused[0].stderr
+    assert len(lines()) == 5
+    assert [file.name for file in tmp_path.iterdir()] == ["cells.jsonl"]
+
+
+@pytest.mark.parametrize("content", ["[1]", "1", '{"setup": 1}', "no json"])
+def test_a_file_of_something_else_is_refused(run: Run, swept: list[object], content: str) -> None:
+    Path("cells.jsonl").write_text(content + "\n", encoding="utf-8")
+    assert "cells.jsonl" in run(*swept, code=2).stderr
+    assert Path("cells.jsonl").read_text(encoding="utf-8") == content + "\n"
+
+
+def test_a_calibration_text_that_is_no_text_any_more_is_no_error(
+    run: Run, swept: list[object], small: list[object], tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone.txt"
+    gone.write_text(Path(str(small[small.index("--dataset") + 1])).read_text("utf-8"), encoding="utf-8")
+    run("collect", *small, "--dataset", gone, "--save", "stats")
+    gone.write_text("", encoding="utf-8")
+    run(*swept, "--stats", "stats")
+
+
 def test_table(run: Run, swept: list[object]) -> None:
     shown = run(*swept).stdout
     cells = {(c["method"], c["ratio"]): c["perplexity"] for c in lines()[1:]}

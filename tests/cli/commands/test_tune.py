@@ -292,6 +292,10 @@ def test_removed_experts_are_there_again_before_the_next_trial(
     searched[searched.index("--model") + 1] = mixture
     searched[searched.index("--stats") + 1] = "mixed"
     removed = ["--sparsity_type", "experts", "--sparsity_ratio", 0.5]
+    tested = ["--test-dataset", "valid.txt", "--test-windows", 2]
+    shown = run(*searched, *removed, "--proxy", "--save", "shown.toml", *tested).stdout
+    assert "test, best compared with reap: " in shown
+    assert "test, best compared with neuronrank_wanda: " in shown
     result = json.loads(run(*searched, *removed, "--proxy", "--save", "best.toml", "--json").stdout)
     assert len(result["trials"]) + result["given_up"] == TRIALS
     starts = {one["start"]: one["perplexity"] for one in result["trials"]}
@@ -306,6 +310,13 @@ def test_removed_experts_are_there_again_before_the_next_trial(
     ):
         report = json.loads(run("prune", *arguments, *measured).stdout)
         assert report["perplexity"]["after"]["perplexity"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("file", ["a?b/c d.db", "br{x}#.db", "per%41.db"])
+def test_trials_are_kept_where_they_should_be(run: Run, searched: list[object], tmp_path: Path, file: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    run(*searched, "--prune_method", "wanda", "--trials", 3, "--storage", file, "--save", "best.toml")
+    assert (tmp_path / file).read_bytes().startswith(b"SQLite format 3")
 
 
 def test_tables_and_warnings(run: Run, searched: list[object], text: Path) -> None:

@@ -24,6 +24,12 @@ TEXTS: dict[str, tuple[str, bytes, str, str]] = {
     "cut JSON": ("t.jsonl", b'{"text": "fine"}\n{"text": "cu', "t.jsonl, line 2: not JSON", '{"text": "..."}'),
     "deep JSON": ("t.jsonl", b"[" * 99_999, "t.jsonl, line 1: not JSON", '{"text": "..."}'),
     "long number": ("t.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "line 1: not JSON", '{"text": "..."}'),
+    "half a character": (
+        "t.jsonl",
+        b'{"text": "fine"}\n{"text": "cut \\ud83d"}\n',
+        "t.jsonl, line 2: half of a character",
+        "remove what is left of it",
+    ),
     "no text field": ("t.jsonl", b'{"body": "x"}\n', "line 1: no `text` field", '{"text": "..."}'),
     "no messages": (
         "t.jsonl",

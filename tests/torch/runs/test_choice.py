@@ -10,7 +10,7 @@ from pruning import TEXT, recipe, same_state
 from tiny import tiny_model, tiny_tokenizer
 
 from neuronrank_core import InputError, Recipe
-from neuronrank_core.effort import rehearsed
+from neuronrank_core.effort import candidates, rehearsed
 from neuronrank_torch import prune
 from neuronrank_torch.evaluation.perplexity import perplexity
 from neuronrank_torch.model.open import load_model
@@ -65,6 +65,27 @@ def test_the_run_is_that_of_the_chosen_recipe(job: dict[str, Any], tmp_path: Pat
     run_prune(Job(**job, save=str(tmp_path / "direct")), chosen)
     states = [load_model(str(tmp_path / name))[0].state_dict() for name in ("out", "direct")]
     assert same_state(*states)
+
+
+def test_the_pruned_head_counts(job: dict[str, Any]) -> None:
+    pair = {name: recipe(sparsity_ratio=0.9, prune_lm_head=name == "head") for name in ("no head", "head")}
+    choice = run_prune(Job(**job), pair["no head"], candidates=pair).choice
+    assert choice is not None
+    assert choice.perplexity == pytest.approx(
+        {name: held_out(job["model"], one) for name, one in pair.items()}, rel=1e-5
+    )
+    assert abs(choice.perplexity["head"] / choice.perplexity["no head"] - 1) > 0.001
+
+
+@pytest.mark.parametrize("ratio", [0.93, 1.0])
+def test_recipes_that_leave_nothing_of_an_mlp_can_be_compared(job: dict[str, Any], ratio: float) -> None:
+    """Then no token has an input of ``down_proj``."""
+    compared = candidates(recipe(update="gradual", sparsity_ratio=ratio))
+    result = run_prune(Job(**job), compared["good"], candidates=compared)
+    assert result.choice is not None
+    assert result.choice.perplexity.keys() == compared.keys()
+    wanted = sum(module.size for layer in result.layers for module in layer.modules.values())
+    assert result.total.zeros == pytest.approx(ratio * wanted, rel=0.01)
 
 
 def test_an_interrupted_comparison_resumes(job: dict[str, Any], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import neuronrank_torch.model.limits
 import neuronrank_torch.runs.collapse
 from neuronrank_core import InputError, NonFiniteError, Recipe
 from neuronrank_core.errors import UnreachableError
-from neuronrank_core.mixes import Target
+from neuronrank_core.mixes import SHARES, SLACK, Target, mixes
 from neuronrank_torch import prune
 from neuronrank_torch.evaluation.perplexity import perplexity
 from neuronrank_torch.model.open import load_model, open_model
@@ -269,6 +269,29 @@ def test_a_target_that_nothing_reaches_is_refused_before_work(job: dict[str, Any
     with pytest.raises(InputError, match=r"nothing that can be removed leaves 93% to 95% of the parameters"):
         run_prune(Job(**job, save=str(tmp_path / "out")), how, target=Target(target_params=0.95))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("multiple_of", [24, 48])
+def test_sizes_that_nothing_reaches_are_left_out(job: dict[str, Any], multiple_of: int) -> None:
+    how = Recipe(**{**vars(HOW), "multiple_of": multiple_of})
+    sizes = sizes_of(load_model(job["model"])[0], how)[0]
+    reached = [share for share in SHARES if mixes(sizes, share, how)]
+    assert 0 < len(reached) < len(SHARES)
+    choice = run_prune(Job(**job), how, target=Target(max_loss=3.0)).choice
+    assert choice is not None
+    assert choice.dense is not None
+    assert choice.perplexity[choice.chosen] <= 4 * choice.dense
+    assert any(share - SLACK <= choice.kept / choice.parameters <= share for share in reached)
+
+
+def test_a_model_of_which_nothing_can_be_removed_is_refused_before_work(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuronrank_torch.runs.smaller.mixes", lambda *_: {})
+    monkeypatch.setattr("neuronrank_torch.runs.smaller.Comparison.__init__", None)
+    with pytest.raises(InputError, match="nothing that can be removed leaves") as refused:
+        run_prune(Job(**job), HOW, target=Target(max_loss=0.1))
+    assert refused.value.hint.startswith("choose another --max-loss, or")
 
 
 def test_every_expert_of_a_mixture_loses_neurons(tmp_path: Path) -> None:
