@@ -142,7 +142,7 @@ def cut_windows(stream: Tokens, *, seqlen: int, windows: int | None, bos: int | 
     slice_length = seqlen - prefix.size
     starts = _consecutive(stream, slice_length, bos if prefix.size else None)
     available = len(starts)
-    count = available if windows is None else windows
+    count = max(1, available) if windows is None else windows
     if count > available:
         raise InputError(
             f"{count} windows of {seqlen} tokens requested, but the text has {available}",

@@ -166,7 +166,7 @@ def _jsonl_documents(path: Path) -> Iterator[str | Conversation]:
             raise InputError(f"{path}, line {number}: not JSON ({error})", hint=_JSONL_HINT) from error
         if _SURROGATE.search(json.dumps(record, ensure_ascii=False)):
             raise InputError(
-                f"{path}, line {number}: half of a character, as \\\\ud83d without what follows it",
+                f"{path}, line {number}: half of a character (a surrogate without its pair)",
                 hint="the text was cut within an emoji or a similar character: remove what is left of it",
             )
         record = record if isinstance(record, dict) else {}

@@ -33,11 +33,11 @@ def importances(trials: Sequence[tuple[Recipe, float]]) -> dict[str, float]:
     Returns
     -------
     dict
-        For settings with more than one value; empty if fewer than four trials were measured.
+        For settings with more than one value; empty if fewer than four trials were measured, or all with the same result.
     """
     rows = [_row(recipe) for recipe, _ in trials]
     varied = [name for name in (*_CHOICES, *_NUMBERS) if len({row[name] for row in rows}) > 1]
-    if len(rows) < 4 or not varied:
+    if len(rows) < 4 or not varied or len({perplexity for _, perplexity in trials}) == 1:
         return {}
     values = {name: [row[name] for row in rows] for name in varied}
     distributions: dict[str, BaseDistribution] = {

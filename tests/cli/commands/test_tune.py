@@ -30,6 +30,7 @@ from neuronrank_core import InputError, Recipe
 from neuronrank_core.methods import decided
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.runs.job import Job
+from neuronrank_torch.runs.tune.importance import importances
 from neuronrank_torch.runs.tune.objective import MaskedModel
 from neuronrank_torch.runs.tune.run import TuneJob
 from neuronrank_torch.runs.tune.study import SeededByTrial
@@ -282,6 +283,12 @@ def test_proxy_gives_up_what_is_hopeless_but_no_starting_point(run: Run, searche
     result = json.loads(run(*searched, "--save", "best.toml", "--proxy", "--json").stdout)
     assert sum(one["start"] is not None for one in result["trials"]) == 10
     assert len(result["trials"]) + result["given_up"] == TRIALS
+
+
+def test_equal_results_make_no_setting_important() -> None:
+    recipes = [Recipe(tf_exp=exponent / 10) for exponent in range(5)]
+    assert importances([(recipe, 5.0) for recipe in recipes]) == {}
+    assert importances([(recipe, 5.0 + recipe.tf_exp) for recipe in recipes]) == {"tf_exp": 1.0}
 
 
 def test_removed_experts_are_there_again_before_the_next_trial(

@@ -255,6 +255,10 @@ class TestWindows:
         with pytest.raises(InputError, match="has 23 tokens, but one sequence needs 30"):
             cut_windows(STREAM, seqlen=30, windows=None, bos=None, bos_mode="window")
 
+    def test_text_that_is_too_short_without_its_bos(self):
+        with pytest.raises(InputError, match="1 windows of 4 tokens requested, but the text has 0"):
+            cut_windows(np.array([7, 7, 1, 2]), seqlen=4, windows=None, bos=7, bos_mode="window")
+
     @pytest.mark.parametrize("wrong", [{"windows": 0}, {"seqlen": 1}])
     def test_out_of_range(self, wrong):
         with pytest.raises(InputError, match=next(iter(wrong))):
