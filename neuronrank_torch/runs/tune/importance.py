@@ -33,7 +33,7 @@ def importances(trials: Sequence[tuple[Recipe, float]]) -> dict[str, float]:
     Returns
     -------
     dict
-        For settings with more than one value; empty if fewer than four trials were measured, or all with the same result.
+        For settings with more than one value; empty if fewer than four trials were measured, or all with one result.
     """
     rows = [_row(recipe) for recipe, _ in trials]
     varied = [name for name in (*_CHOICES, *_NUMBERS) if len({row[name] for row in rows}) > 1]

@@ -18,7 +18,7 @@ import neuronrank_torch.model.limits
 import neuronrank_torch.runs.collapse
 from neuronrank_core import InputError, NonFiniteError, Recipe
 from neuronrank_core.errors import UnreachableError
-from neuronrank_core.mixes import SHARES, SLACK, Target, mixes
+from neuronrank_core.mixes import COMPARED_AT, SHARES, SLACK, Target, described, mixes
 from neuronrank_torch import prune
 from neuronrank_torch.evaluation.perplexity import perplexity
 from neuronrank_torch.model.open import load_model, open_model
@@ -281,6 +281,8 @@ def test_sizes_that_nothing_reaches_are_left_out(job: dict[str, Any], multiple_o
     assert choice is not None
     assert choice.dense is not None
     assert choice.perplexity[choice.chosen] <= 4 * choice.dense
+    nearest = min(reached, key=lambda share: abs(share - COMPARED_AT))
+    assert {described(mix) for mix in mixes(sizes, nearest, how).values()} <= choice.perplexity.keys()
     assert any(share - SLACK <= choice.kept / choice.parameters <= share for share in reached)
 
 
