@@ -38,7 +38,7 @@ def add_older_keys(config: PreTrainedConfig, file: Path) -> None:
     for part in _parts(content):
         family, older = part.get("model_type", ""), older_keys(part["rope_parameters"])
         if family in SCALED_BY and "rope_scaling" in older:
-            scaling = {**older["rope_scaling"], "type": older["rope_scaling"]["rope_type"]}
+            scaling = {**older["rope_scaling"], "type": part["rope_parameters"].get("rope_type", "default")}
             older["rope_scaling"] = {name: scaling[name] for name in SCALED_BY[family] if name in scaling}
         for key, value in older.items():
             part.setdefault(RENAMED.get(family, {}).get(key, key), value)
