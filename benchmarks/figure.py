@@ -1,4 +1,4 @@
-"""What the figures of perplexity are drawn with: panels side by side, as SVG for light and dark pages.
+"""What the figures of perplexity are drawn with: panels in rows, as SVG for light and dark pages.
 
 Needs nothing but the standard library.
 """
@@ -12,7 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 
 MEASURED = Path(__file__).parents[1] / "docs" / "measured"
-#: Of one panel; panels stand side by side.
+#: Names of the models, by that in a cell's setup.
+TITLES = {"builtin:smollm2-135m": "SmolLM2-135M-Instruct", "gemma-3-270m-q4_k_m.gguf": "Gemma 3 270M"}
+#: Of one panel.
 WIDTH, HEIGHT = 640, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 236, 44, 52
 #: Least distance between two labels at the ends of lines.
@@ -99,3 +101,19 @@ def polyline(points: Sequence[tuple[float, float]], kind: str) -> str:
 def circles(points: Sequence[tuple[float, float]], kind: str) -> list[str]:
     """A mark at each point."""
     return [f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.6" class="mark {kind}"/>' for left, top in points]
+
+
+def picture(title: str, grid: Sequence[Sequence[list[str]]]) -> str:
+    """The SVG file of panels in rows of equal length."""
+    width, height = WIDTH * len(grid[0]), HEIGHT * len(grid)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="system-ui, sans-serif" role="img">',
+        f"<title>{escape(title)}</title>",
+        STYLE % (rules(0), rules(1)),
+        f'<rect width="{width}" height="{height}" class="paper"/>',
+    ]
+    for row, panels in enumerate(grid):
+        for column, panel in enumerate(panels):
+            parts += [f'<g transform="translate({column * WIDTH} {row * HEIGHT})">', *panel, "</g>"]
+    return "\n".join([*parts, "</svg>"]) + "\n"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import read_cells
-from figure import HEIGHT, LEFT, MEASURED, STYLE, WIDTH, apart, circles, frame, polyline, rules, scale, text
+from figure import LEFT, MEASURED, TITLES, WIDTH, apart, circles, frame, picture, polyline, scale, text
 
 CEILING = 8.0
 #: Room for the labels.
@@ -32,7 +32,6 @@ AXES = {
 METHODS = ("NeuronRank", "FLAP", "SliceGPT", "LLM-Pruner", "ShortGPT", "ReplaceMe", "NeuronRank, neurons")
 #: Shares of the parameters at which the methods are compared.
 SHARES = (0.9, 0.8, 0.7, 0.5)
-TITLES = {"builtin:smollm2-135m": "SmolLM2-135M-Instruct", "gemma-3-270m-q4_k_m.gguf": "Gemma 3 270M"}
 Point = tuple[float, float]
 
 
@@ -106,20 +105,16 @@ def panel(title: str, measure: str, cells: list[dict[str, Any]]) -> list[str]:
 def draw(cells: list[dict[str, Any]]) -> str:
     """The figure: a row for each model, a column for each axis."""
     models = list(dict.fromkeys(cell["setup"]["model"] for cell in cells))
-    width, height = WIDTH * len(AXES), HEIGHT * len(models)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="system-ui, sans-serif" role="img">',
-        "<title>Perplexity against parameters and against speed</title>",
-        STYLE % (rules(0), rules(1)),
-        f'<rect width="{width}" height="{height}" class="paper"/>',
-    ]
-    for row, model in enumerate(models):
-        own = [cell for cell in cells if cell["setup"]["model"] == model]
-        for column, measure in enumerate(AXES):
-            place = f"translate({column * WIDTH} {row * HEIGHT})"
-            parts += [f'<g transform="{place}">', *panel(TITLES.get(model, model), measure, own), "</g>"]
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return picture(
+        "Perplexity against parameters and against speed",
+        [
+            [
+                panel(TITLES.get(model, model), measure, [c for c in cells if c["setup"]["model"] == model])
+                for measure in AXES
+            ]
+            for model in models
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from cells import read_cells
-from figure import HEIGHT, LEFT, MEASURED, STYLE, WIDTH, apart, circles, frame, polyline, rules, scale, text
+from figure import LEFT, MEASURED, TITLES, WIDTH, apart, circles, frame, picture, polyline, scale, text
 
 CELLS = Path(__file__).parent / "results" / "peers.jsonl"
 #: Room for the labels.
 RIGHT = 236
-MODELS = {
-    "builtin:smollm2-135m": ("SmolLM2", "SmolLM2-135M-Instruct"),
-    "gemma-3-270m-q4_k_m.gguf": ("Gemma 3", "Gemma 3 270M"),
-}
+#: The models in the order of the columns, with short names.
+MODELS = {"builtin:smollm2-135m": "SmolLM2", "gemma-3-270m-q4_k_m.gguf": "Gemma 3"}
 #: Columns, with their titles.
 SPARSITIES = {"0.5": "50 %", "0.6": "60 %", "0.7": "70 %", "2:4": "2:4", "4:8": "4:8"}
 Row = tuple[str, str]
@@ -50,6 +48,11 @@ SAME_AT_N_OF_M = {BEST: GOOD, GRADUAL: GOOD, DEFAULT: WANDA}
 CLAIMS = ((BEST, GOOD), (BEST, GRADUAL), (BEST, ALPS), (BEST, SPARSEGPT), (GOOD, SPARSEGPT), (DEFAULT, WANDA))
 #: Lines of the figure, in the order of their colours.
 LINES = {WANDA: "Wanda", DEFAULT: "NeuronRank, default", SPARSEGPT: "SparseGPT", BEST: "NeuronRank, best"}
+
+
+def heading(model: str, sparsity: str) -> str:
+    """Title of a column."""
+    return f"{MODELS[model]}, {SPARSITIES[sparsity]}"
 
 
 class Cells:
@@ -96,7 +99,7 @@ def table(
     mark: bool = False,
 ) -> str:
     """A row per method, a column per model and sparsity; ``mark`` prints the lowest value of each column in bold."""
-    titles = [f"{MODELS[model][0]}, {SPARSITIES[sparsity]}" for model, sparsity in columns]
+    titles = [heading(*column) for column in columns]
     shown: dict[Row, list[str]] = {row: [] for row in rows}
     for model, sparsity in columns:
         column = {row: value(model, sparsity, row) for row in rows}
@@ -130,10 +133,9 @@ def choices(cells: Cells) -> str:
     lines = ["| | seed | chosen | held out | `good` |", "| --- | --- | --- | ---: | ---: |"]
     for model, sparsity in (column for column in cells.columns if ":" not in column[1]):
         chosen, held_out = (cells.values(model, sparsity, BEST, measure) for measure in ("chosen", "held_out"))
-        where = f"{MODELS[model][0]}, {SPARSITIES[sparsity]}"
         for seed, name in sorted(chosen.items()):
             best, good = (held_out[seed][recipe] for recipe in (name, "good"))
-            lines.append(f"| {where} | {seed} | `{name}` | {best:.2f} | {good:.2f} |")
+            lines.append(f"| {heading(model, sparsity)} | {seed} | `{name}` | {best:.2f} | {good:.2f} |")
     return "\n".join(lines)
 
 
@@ -158,7 +160,7 @@ def claims(cells: Cells) -> str:
             same = ":" in sparsity and SAME_AT_N_OF_M.get(first, first) == SAME_AT_N_OF_M.get(second, second)
             own, other = cells.values(model, sparsity, first), cells.values(model, sparsity, second)
             for seed in () if same else sorted(set(own) & set(other)):
-                where = f"{MODELS[model][0]}, {SPARSITIES[sparsity]}, seed {seed}"
+                where = f"{heading(model, sparsity)}, seed {seed}"
                 held += own[seed] <= other[seed]
                 above += [f"{where}: {own[seed]:.2f} and {other[seed]:.2f}"] * (own[seed] > other[seed])
         if held or above:
@@ -190,18 +192,17 @@ def filled(page: str, cells: list[dict[str, Any]]) -> str:
 def panel(cells: Cells, model: str) -> list[str]:
     """The marks of one model."""
     end, dense = WIDTH - RIGHT, cells.dense(model)
-    sparsities = [sparsity for sparsity in SPARSITIES if ":" not in sparsity and (model, sparsity) in cells.columns]
-    lines = {row: [cells.mean(model, sparsity, row) or 0 for sparsity in sparsities] for row in LINES}
+    sparsities = [sparsity for sparsity in SPARSITIES if ":" not in sparsity and cells.seeds(model, sparsity)]
+    means = {row: [cells.mean(model, sparsity, row) for sparsity in sparsities] for row in LINES}
+    lines = {row: [value for value in values if value is not None] for row, values in means.items()}
     low, high = dense * 0.9, 1.15 * max(max(values) for values in lines.values())
 
     def x(i: int) -> float:
         return LEFT + 24 + i / (len(sparsities) - 1) * (end - LEFT - 48)
 
-    y, below = (
-        scale(low, high),
-        [(x(i), SPARSITIES[sparsity].replace(" ", "")) for i, sparsity in enumerate(sparsities)],
-    )
-    parts = frame(f"{MODELS[model][1]} on WikiText-2", "MLP weights set to zero", below, dense, low, high, end)
+    y = scale(low, high)
+    below = [(x(i), f"{float(sparsity):.0%}") for i, sparsity in enumerate(sparsities)]
+    parts = frame(f"{TITLES[model]} on WikiText-2", "MLP weights set to zero", below, dense, low, high, end)
     *labels, last = apart([*(y(values[-1]) for values in lines.values()), y(dense)])
     parts.append(text(end + 8, last + 4.5, f"dense model: {dense:.1f}"))
     for i, ((row, values), height) in enumerate(zip(lines.items(), labels, strict=True)):
@@ -214,17 +215,7 @@ def panel(cells: Cells, model: str) -> list[str]:
 def draw(cells: list[dict[str, Any]]) -> str:
     """The figure: a panel per model, side by side."""
     of = Cells(cells)
-    width = WIDTH * len(of.models)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}" '
-        'font-family="system-ui, sans-serif" role="img">',
-        "<title>Perplexity against sparsity</title>",
-        STYLE % (rules(0), rules(1)),
-        f'<rect width="{width}" height="{HEIGHT}" class="paper"/>',
-    ]
-    for i, model in enumerate(of.models):
-        parts += [f'<g transform="translate({i * WIDTH} 0)">', *panel(of, model), "</g>"]
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return picture("Perplexity against sparsity", [[panel(of, model) for model in of.models]])
 
 
 if __name__ == "__main__":

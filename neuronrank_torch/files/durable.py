@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from neuronrank_core.errors import InputError
 
 
@@ -98,6 +100,11 @@ def write_durably(file: Path, write: Callable[[Path], object]) -> None:
     _flush(temporary)
     temporary.replace(file)
     _flush(file.parent)
+
+
+def lock_beside(file: Path) -> FileLock:
+    """A lock for a file that several processes write, as a hidden file beside it."""
+    return FileLock(file.with_name(f".{file.name}.lock"))
 
 
 def flush_folder(folder: Path, reference: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from neuronrank_core import AllZeroMetricError, InputError, NonFiniteError, Recipe
 from neuronrank_core.errors import NeuronRankError, add_note
@@ -18,6 +18,7 @@ from neuronrank_torch.distributed.process_group import launched
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.evaluation.seen_text import calibration_text, evaluation_notes
+from neuronrank_torch.files.durable import lock_beside
 from neuronrank_torch.model.open import Dtype, load_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.progress import Progress, silent
@@ -162,7 +163,7 @@ class _Sweep:
     def cells(self) -> tuple[Perplexity, tuple[Cell, ...]]:
         """The unpruned model's perplexity and all cells; measures those that are not in the file."""
         file = Path(self.job.out).expanduser()
-        lock = FileLock(file.with_name(f".{file.name}.lock"))
+        lock = lock_beside(file)
 
         def opened() -> CellFile:
             try:

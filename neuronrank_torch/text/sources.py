@@ -164,7 +164,7 @@ def _jsonl_documents(path: Path) -> Iterator[str | Conversation]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:  # Too many digits, or too deep.
             raise InputError(f"{path}, line {number}: not JSON ({error})", hint=_JSONL_HINT) from error
-        if _SURROGATE.search(json.dumps(record, ensure_ascii=False)):
+        if "\\u" in line and _SURROGATE.search(json.dumps(record, ensure_ascii=False)):
             raise InputError(
                 f"{path}, line {number}: half of a character (a surrogate without its pair)",
                 hint="the text was cut within an emoji or a similar character: remove what is left of it",

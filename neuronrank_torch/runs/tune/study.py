@@ -13,13 +13,13 @@ from urllib.parse import quote
 
 import numpy as np
 import optuna
-from filelock import FileLock
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuronrank_core import AllZeroMetricError, InputError, NonFiniteError, Recipe
 from neuronrank_core.search_space import Space
+from neuronrank_torch.files.durable import lock_beside
 from neuronrank_torch.files.journal import differences
 
 #: Name of the study in its database.
@@ -203,7 +203,7 @@ def _located(storage: str) -> tuple[str, AbstractContextManager[Any]]:
     file = Path(storage).expanduser().absolute()
     if not file.parent.is_dir():  # The lock would create it.
         raise FileNotFoundError(f"there is no folder {file.parent}")
-    return f"sqlite:///{quote(str(file))}", FileLock(file.with_name(f".{file.name}.lock"))
+    return f"sqlite:///{quote(str(file))}", lock_beside(file)
 
 
 def _gone(owner: list[Any] | None) -> bool:
