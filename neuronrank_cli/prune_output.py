@@ -74,6 +74,7 @@ def _print_choice(choice: Choice) -> None:
     others = ", ".join(f"{name} {value:.4f}" for name, value in choice.perplexity.items() if name != choice.chosen)
     gain = "" if choice.chosen == "good" else f", {1 - best / good:.2%} below good"
     say(f"effort best: chose {choice.chosen}: held-out perplexity {best:.4f}{gain}; others: {others or 'none'}")
+    _print_left_out(choice)
 
 
 def _print_sized(choice: Choice) -> None:
@@ -85,10 +86,14 @@ def _print_sized(choice: Choice) -> None:
         for name, value in choice.perplexity.items():
             if name != choice.chosen:
                 say(f"compared: {name}: {value:.4f}, {value / choice.dense - 1:+.2%}")
-    for kind, reason in choice.left_out.items():
-        say(f"left out: {kind}: {reason}")
+    _print_left_out(choice)
     share = f"{choice.kept / choice.parameters:.2%} of the {choice.parameters:,} parameters outside the embeddings"
     say(f"size: {share}; the width of the MLPs is a multiple of {choice.multiple_of}")
+
+
+def _print_left_out(choice: Choice) -> None:
+    for name, reason in choice.left_out.items():
+        say(f"left out: {name}: {reason}")
 
 
 def _print_plan(plan: Plan) -> None:

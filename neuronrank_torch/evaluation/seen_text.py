@@ -1,5 +1,6 @@
 """Whether an evaluation text was used for calibration."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,14 @@ from neuronrank_core.errors import InputError
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.text.sources import load_text, text_fingerprint
 
-#: Words per passage, and every how many words a passage starts on average. Where it starts depends only on the word, so
-#: two texts are cut at the same places wherever they agree.
+#: Scripts that are written without spaces: Thai, Lao, Burmese, Khmer, kana and Han. Each character counts as a word.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
+#: Words per passage, and every how many words a passage starts on average. Where it starts depends only on its first four
+#: words, so two texts are cut at the same places wherever they agree.
 _WORDS, _EVERY = 32, 32
 #: Fraction of common passages from which there is a warning. Less can be standard phrases or licences: the two halves
 #: of the built-in text have 5 % in common.
@@ -45,9 +52,9 @@ def evaluation_notes(text: str, eval_text: str, statistics: StatisticsFolder | N
 
 
 def _passages(text: str) -> Iterator[str]:
-    words = text.split()
+    words = _WORD.findall(text)
     for start in range(len(words) - _WORDS + 1):
-        if crc32(words[start].encode("utf-8", errors="surrogatepass")) % _EVERY == 0:
+        if crc32(" ".join(words[start : start + 4]).encode("utf-8", errors="surrogatepass")) % _EVERY == 0:
             yield " ".join(words[start : start + _WORDS])
 
 

@@ -87,6 +87,7 @@ def write_durably(file: Path, write: Callable[[Path], object]) -> None:
     Parameters
     ----------
     file : pathlib.Path
+        If it is a symbolic link, the file that it points to.
     write : callable
         Called with the temporary path. Whatever it raises is passed on.
 
@@ -95,6 +96,7 @@ def write_durably(file: Path, write: Callable[[Path], object]) -> None:
     OSError
         If the file cannot be flushed or renamed.
     """
+    file = file.resolve()
     temporary = file.with_name(file.name + ".tmp")
     write(temporary)
     _flush(temporary)
@@ -104,6 +106,7 @@ def write_durably(file: Path, write: Callable[[Path], object]) -> None:
 
 def lock_beside(file: Path) -> FileLock:
     """A lock for a file that several processes write, as a hidden file beside it."""
+    file = file.resolve()  # One lock, whatever links lead to the file.
     return FileLock(file.with_name(f".{file.name}.lock"))
 
 

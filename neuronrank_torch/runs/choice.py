@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuronrank_core import Recipe
+from neuronrank_core import NonFiniteError, Recipe
 from neuronrank_core.effort import GAP, HELD_OUT, rehearsed
 from neuronrank_core.errors import InputError
 from neuronrank_torch.calibration.layerwise import LayerRun, Others, embed, layers_done
@@ -44,7 +44,7 @@ class Choice:
     passes : dict of float
         The ratio of each sparsity type that was removed, in this order.
     left_out : dict of str
-        What the model does not allow, with the reason.
+        What the model does not allow, or a candidate that ended in NaN, with the reason.
     multiple_of : int
         What divides the width of the MLPs.
     parameters, kept : int
@@ -163,15 +163,21 @@ def compare_recipes(
         Opens the model with its original weights.
     tokenizer : transformers.PreTrainedTokenizerBase
     candidates : dict of Recipe
-        By name; all with the same calibration. The first is chosen if no other has a lower perplexity.
+        By name; all with the same calibration. The first is chosen if no other has a lower perplexity. In a single
+        process, another one whose scores or perplexity are not finite is left out.
     text : str
         Calibration text.
     measured : callable
         Keeps the measurements of an interrupted run.
     batch_size, progress, ranks
         As in :func:`neuronrank_torch.prune`.
+
+    Raises
+    ------
+    NonFiniteError
+        If the first candidate ends in NaN or Inf, or with several ranks any candidate.
     """
-    started, found = time.perf_counter(), {}
+    started, found, left_out = time.perf_counter(), {}, {}
     calibration, rest = split_text(text)
     first = next(iter(candidates.values()))
     windows, batch = held_out_windows(tokenizer, first, rest), batch_size or micro_batch(first)
@@ -188,8 +194,14 @@ def compare_recipes(
         return held.perplexity().to_dict()
 
     for number, (name, recipe) in enumerate(candidates.items(), start=1):
-        known = measured(f"candidate {name}", partial(measure, recipe, f"{number} of {len(candidates)}"))
-        found[name] = Perplexity(**known or {}).perplexity
+        try:
+            known = measured(f"candidate {name}", partial(measure, recipe, f"{number} of {len(candidates)}"))
+        except NonFiniteError as error:  # The candidate failed, not the run; but other ranks may not have met it.
+            if number == 1 or ranks.size > 1:
+                raise
+            left_out[name] = str(error)
+        else:
+            found[name] = Perplexity(**known or {}).perplexity
     best = min(found, key=lambda name: found[name])
     count, seqlen = windows.shape
-    return Choice(best, found, count, seqlen, round(time.perf_counter() - started, 3))
+    return Choice(best, found, count, seqlen, round(time.perf_counter() - started, 3), left_out=left_out)

@@ -28,6 +28,13 @@ def test_a_long_run_is_found_wherever_it_stands() -> None:
     assert not [*overlap_notes(" ".join(prose(3)), " ".join(theirs))]
 
 
+@pytest.mark.parametrize("script", [range(0x4E00, 0x9FFF), range(0x3041, 0x3096), range(0x0E01, 0x0E30)])
+def test_a_text_without_spaces(script: range) -> None:
+    rng = random.Random(9)
+    seen, unseen = ("".join(map(chr, rng.choices(script, k=20_000))) for _ in range(2))
+    assert overlap(seen[10_000:] + unseen[:10_000], seen) == pytest.approx(0.5, abs=0.1)
+
+
 def test_what_is_said() -> None:
     text = " ".join(prose(6, 100))
     assert "is the calibration text" in next(overlap_notes(text, text))

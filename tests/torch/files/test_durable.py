@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from filelock import Timeout
 from staged import save_model
 from tiny import tiny_tokenizer
 from tiny_files import logits, small
 
 from neuronrank_core.errors import InputError
-from neuronrank_torch.files.durable import check_output
+from neuronrank_torch.files.durable import check_output, lock_beside, write_durably
 from neuronrank_torch.model.open import load_model
 
 
@@ -38,6 +39,18 @@ def test_force_fills_an_empty_folder(tmp_path):
 def test_link_is_followed(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     assert check_output(tmp_path / "link", force=True) == folder
+
+
+def test_a_link_to_a_file_stays(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    file, link = tmp_path / "elsewhere" / "cells.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(file)
+    for text in ("one", "two"):
+        write_durably(link, lambda path, text=text: path.write_text(text))
+        assert (file.read_text(), link.is_symlink()) == (text, True)
+    with lock_beside(link), pytest.raises(Timeout):
+        lock_beside(file).acquire(timeout=0)
+    assert names(tmp_path) == ["elsewhere", "link.jsonl"]
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch])

@@ -9,11 +9,13 @@ import pytest
 from pruning import TEXT, recipe, same_state
 from tiny import tiny_model, tiny_tokenizer
 
-from neuronrank_core import InputError, Recipe
+from neuronrank_cli.prune_output import print_result
+from neuronrank_core import InputError, NonFiniteError, Recipe
 from neuronrank_core.effort import candidates, rehearsed
 from neuronrank_torch import prune
 from neuronrank_torch.evaluation.perplexity import perplexity
 from neuronrank_torch.model.open import load_model
+from neuronrank_torch.runs import choice as choice_module
 from neuronrank_torch.runs.choice import held_out_windows, split_text
 from neuronrank_torch.runs.job import Job
 from neuronrank_torch.runs.prune import run_prune
@@ -86,6 +88,31 @@ def test_recipes_that_leave_nothing_of_an_mlp_can_be_compared(job: dict[str, Any
     assert result.choice.perplexity.keys() == compared.keys()
     wanted = sum(module.size for layer in result.layers for module in layer.modules.values())
     assert result.total.zeros == pytest.approx(ratio * wanted, rel=0.01)
+
+
+def test_a_candidate_that_ends_in_nan_is_left_out(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compared = candidates(recipe(update="gradual"))
+
+    def failing(*names: str) -> None:
+        def prune_or_fail(model: Any, tokenizer: Any, one: Recipe, *rest: Any, **how: Any) -> Any:
+            if one in [rehearsed(compared[name]) for name in names]:
+                raise NonFiniteError("NaN in the inputs")
+            return prune(model, tokenizer, one, *rest, **how)
+
+        monkeypatch.setattr(choice_module, "prune", prune_or_fail)
+
+    failing("allocate both")
+    result = run_prune(Job(**job), compared["good"], candidates=compared)
+    assert result.choice is not None
+    assert list(result.choice.perplexity) == ["good", "allocate modules"]
+    assert result.choice.left_out == {"allocate both": "NaN in the inputs"}
+    print_result(result)
+    assert "left out: allocate both: NaN in the inputs" in capsys.readouterr().out
+    failing("good")
+    with pytest.raises(NonFiniteError, match="NaN in the inputs"):
+        run_prune(Job(**job), compared["good"], candidates=compared)
 
 
 def test_an_interrupted_comparison_resumes(job: dict[str, Any], tmp_path: Path) -> None:
