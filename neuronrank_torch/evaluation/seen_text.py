@@ -12,8 +12,7 @@ from neuronrank_torch.text.sources import load_text, text_fingerprint
 
 #: Scripts that are written without spaces: Thai, Lao, Burmese, Khmer, kana and Han. Each character counts as a word.
 _UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
 #: Words per passage, and every how many words a passage starts on average. Where it starts depends only on its first four
