@@ -15,8 +15,8 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
-#: Words per passage, and every how many words a passage starts on average. Where it starts depends only on its first four
-#: words, so two texts are cut at the same places wherever they agree.
+#: Words per passage, and every how many words a passage starts on average. Where it starts depends only on its first
+#: four words, so two texts are cut at the same places wherever they agree.
 _WORDS, _EVERY = 32, 32
 #: Fraction of common passages from which there is a warning. Less can be standard phrases or licences: the two halves
 #: of the built-in text have 5 % in common.
