@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from neuronrank_core.errors import InputError, InvalidValueError
+from neuronrank_core.errors import InputError, InvalidValueError, MissingStatisticsError
 from neuronrank_core.kernels import Counts, Vector
 from neuronrank_core.methods import method_of, mode, requires
 from neuronrank_core.methods.context import ScoringContext
@@ -16,7 +16,7 @@ from neuronrank_core.recipe import Recipe
 from neuronrank_core.selection.masks import mask_by
 from neuronrank_core.selection.whole_neurons import kept_neurons
 from neuronrank_core.statistics.neurons import NeuronStatistics
-from neuronrank_core.statistics.table import INPUTS, SAMPLE, LayerStatistics, document_statistics, merge
+from neuronrank_core.statistics.table import SAMPLE, LayerStatistics, document_statistics, merge
 
 #: Gated-MLP modules that stand for the weights of any layer: into the neurons (axis 0) and out of them (axis 1).
 _ROLES = ("gate_proj", "down_proj")
@@ -38,7 +38,8 @@ class NeuronRank(Parameters):
     Parameters
     ----------
     method : str
-        Key of :data:`neuronrank_core.methods.METHODS`.
+        Key of :data:`neuronrank_core.methods.METHODS`; not the default of the command line, as it needs nothing but
+        activations and groups.
     layer : int or str
         Used in error messages.
     **settings
@@ -73,7 +74,7 @@ class NeuronRank(Parameters):
         activations : array, shape (samples, neurons) or (samples, channels, ...)
             Inputs of the next layer; a neuron's signal is their magnitude. Each position of a sample is a row.
         groups : array, shape (samples,), optional
-            Label of each sample, of any type. Required if the score uses IDF in doc mode.
+            Label of each sample, all numbers or all strings. Required if the score uses IDF in doc mode.
         inputs : array, shape (samples, in_features) or (samples, in_channels, ...), optional
             Inputs of this layer, for methods that use them, such as Wanda.
         outgoing : array, shape (out_features, neurons) or (out_channels, channels, ...), optional
@@ -96,7 +97,7 @@ class NeuronRank(Parameters):
         recipe = self.recipe
         a = _matrix("activations", activations)
         x = None if inputs is None else _matrix("inputs", inputs, rows=len(a))
-        out = np.ones((1, a.shape[1])) if outgoing is None else _matrix("outgoing", outgoing, columns=a.shape[1])
+        out = np.ones((1, a.shape[1])) if outgoing is None else _matrix("outgoing", outgoing, columns=a.shape[1]).copy()
         table = self._table(recipe, a, x, self._split(recipe, groups, len(np.asarray(activations)), len(a)))
         labels = None if groups is None else table.sample_documents()
         grouped = mode(recipe)
@@ -121,7 +122,10 @@ class NeuronRank(Parameters):
         if labels.shape != (samples,):
             raise InputError(f"groups have shape {labels.shape}, expected ({samples},): a label for each sample")
         labels = np.repeat(labels, rows // max(samples, 1))
-        _, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        try:
+            _, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        except TypeError as error:
+            raise InputError(f"groups have no order: {error}", hint="label them by numbers or by strings") from error
         return np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
 
     def _table(self, recipe: Recipe, a: Vector, x: Vector | None, split: list[NDArray[np.int64]]) -> LayerStatistics:
@@ -192,7 +196,11 @@ class NeuronRank(Parameters):
             If the weight's shape does not match, or the method needs inputs and none were given to :meth:`fit`.
         """
         w, context = self._weighing(weight, axis)
-        score = np.asarray(method_of(context.recipe).score(_ROLES[axis], context))
+        try:
+            score = np.asarray(method_of(context.recipe).score(_ROLES[axis], context))
+        except MissingStatisticsError as error:  # The other statistics are always there.
+            method = context.recipe.method
+            raise InputError(f"{method} needs the layer's inputs", hint="fit(activations, inputs=...)") from error
         if axis == 0:
             return score.reshape(w.shape)
         return np.moveaxis(score.reshape(np.moveaxis(w, 1, -1).shape), -1, 1)
@@ -259,10 +267,17 @@ class NeuronRank(Parameters):
             expected = f"({neurons}, in, ...)" if axis == 0 else f"(out, {neurons}, ...)"
             hint = f"set axis={1 - axis}" if w.ndim > 1 and w.shape[1 - axis] == neurons else ""
             raise InputError(f"the weight has shape {w.shape}, expected {expected} with axis {axis}", hint=hint)
-        if axis == 0 and INPUTS in requires(context.recipe) and "gate_proj" not in context.table.input_mean_square:
-            raise InputError(f"{context.recipe.method} needs the layer's inputs", hint="fit(activations, inputs=...)")
+        if w.size == 0:
+            raise InputError(f"the weight has shape {w.shape}: it is empty")
         matrix = w.reshape(len(w), -1) if axis == 0 else np.moveaxis(w, 1, -1).reshape(-1, neurons)
-        return w, replace(context, weights={**context.weights, _ROLES[axis]: matrix})
+        context = replace(context, weights={**context.weights, _ROLES[axis]: matrix})
+        if axis == 1 or "gate_proj" not in context.table.input_mean_square:
+            return w, context
+        norm = context.input_rms("gate_proj")
+        if w.shape[1] != len(norm):
+            raise InputError(f"the weight has shape {w.shape}, expected {len(norm)} inputs (axis 1), as fitted")
+        # Each position of a kernel reads the same channel.
+        return w, replace(context, norms={"gate_proj": np.repeat(norm, matrix.shape[1] // len(norm))})
 
 
 def _matrix(name: str, values: ArrayLike, *, rows: int | None = None, columns: int | None = None) -> Vector:

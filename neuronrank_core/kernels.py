@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from neuronrank_core.errors import InvalidValueError
+
 #: An array of the backend: NumPy or torch.
 Array = Any
 
@@ -63,8 +65,15 @@ def lowest_k(scores: ArrayLike, k: int) -> NDArray[np.bool_]:
     Returns
     -------
     bool array, shape (groups, size), with exactly k True in each row
+
+    Raises
+    ------
+    InvalidValueError
+        If k is out of range.
     """
     s = np.asarray(scores)
+    if not 0 <= k <= s.shape[1]:
+        raise InvalidValueError("k", k, f"[0, {s.shape[1]}]")
     mask = np.zeros(s.shape, dtype=bool)
     np.put_along_axis(mask, np.argsort(s, axis=1, kind="stable")[:, :k], True, axis=1)
     return mask

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, TypeVar
 
+import numpy as np
+
 from neuronrank_core.errors import InvalidValueError
-from neuronrank_core.methods import METHODS, check_recipe
+from neuronrank_core.methods import METHODS, check_method
 from neuronrank_core.recipe import Recipe
 
 _Self = TypeVar("_Self", bound="Parameters")
@@ -57,6 +59,13 @@ class Parameters:
     @property
     def recipe(self) -> Recipe:
         """The parameters as a recipe; raises InvalidValueError if a value is out of range."""
-        recipe = Recipe(**{name: value for name, value in self.get_params().items() if name != "layer"})
-        check_recipe(recipe)
+        given = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params().items()
+            if name != "layer"
+        }
+        recipe = Recipe(**given)
+        if recipe.removes_heads or recipe.removes_experts or recipe.removes_layers:
+            raise InvalidValueError("sparsity_type", recipe.sparsity_type, "unstructured, N:M or neurons")
+        check_method(recipe)
         return recipe

@@ -169,7 +169,9 @@ def expert_sums(routed: Tensor, gate: Tensor, norm: Tensor) -> dict[str, Tensor]
 
 def layer_signal(before: Tensor, after: Tensor) -> Tensor:
     """See :func:`neuronrank_core.statistics.layers.layer_signal`."""
-    return 1 - torch.cosine_similarity(before, after, dim=1, eps=0.0)
+    x, y = unit_rows(before), unit_rows(after)
+    apart = x.any(dim=1) != y.any(dim=1)
+    return torch.where(apart, 1.0, (x - y).square().sum(dim=1) / 2)
 
 
 def inverse(matrix: Tensor) -> Tensor:

@@ -111,6 +111,14 @@ def check_recipe(recipe: Recipe) -> None:
         If the method is unknown, cannot score what the recipe removes, or clusters sampled tokens into more topics than
         there are tokens; or if the recipe asks for the spikiness of experts.
     """
+    check_method(recipe)
+    tokens = recipe.nsamples * min(recipe.seqlen, recipe.tokens_per_document)
+    if mode(recipe) == "topic" and SAMPLE in requires(recipe) and recipe.tfidf_k > tokens:
+        raise InvalidValueError("tfidf_k", recipe.tfidf_k, f"[1, {tokens}], the number of sampled tokens")
+
+
+def check_method(recipe: Recipe) -> None:
+    """The part of :func:`check_recipe` that does not depend on the calibration text."""
     removed = {"neurons": recipe.whole_neurons, "heads": recipe.removes_heads, "experts": recipe.removes_experts}
     ranks = next((f"ranks_{what}" for what, removes in removed.items() if removes), "ranks_weights")
     if not getattr(method_of(recipe), ranks) and not recipe.removes_layers:
@@ -118,6 +126,3 @@ def check_recipe(recipe: Recipe) -> None:
         raise InvalidValueError("method", recipe.method, f"with sparsity_type {recipe.sparsity_type}, one of {able}")
     if recipe.removes_experts and "spikiness_exp" in method_of(recipe).reads and exponents(recipe).spikiness_exp:
         raise InvalidValueError("spikiness_exp", exponents(recipe).spikiness_exp, "0 with sparsity_type experts")
-    tokens = recipe.nsamples * min(recipe.seqlen, recipe.tokens_per_document)
-    if mode(recipe) == "topic" and SAMPLE in requires(recipe) and recipe.tfidf_k > tokens:
-        raise InvalidValueError("tfidf_k", recipe.tfidf_k, f"[1, {tokens}], the number of sampled tokens")

@@ -38,7 +38,7 @@ class Method(ABC):
 
     @abstractmethod
     def score(self, module: str, context: ScoringContext) -> Array:
-        """Score every weight of a module, shape (out_features, in_features)."""
+        """Score every weight of a module, shape (out_features, in_features); the array returned may be overwritten."""
 
     @abstractmethod
     def requires(self, recipe: Recipe) -> frozenset[str]:

@@ -26,7 +26,7 @@ def select(
     Parameters
     ----------
     score : array, shape (out_features, in_features)
-        NumPy or torch; may be overwritten.
+        NumPy or torch, floating point; may be overwritten.
     weight : array, same shape
         Weights that are already zero count toward the target and are selected first.
     ratio : float in [0, 1]
@@ -51,11 +51,13 @@ def select(
     NonFiniteError
         If a score is NaN or Inf.
     InvalidValueError
-        If M does not divide the number of inputs.
+        If M does not divide the number of inputs, or the ratio or the comparison group is not one of those above.
     """
     shape = tuple(score.shape)
     size, k = comparison_group(shape, ratio=ratio, compare=compare, pattern=pattern, where=where)
-    if not math.isfinite(float(score.sum())):
+    if 0 in shape:
+        return score != score
+    if not (math.isfinite(float(score.min())) and math.isfinite(float(score.max()))):
         raise NonFiniteError(f"NaN or Inf in the scores of {where}", hint="check the weights, or lower the exponents")
     if k == 0:
         return score != score
@@ -84,8 +86,12 @@ def comparison_group(
     """Size of a comparison group, and how many of its weights are selected; see :func:`select`."""
     rows, columns = shape
     if pattern is None:
-        size = {"module": rows * columns, "row": columns, "column": rows}[compare]
-        return size, int(ratio * size)
+        sizes = {"module": rows * columns, "row": columns, "column": rows}
+        if compare not in sizes:
+            raise InvalidValueError("compare", compare, "one of " + ", ".join(sizes))
+        if not 0 <= ratio <= 1:
+            raise InvalidValueError("ratio", ratio, "[0, 1]")
+        return sizes[compare], int(ratio * sizes[compare])
     n, m = pattern
     if columns % m:
         raise InvalidValueError("sparsity_type", f"{n}:{m}", f"an M that divides the {columns} inputs of {where}")

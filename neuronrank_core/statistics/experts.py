@@ -5,7 +5,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from neuronrank_core.errors import NonFiniteError
+from neuronrank_core.errors import InvalidValueError, NonFiniteError
 from neuronrank_core.kernels import Counts, Vector
 from neuronrank_core.recipe import TOKENS_PER_DOCUMENT
 from neuronrank_core.statistics import tfidf
@@ -71,9 +71,14 @@ def expert_statistics(
     ------
     NonFiniteError
         If a value is NaN or Inf.
+    InvalidValueError
+        If the arrays differ in their numbers of tokens.
     """
     x = np.asarray(inputs, dtype=np.float64)
     sums = expert_sums(routed, gate, norm)
+    lengths = [len(np.asarray(values)) for values in (x, routed, gate, norm)]
+    if len(set(lengths)) > 1:
+        raise InvalidValueError("tokens", lengths, "one number for all arrays")
     if not np.isfinite(x).all() or not all(np.isfinite(column).all() for column in sums.values()):
         raise NonFiniteError(f"NaN or Inf in the experts of layer {layer}", hint="check the model's weights")
     kept = sample_positions(len(x), tokens_per_document)
@@ -177,5 +182,5 @@ class ExpertStatistics(NeuronStatistics):
         counts = self._column("expert_tokens")
         if self.mode == "topic":
             routed = (self._column("sample_gate") != 0) | (self._column("sample_norm") != 0)
-            counts = (tfidf.membership(self.labels, self.groups) @ routed).astype(np.int64)
+            counts = tfidf.group_sums(routed.astype(np.int64), self.labels, self.groups)
         return np.asarray(active_documents(counts).sum(axis=0), dtype=np.int64)

@@ -219,9 +219,9 @@ def document_statistics(
     Raises
     ------
     NonFiniteError
-        If a signal, gate or input contains NaN or Inf.
+        If a signal, gate or input contains NaN or Inf, or its square is too large for float32.
     InvalidValueError
-        If there are no tokens, or the arrays differ in their numbers of tokens.
+        If there are no tokens, the arrays differ in their numbers of tokens or neurons, or a signal is negative.
     """
     real = slice(None) if padding is None else ~np.asarray(padding, dtype=bool)
     seen = {name: _finite(values, real, name, layer) for name, values in (inputs or {}).items()}
@@ -230,25 +230,36 @@ def document_statistics(
     tokens = {len(x) for x in (*seen.values(), a, g) if x is not None}
     if len(tokens) != 1 or 0 in tokens:
         raise InvalidValueError("tokens", sorted(tokens), "one number >= 1, the same for signal, gate and inputs")
-    columns: dict[str, NDArray[np.generic]] = {
-        f"input_mean_square.{name}": np.mean(x**2, axis=0, keepdims=True).astype(np.float32) for name, x in seen.items()
-    }
-    if a is not None and g is not None:
-        kept = sample_positions(len(a), tokens_per_document)
-        columns |= {
-            "signal_mean": np.mean(a, axis=0, keepdims=True).astype(np.float32),
-            "signal_mean_square": np.mean(a**2, axis=0, keepdims=True).astype(np.float32),
-            "signal_max": np.max(a, axis=0, keepdims=True, initial=0.0).astype(np.float32),
-            "open_gate": np.sum(g > threshold, axis=0, keepdims=True, dtype=np.int64),
-            "sample": a[kept].astype(np.float32),
-            "sample_tokens": np.array([len(kept)], dtype=np.int64),
+    if a is not None and g is not None and a.shape != g.shape:
+        raise InvalidValueError("gate", g.shape, f"{a.shape}, the shape of the signal")
+    if a is not None and a.min(initial=0.0) < 0:
+        raise InvalidValueError("signal", float(a.min()), "values >= 0")
+    with np.errstate(over="ignore"):
+        columns: dict[str, NDArray[np.generic]] = {
+            f"input_mean_square.{name}": np.mean(x**2, axis=0, keepdims=True).astype(np.float32)
+            for name, x in seen.items()
         }
+        if a is not None and g is not None:
+            kept = sample_positions(len(a), tokens_per_document)
+            columns |= {
+                "signal_mean": np.mean(a, axis=0, keepdims=True).astype(np.float32),
+                "signal_mean_square": np.mean(a**2, axis=0, keepdims=True).astype(np.float32),
+                "signal_max": np.max(a, axis=0, keepdims=True, initial=0.0).astype(np.float32),
+                "open_gate": np.sum(g > threshold, axis=0, keepdims=True, dtype=np.int64),
+                "sample": a[kept].astype(np.float32),
+                "sample_tokens": np.array([len(kept)], dtype=np.int64),
+            }
+    if not all(np.isfinite(column).all() for column in columns.values()):
+        raise NonFiniteError(f"activations of layer {layer} are too large for float32", hint="scale them")
     columns |= {"document": np.array([document], dtype=np.int64), "tokens": np.array([*tokens], dtype=np.int64)}
     return LayerStatistics.from_columns(columns)
 
 
 def _finite(values: ArrayLike, real: slice | NDArray[np.bool_], name: str, layer: int | str) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)[real]
+    array = np.asarray(values, dtype=np.float64)
+    if not isinstance(real, slice) and len(real) != len(array):
+        raise InvalidValueError("padding", len(real), f"{len(array)}, the number of tokens of the {name}")
+    array = array[real]
     if not np.isfinite(array).all():
         raise NonFiniteError(
             f"NaN or Inf in the {name} of layer {layer}", hint="check the model's weights, or try --dtype float32"

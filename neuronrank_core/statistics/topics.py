@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neuronrank_core.errors import InvalidValueError
-from neuronrank_core.statistics.tfidf import membership
+from neuronrank_core.statistics.tfidf import group_sums
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -33,7 +33,7 @@ def topic_draws(tokens: int, features: int, k: int, seed: int) -> tuple[NDArray[
         If there are fewer tokens than topics.
     """
     if not 1 <= k <= tokens:
-        raise InvalidValueError("topics", k, f"[1, {tokens}], the number of sampled tokens")
+        raise InvalidValueError("tfidf_k", k, f"[1, {tokens}], the number of sampled tokens")
     rng = np.random.default_rng(seed)
     projection = rng.standard_normal((features, PROJECTION_DIM), dtype=np.float32) / np.float32(PROJECTION_DIM**0.5)
     return projection, rng.choice(tokens, size=k, replace=False)
@@ -53,7 +53,7 @@ def assign(rows: ArrayLike, centroids: ArrayLike) -> Labels:
 
 def update(rows: Matrix, labels: Labels, centroids: Matrix) -> Matrix:
     """Normalised mean of each cluster's rows; an empty cluster keeps its centroid."""
-    sums = membership(labels, len(centroids)) @ rows
+    sums = group_sums(rows, labels, len(centroids))
     moved = np.linalg.norm(sums, axis=1) > 0
     return np.where(moved[:, None], unit_rows(sums), centroids)
 

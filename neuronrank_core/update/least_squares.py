@@ -159,7 +159,7 @@ def gradual_update(
         u = u + w - z
         w = (goal + z - u) @ solve
     fitted = stays * (w + u) / scale
-    masked = stays * weight
+    masked = stays * (weight * 1.0)  # Floating point, of whatever type the weight is.
     better = row_errors(fitted, gram, target) < row_errors(masked, gram, target)
     masked[better] = fitted[better]
     return masked

@@ -212,6 +212,9 @@ class LayerRemoval:
 
     def _by_influence(self) -> list[int]:
         sums = self._sums()
+        for index, own in sums.items():
+            if not math.isfinite(own.signal):
+                raise NonFiniteError(f"NaN or Inf in the hidden states at layer {index}", hint="try --dtype float32")
         return sorted(sums, key=lambda index: sums[index].signal / sums[index].tokens)
 
     @torch.no_grad()

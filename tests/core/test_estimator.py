@@ -129,6 +129,48 @@ def test_a_convolution_is_scored_by_its_output_channels() -> None:
     assert set(expected[rank.mask(kernel, 0.3)]) == set(np.sort(expected, axis=None)[: int(0.3 * kernel.size)])
 
 
+def test_a_convolution_and_its_inputs() -> None:
+    rng = np.random.default_rng(5)
+    images, x, kernel = rng.normal(size=(9, 6, 2, 4)), rng.normal(size=(9, 3, 2, 4)), rng.normal(size=(6, 3, 3, 2))
+    x *= np.array([1, 20, 300])[:, None, None]
+    wanda = NeuronRank("wanda").fit(images, inputs=x)
+    rms = np.sqrt((x**2).mean(axis=(0, 2, 3)))
+    np.testing.assert_allclose(wanda.scores(kernel), abs(kernel) * rms[:, None, None], rtol=1e-6)
+    for name in ("ria", "neuronrank_wanda"):
+        assert NeuronRank(name).fit(images, inputs=x).mask(kernel, 0.5).sum() == kernel.size // 2
+    with pytest.raises(InputError, match=r"shape \(6, 4, 3, 2\), expected 3 inputs"):
+        wanda.scores(np.ones((6, 4, 3, 2)))
+
+
+def test_inputs_are_needed_only_by_what_reads_them() -> None:
+    rank = NeuronRank("dass").fit(A)
+    np.testing.assert_allclose(rank.scores(np.ones((6, 2)))[:, 0], (A**2).mean(axis=0) ** 0.25, rtol=1e-6)
+
+
+def test_what_was_fitted_stays_as_it_was() -> None:
+    a, labels = data()
+    x, out = np.random.default_rng(0).normal(size=(40, 5)), np.random.default_rng(1).normal(size=(3, 6))
+    rank = NeuronRank("neuronrank_wanda", idf_exp=1).fit(a, labels, inputs=x, outgoing=out)
+    before = rank.scores(np.ones((6, 5))), rank.neuron_scores()
+    for array in (a, labels, x, out):
+        array[:] = 0
+    assert np.array_equal(rank.scores(np.ones((6, 5))), before[0])
+    assert np.array_equal(rank.neuron_scores(), before[1])
+
+
+def test_settings_of_numpy() -> None:
+    grid = {"tfidf_k": np.int64(5), "tf_exp": np.float32(0.5), "q_active": np.float64(0.7), "seed": np.int32(1)}
+    rank = NeuronRank(tfidf_mode="topic", **grid).fit(A)
+    plain = NeuronRank(tfidf_mode="topic", tfidf_k=5, tf_exp=0.5, q_active=0.7, seed=1).fit(A)
+    assert np.array_equal(rank.neuron_scores(), plain.neuron_scores())
+
+
+def test_as_many_topics_as_rows() -> None:
+    rng = np.random.default_rng(0)
+    rank = NeuronRank(tfidf_mode="topic", tfidf_k=8500, idf_exp=0, tf_exp=1).fit(rng.random((8600, 2)))
+    assert rank.tf_.shape == (2,)
+
+
 def test_a_convolution_that_reads_the_neurons() -> None:
     a, labels = data()
     kernel = np.random.default_rng(0).normal(size=(5, 6, 3, 2))
@@ -207,7 +249,12 @@ A, LABELS = data()
         ({"tfidf_mode": "token"}, {"groups": LABELS}, "every row is a group"),
         ({"idf_exp": 0}, {"inputs": A[1:]}, r"inputs have shape \(39, 6\), expected 40 rows of any columns"),
         ({"idf_exp": 0}, {"outgoing": A[:, 1:]}, r"outgoing have shape \(40, 5\), expected any rows of 6 columns"),
-        ({"tfidf_mode": "topic", "tfidf_k": 41}, {}, r"topics is 41, allowed: \[1, 40\]"),
+        ({}, {"groups": [None, *"ab"] * 13 + ["a"]}, "groups have no order"),
+        *(
+            ({"sparsity_type": kind, "method": "magnitude"}, {}, f"sparsity_type is '{kind}'")
+            for kind in ("heads", "layers", "experts")
+        ),
+        ({"tfidf_mode": "topic", "tfidf_k": 41}, {}, r"tfidf_k is 41, allowed: \[1, 40\]"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
@@ -216,7 +263,7 @@ def test_what_does_not_fit_is_refused(settings: dict[str, Any], arguments: dict[
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis"), [((5, 6), 0), ((6, 5), 1), ((6,), 0), ((5, 7, 3), 1), ((6, 6), 2), ((6, 6), -1)]
+    ("shape", "axis"), [((0, 6), 1), ((5, 6), 0), ((6, 5), 1), ((6,), 0), ((5, 7, 3), 1), ((6, 6), 2), ((6, 6), -1)]
 )
 def test_a_weight_that_does_not_fit_is_refused(shape: tuple[int, ...], axis: int) -> None:
     with pytest.raises(InputError, match=r"shape|axis"):

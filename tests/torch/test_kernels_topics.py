@@ -85,3 +85,14 @@ def test_an_empty_cluster_keeps_its_centroid() -> None:
     labels, after = torch_kernels.spherical_kmeans(rows, centroids)
     assert labels.tolist() == [0, 1]
     assert torch.equal(after, centroids)
+
+
+def test_centroids_are_those_of_the_reference() -> None:
+    rng = np.random.default_rng(2)
+    middles = rng.normal(size=(5, 12))
+    rows = kmeans.unit_rows(middles[rng.integers(0, 5, 80)] + 0.1 * rng.normal(size=(80, 12)))
+    rows[7] = 0
+    labels, centroids = kmeans.spherical_kmeans(rows, rows[:5])
+    ours, theirs = torch_kernels.spherical_kmeans(torch.tensor(rows).float(), torch.tensor(rows[:5]).float())
+    assert np.array_equal(ours.numpy(), labels)
+    np.testing.assert_allclose(theirs.numpy(), centroids, atol=1e-6)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from neuronrank_core import AllZeroMetricError, NonFiniteError, lowest_k, select
+from neuronrank_core import AllZeroMetricError, InvalidValueError, NonFiniteError, lowest_k, select
 
 #: Scores with few different values, so that most of them tie; at least one is not zero.
 scores = arrays(
@@ -49,6 +51,29 @@ def test_exactly_k_of_every_row(s: np.ndarray, ratio: float, data: st.DataObject
     merit = np.where(weight == 0, -np.inf, s)
     for row, marked in zip(merit.tolist(), mask, strict=True):
         assert set(np.flatnonzero(marked)) == lowest_by_hand(row, int(ratio * s.shape[1]))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_finite_scores_whose_sum_overflows(dtype: type) -> None:
+    s = np.full((4, 4), np.finfo(dtype).max, dtype)
+    assert select(s, np.ones_like(s), ratio=0.5, compare="row").sum() == 8
+    for bad in (np.nan, np.inf, -np.inf):
+        s = np.ones((2, 2), dtype)
+        s[1, 0] = bad
+        with pytest.raises(NonFiniteError):
+            select(s, np.ones_like(s), ratio=0.5, compare="row")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [({"ratio": -0.25, "compare": "row"}, "ratio is -0.25"), ({"ratio": 0.5, "compare": "x"}, "compare is 'x'")],
+)
+def test_what_does_not_exist_is_refused(how: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        select(np.ones((2, 2)), np.ones((2, 2)), **how)
+    for k in (-1, 3):
+        with pytest.raises(InvalidValueError, match=f"k is {k}"):
+            lowest_k(np.ones((2, 2)), k)
 
 
 @given(scores, st.sampled_from(["module", "row", "column"]))

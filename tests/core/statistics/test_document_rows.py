@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,6 +60,24 @@ def test_a_closed_gate_is_one_at_the_threshold() -> None:
     gate = np.array([[-1.0], [0.0], [0.5], [2.0]])
     counts = [document_statistics(0, signal=abs(gate), gate=gate, threshold=t).open_gate.item() for t in (0, 0.5, -1)]
     assert counts == [2, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("given_", "message"),
+    [
+        ({"signal": np.ones((3, 2)), "padding": [True, False]}, "padding is 2, allowed: 3"),
+        ({"signal": np.ones((3, 2)), "gate": np.ones((3, 5))}, r"gate is \(3, 5\), allowed: \(3, 2\)"),
+        ({"signal": [[1.0], [-0.5]]}, "signal is -0.5, allowed: values >= 0"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(given_: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        document_statistics(0, **given_)
+
+
+def test_a_square_that_float32_cannot_hold_is_an_error() -> None:
+    with pytest.raises(NonFiniteError, match="layer 3 are too large for float32"):
+        document_statistics(0, signal=[[1e25]], layer=3)
 
 
 def test_mean_over_ragged_documents_by_hand() -> None:

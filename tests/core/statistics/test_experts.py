@@ -294,3 +294,8 @@ def test_methods_without_a_score_say_so() -> None:
         ALL_METHODS["magnitude"].expert_score(context(corpus, method="reap"))
     with pytest.raises(InputError, match="reap scores whole experts only"):
         ALL_METHODS["reap"].score("gate_proj", context(corpus, method="reap"))
+
+
+def test_arrays_of_other_lengths_are_refused() -> None:
+    with pytest.raises(InvalidValueError, match=r"tokens is \[5, 4, 5, 5\]"):
+        expert_statistics(0, routed=np.ones((4, 2)), gate=np.ones((5, 2)), norm=np.ones((5, 2)), inputs=np.ones((5, 3)))

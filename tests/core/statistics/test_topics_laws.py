@@ -116,5 +116,5 @@ def test_the_projection_is_gaussian_and_keeps_lengths_on_average() -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 11])
 def test_more_topics_than_tokens_or_none_is_an_error(k: int) -> None:
-    with pytest.raises(InvalidValueError, match=r"topics is .*\[1, 10\]"):
+    with pytest.raises(InvalidValueError, match=r"tfidf_k is .*\[1, 10\]"):
         topics(np.ones((10, 3)), k, 0)

@@ -48,6 +48,12 @@ def test_a_fit_that_would_be_worse_is_not_taken(seed: int, ratio: float) -> None
     assert squared_errors(X, V, target) == pytest.approx(0.0, abs=1e-12 * (X**2).sum())
 
 
+def test_whole_numbers_are_a_weight_too() -> None:
+    gram, mask = np.array([[1.0, 0.5], [0.5, 1.0]]), np.array([[False, True]])
+    V = least_squares_update(np.ones((1, 2), dtype=int), mask, gram, np.linalg.inv, damping=1.0, iterations=500)
+    np.testing.assert_allclose(V, [[1.25, 0.0]])
+
+
 def test_damping_pulls_towards_the_dense_weight_and_not_towards_zero() -> None:
     # Two inputs of correlation 1/2, both weights 1, the second goes: the best first weight is 1.5, the dense one 1,
     # and damping 1 counts both alike.

@@ -181,8 +181,10 @@ def test_signals_are_those_of_the_core() -> None:
     torch.testing.assert_close(
         kernels.head_signal(x[None], weight, 3)[0].double(), torch.tensor(heads), rtol=1e-5, atol=0
     )
-    layer = layer_signal(x.numpy(), y.numpy())
-    torch.testing.assert_close(kernels.layer_signal(x, y).double(), torch.tensor(layer), rtol=1e-5, atol=1e-6)
+    x[5], y[5:] = 0, 0  # One of the two is zero, or both are.
+    for after in (y, x + 0.01 * y):
+        layer = layer_signal(x.numpy(), after.numpy())
+        torch.testing.assert_close(kernels.layer_signal(x, after).double(), torch.tensor(layer), rtol=1e-5, atol=0)
 
 
 def test_update_changes_o_proj_alone_and_brings_the_layer_closer() -> None:
