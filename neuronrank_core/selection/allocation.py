@@ -120,7 +120,7 @@ def allocate(
     -------
     list of float
         Between ``ratio - bound`` and ``ratio + bound``, and within [0, 1]. As many weights are removed as with a
-        uniform ``ratio``, or, if ``zeros`` cannot reach that number, the nearest number below it.
+        uniform ``ratio``, or a few less if ``zeros`` increases by more than one at a time.
 
     Raises
     ------

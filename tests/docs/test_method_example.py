@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from pages import ROOT, blocks
 
-CODE = next(b.code for b in blocks("python") if b.page == "docs/understand/extending.md" and "METHOD = " in b.code)
-
+PAGE = [block.code for block in blocks("python") if block.page == "docs/understand/extending.md"]
+CODE = next(code for code in PAGE if "METHOD = " in code)
+TEST = next(code for code in PAGE if "def test_" in code)
 
 CORE = [ROOT / "tests/core" / name for name in ("methods", "test_flags_are_read.py", "test_estimator.py")]
+CORE.append(Path("test_loud.py"))
 TORCH = ["-k", "loud", ROOT / "tests/torch/pruning"]
 
 
@@ -24,6 +26,7 @@ def test_it_passes_the_tests_of_all_methods(tmp_path: Path, tests: list[object])
     core = tmp_path / "neuronrank_core"
     shutil.copytree(ROOT / "neuronrank_core", core, ignore=shutil.ignore_patterns("__pycache__"))
     (core / "methods" / "loud.py").write_text(CODE, encoding="utf-8")
+    (tmp_path / "test_loud.py").write_text(TEST, encoding="utf-8")
     options = ["-v", "-p", "no:cacheprovider", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"]
     # Run in the copy's folder, which is then first on the path.
     done = subprocess.run(
@@ -36,3 +39,4 @@ def test_it_passes_the_tests_of_all_methods(tmp_path: Path, tests: list[object])
     )
     assert done.returncode == 0, done.stdout
     assert len(re.findall(r"\[.*loud.*\] PASSED", done.stdout)) > 10
+    assert ("test_gate_by_hand" in done.stdout) == (tests is CORE)
