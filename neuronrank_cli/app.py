@@ -1,14 +1,16 @@
 """The ``neuronrank`` command: the group of all commands."""
 
+import io
 import os
 import signal
+import sys
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
 
 import click
 
-from neuronrank_cli.command import Group, is_first_process
+from neuronrank_cli.command import Group
 from neuronrank_cli.commands.chat import chat
 from neuronrank_cli.commands.collect import collect
 from neuronrank_cli.commands.compare import compare
@@ -22,6 +24,7 @@ from neuronrank_cli.commands.tune import tune
 from neuronrank_cli.commands.verify import verify
 from neuronrank_cli.config_file import dashed
 from neuronrank_core import __version__
+from neuronrank_torch.distributed import launcher
 
 
 @click.group(
@@ -55,7 +58,10 @@ def main() -> None:
     # Batch systems end a run with SIGTERM: clean up as after Ctrl-C, so that no temporary folder is left.
     signal.signal(signal.SIGTERM, _terminate)
     with ExitStack() as stack:
-        if not is_first_process():
+        for stream in (sys.stdout, sys.stderr):  # In a terminal of another encoding, names of files may not have one.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        if not launcher.first():
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from neuronrank_cli import config_file
 from neuronrank_cli.console import fold, warn
 from neuronrank_cli.failures import explain
+from neuronrank_torch.distributed import launcher
 
 #: Exit code after Ctrl-C, as in shells.
 INTERRUPTED = 130
@@ -58,6 +59,13 @@ class Flag(click.Option):
         """The flag as named in errors, with the environment variable or file that set it."""
         source = origin(self, ctx) if ctx else ""
         return (name or self.opts[0]) + (f" (from {source})" if source else "")
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        """Read the environment. A text is not split at spaces: if it can be repeated, there is one per line."""
+        value = self.resolve_envvar_value(ctx)
+        if value is not None and self.multiple and self.type is click.STRING:
+            return tuple(value.splitlines())
+        return super().value_from_envvar(ctx)
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
         """The same in click's own errors."""
@@ -197,7 +205,7 @@ class Command(click.Command):
                 click.echo(traceback.format_exc(), err=True)
             failure = explain(error, {p.name: p.named(ctx) for p in self.params if isinstance(p, Flag) and p.name})
             # Invalid input fails in all processes, and the first reports it. Other failures may be of this one alone.
-            out: Any = sys.stderr if is_first_process() or failure.exit_code == WRONG_INPUT else sys.__stderr__
+            out: Any = sys.stderr if launcher.first() or failure.exit_code == WRONG_INPUT else sys.__stderr__
             click.echo(fold(f"Error: {failure.message}", out), file=out)
             if failure.hint:
                 click.echo(fold(f"Hint: {failure.hint}", out), file=out)
@@ -210,11 +218,6 @@ def _folded(error: click.UsageError) -> click.UsageError:
     """An error of click whose message is wrapped at spaces, after the word that click puts before it."""
     word = "Error: "
     return click.UsageError(fold(word + error.format_message(), sys.stderr).removeprefix(word), error.ctx)
-
-
-def is_first_process() -> bool:
-    """Whether this is the first of the processes that torchrun started, which prints for all of them."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _kept(stop: BaseException) -> str:

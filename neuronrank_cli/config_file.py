@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from neuronrank_torch.paths import local_path
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -25,7 +27,7 @@ def load(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     """Callback of --config: the settings in the file become the defaults of the command."""
     del param
     if value is not None:
-        file = Path(value).expanduser()
+        file = local_path(value)
         ctx.default_map = read(file, ctx)
         ctx.meta[META] = f"{file}, [{ctx.command.name}]"
 
@@ -79,7 +81,12 @@ def keys(parameter: click.Parameter) -> list[str]:
 
 def _kind(parameter: click.Parameter) -> _Kind:
     if parameter.nargs == -1 or parameter.multiple:
-        return lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v), "a list of strings"
+        fits, what = _single(parameter)
+        return lambda v: isinstance(v, list) and all(map(fits, v)), f"a list, each {what}"
+    return _single(parameter)
+
+
+def _single(parameter: click.Parameter) -> _Kind:
     if isinstance(parameter, click.Option) and parameter.is_flag:
         return lambda v: isinstance(v, bool), "true or false"
     if isinstance(parameter.type, click.types.IntParamType):

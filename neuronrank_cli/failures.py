@@ -43,10 +43,13 @@ def explain(error: Exception, flags: Mapping[str, str]) -> Failure:
     """
     if any(_out_of_memory(cause) for cause in _chain(error)):
         smaller = ", ".join(flags[name] for name in ("batch_size", "nsamples", "seqlen") if name in flags)
-        disk = (
-            "store hidden states in a file with --save and --hidden-states disk; " if "hidden_states" in flags else ""
-        )
-        return Failure(f"out of memory: {first_line(error)}", f"lower {smaller}; {disk}or try another --device", 1)
+        disk = "store hidden states in a file with --save and --hidden-states disk"
+        ways = [
+            *([f"lower {smaller}"] if smaller else []),
+            *([disk] if "hidden_states" in flags else []),
+            *(["try another --device"] if "device" in flags else []),
+        ]
+        return Failure(f"out of memory: {first_line(error)}", "; or ".join(ways) or "free some memory", 1)
     if isinstance(error, InvalidValueError):
         field = error.field if error.field in flags else _SAME.get(error.field, error.field)
         message = f"{flags.get(field, error.field)} is {error.value!r}, allowed: {error.allowed}"

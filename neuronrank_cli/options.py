@@ -281,8 +281,9 @@ def given(ctx: click.Context, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def warn_of_idle(ctx: click.Context, reasons: Mapping[str, str]) -> None:
     """Warn of the flags that the user set and that have no effect, with the reasons."""
+    flags = {p.name: p.opts[0] for p in ctx.command.params}
     for name, reason in given(ctx, reasons).items():
-        warn(f"--{name.replace('_', '-')} has no effect {reason}")
+        warn(f"{flags[name]} has no effect {reason}")
 
 
 def warn_of_signal(ctx: click.Context, chosen: str, measured: str) -> None:

@@ -1,8 +1,10 @@
 """Checks the file that a command writes, before the work."""
 
+import os
 from pathlib import Path
 
 from neuronrank_core import InputError
+from neuronrank_torch.paths import local_path
 
 
 def check_output_file(save: str, *, force: bool, example: str) -> Path:
@@ -11,13 +13,30 @@ def check_output_file(save: str, *, force: bool, example: str) -> Path:
     Raises
     ------
     InputError
-        If it is a folder, exists and ``force`` is not set, or its folder does not exist.
+        As :func:`check_writable`; or if it is a folder, or exists and ``force`` is not set.
     """
-    file = Path(save).expanduser()
+    file = check_writable(save)
     if file.is_dir():
         raise InputError(f"{save} is a folder", hint=f"name a file in it: --save {example}")
     if file.exists() and not force:
         raise InputError(f"{save} already exists", hint="choose another name, or replace it with --force")
-    if not file.parent.is_dir():
-        raise InputError(f"cannot write {save}: there is no folder {file.parent}", hint="create it, or choose another")
+    return file
+
+
+def check_writable(save: str) -> Path:
+    """The file to write, which may exist.
+
+    Raises
+    ------
+    InputError
+        If it is something else, such as a device, or its folder does not exist or must not be written to.
+    """
+    file = local_path(save)
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise InputError(f"{save} is not a regular file", hint="choose another name")
+    folder = file.resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"cannot write {save}: there is no folder {folder}", hint="create it, or choose another")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {save}: {folder} is not writable", hint="choose another folder")
     return file

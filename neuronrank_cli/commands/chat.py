@@ -52,15 +52,17 @@ def chat(ctx: click.Context, /, first: str, second: str | None, as_json: bool, *
         talk = Chat(tuple(filter(None, (first, second))), **how, progress=stages)
     for note in talk.notes:
         warn(note)
-    turns = []
-    for turn in talk.turns(_prompts()):
-        turns.append(turn)
-        if not as_json:
-            _print_turn(turn, talk.models)
-    if not turns and not sys.stdin.isatty():
-        raise InputError("there is no prompt on stdin", hint="give one per line")
-    if as_json:
-        print_json(ChatResult(talk.models, tuple(turns), talk.notes))
+    turns: list[Turn] = []
+    try:
+        for turn in talk.turns(_prompts()):
+            turns.append(turn)
+            if not as_json:
+                _print_turn(turn, talk.models)
+        if not turns and not sys.stdin.isatty():
+            raise InputError("there is no prompt on stdin", hint="give one per line")
+    finally:  # Also what was said before a prompt that failed.
+        if as_json and turns:
+            print_json(ChatResult(talk.models, tuple(turns), talk.notes))
 
 
 def _prompts() -> Iterator[str]:
@@ -68,7 +70,10 @@ def _prompts() -> Iterator[str]:
     while True:
         if sys.stdin.isatty():
             click.echo("> ", nl=False, err=True)
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise InputError(f"stdin is not {sys.stdin.encoding} text: {error}", hint="convert it") from error
         if not line:
             return
         if line.strip():

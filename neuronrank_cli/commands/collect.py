@@ -49,7 +49,7 @@ def from_to(value: str) -> tuple[int, int]:
 @options.count_flag("--batch-size", TEXT, "Sequences per micro-batch.", default_text="about 2048 tokens")
 @options.recipe_flags("TF and IDF", ("signal", "threshold", "tokens_per_document"), STATISTICS)
 @options.flag("--save", OUTPUT, "Output folder.", metavar="FOLDER", required=True)
-@options.force_flag("existing statistics")
+@options.force_flag("existing statistics with all files there")
 @options.hidden_states_flag
 @options.json_flag
 @click.pass_context

@@ -11,7 +11,7 @@ from neuronrank_cli.options import flag, force_flag, json_flag
 @click.command(cls=Command)
 @click.argument("folders", nargs=-1, required=True)
 @flag("--save", OUTPUT, "Output folder.", metavar="FOLDER", required=True)
-@force_flag("existing statistics")
+@force_flag("existing statistics with all files there")
 @json_flag
 def merge(folders: tuple[str, ...], save: str, force: bool, as_json: bool) -> None:
     """Merge statistics that were collected separately.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuronrank_cli import options
-from neuronrank_cli.command import OUTPUT, Command, is_first_process
+from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.command_line import command_line
 from neuronrank_cli.console import Stages, say, show, warn
 from neuronrank_cli.prune_output import print_result
@@ -22,6 +22,7 @@ from neuronrank_core.methods import ALL_METHODS, exponents, mode, needs_text, re
 from neuronrank_core.mixes import Target
 from neuronrank_core.recipe import PRESETS, Recipe
 from neuronrank_core.statistics.table import SAMPLE
+from neuronrank_torch.distributed import launcher
 
 if TYPE_CHECKING:
     from neuronrank_torch.runs.prune_result import PruneResult
@@ -91,7 +92,7 @@ TABLES = {
 @options.flag(
     "--save", OUTPUT, "Output folder: a Hugging Face model, with the result in neuronrank.json.", metavar="FOLDER"
 )
-@options.force_flag("an existing model")
+@options.force_flag("an existing model with all its files")
 @options.hidden_states_flag
 @options.flag(
     "--dry-run",
@@ -138,7 +139,7 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     if not without_effect(recipe, ["signal"]):
         options.warn_of_signal(ctx, recipe.signal, result.recipe.signal)
     show(result, flags["as_json"], partial(print_result, verbose=flags["verbose"]), stages.noted)
-    if flags["push_to_hub"] and not flags["dry_run"] and is_first_process():
+    if flags["push_to_hub"] and not flags["dry_run"] and launcher.first():
         from neuronrank_torch.hub import push_folder
 
         say(f"pushed to: {push_folder(flags['save'], flags['push_to_hub'])}", err=flags["as_json"])

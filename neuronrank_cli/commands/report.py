@@ -6,7 +6,16 @@ import click
 
 from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.console import Stages, print_json, say, size_text
-from neuronrank_cli.options import count_flag, device_flags, flag, json_flag, model_flag, recipe_flags, text_flag
+from neuronrank_cli.options import (
+    count_flag,
+    device_flags,
+    flag,
+    json_flag,
+    model_flag,
+    recipe_flags,
+    text_flag,
+    warn_of_idle,
+)
 from neuronrank_cli.output_file import check_output_file
 
 STATISTICS, PREDICTIONS, TEXT = "Statistics", "Predictions", "Generated text"
@@ -47,13 +56,18 @@ _READING = {"tfidf_mode": "as in the run, or topic", "tfidf_k": "as in the run",
 @flag("--save", OUTPUT, "Output file.", metavar="FILE", default="report.html")
 @flag("--force", OUTPUT, "Replace an existing file.", is_flag=True)
 @json_flag
-def report(save: str, force: bool, as_json: bool, prompts: tuple[str, ...], **how: Any) -> None:
+@click.pass_context
+def report(ctx: click.Context, /, save: str, force: bool, as_json: bool, prompts: tuple[str, ...], **how: Any) -> None:
     """Write an HTML page about a pruned model and its neurons or experts.
 
     FOLDER is the output of `neuronrank prune --save`. The page does not load anything from the network and contains no
     scripts. Sections without input say which flag is missing.
     """
     file = check_output_file(save, force=force, example="report.html")
+    if how["stats"] is None:
+        warn_of_idle(ctx, dict.fromkeys(("dataset", *_READING, "layers"), "without --stats"))
+    if not how["new_tokens"]:
+        warn_of_idle(ctx, {"prompts": "with --new-tokens 0"})
     how["tfidf"] = {name: value for name in _READING if (value := how.pop(name)) is not None}
     if prompts:
         how["prompts"] = prompts

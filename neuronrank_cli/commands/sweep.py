@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,12 +10,14 @@ import click
 from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
 from neuronrank_cli.console import Stages, print_table, protocol, say, show, warn
-from neuronrank_cli.output_file import check_output_file
+from neuronrank_cli.output_file import check_output_file, check_writable
 from neuronrank_core import InputError
 from neuronrank_core.methods import ALL_METHODS
 from neuronrank_core.recipe import UPDATES, Recipe, parse_pattern
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from neuronrank_torch.runs.sweep_result import Cell, SweepResult
 
 CELLS, CALIBRATION, EVALUATION = "What to sweep", "Calibration", "Evaluation"
@@ -47,7 +48,7 @@ Example:
     into="methods",
     type=options.Name(tuple(ALL_METHODS)),
     multiple=True,
-    default=("wanda", Recipe.method),
+    default_text=f"wanda, {Recipe.method}; those that can, with neurons, heads or experts",
     metavar="METHOD",
 )
 @options.flag(
@@ -92,13 +93,12 @@ def sweep(ctx: click.Context, /, as_json: bool, figure: str | None, **flags: Any
     saved.
     """
     recipe = options.recipe_of(ctx, flags)
+    flags["methods"] = flags["methods"] or default_methods(recipe)
     if flags["stats"]:
         options.warn_of_idle(ctx, dict.fromkeys(("dataset", "nsamples", "propagate"), "with --stats"))
     pattern = parse_pattern(recipe.sparsity_type)
     flags["ratios"] = flags["ratios"] or ((pattern[0] / pattern[1],) if pattern else RATIOS)
-    folder = Path(flags["out"]).expanduser().parent
-    if not folder.is_dir():
-        raise InputError(f"cannot write {flags['out']}: there is no folder {folder}", hint="create it")
+    check_writable(flags["out"])
     drawn = check_output_file(figure, force=flags["force"], example="sweep.svg") if figure else None
     if drawn and drawn.suffix != ".svg":
         raise InputError(f"--figure {figure} is not the name of an .svg file", hint="for example --figure sweep.svg")
@@ -116,6 +116,13 @@ def sweep(ctx: click.Context, /, as_json: bool, figure: str | None, **flags: Any
     show(result, as_json, print_sweep)
     if drawn and not as_json:
         say(f"figure: {figure}")
+
+
+def default_methods(recipe: Recipe) -> tuple[str, ...]:
+    """Wanda and the main method, as far as they can choose what the recipe removes."""
+    if recipe.removes_experts or recipe.whole_neurons or recipe.removes_heads:
+        return (Recipe.method,)
+    return ("wanda", Recipe.method)
 
 
 def _rows(result: SweepResult) -> dict[tuple[str, str], list[Cell]]:

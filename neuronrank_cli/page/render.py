@@ -15,6 +15,8 @@ from neuronrank_core.recipe import Exponents
 
 #: Fields that have an effect only if text is read.
 _TEXT = {"nsamples", "seqlen", "bos", "propagate", "seed"}
+#: Fields of which a collection names those that differ from their defaults.
+_SAMPLING = ("bos", "seed", "signal", "threshold", "tokens_per_document")
 
 
 def render(data: dict[str, Any]) -> str:
@@ -45,7 +47,21 @@ def render(data: dict[str, Any]) -> str:
     flags, sizes = recipe_rows(recipe), module_sizes(data)
     idf_used = "idf_exp" in method_of(recipe).reads and exponents(recipe).idf_exp != 0
     total = sparsity_total(sizes, data["sparsity"]["head"])
-    return environment.get_template("page.html").render(data, flags=flags, sizes=sizes, total=total, idf_used=idf_used)
+    known = {"flags": flags, "sizes": sizes, "total": total, "idf_used": idf_used, "collect": collect_command(data)}
+    return environment.get_template("page.html").render(data, **known)
+
+
+def collect_command(data: dict[str, Any]) -> str:
+    """The command that collects statistics as the run did."""
+    run, plain = data["run"], Recipe()
+    words = ["neuronrank", "collect", "--model", data["model"]]
+    if run.calibration.tokens:
+        words += ["--dataset", run.calibration.dataset or run.job.dataset]
+    for name in ("nsamples", "seqlen", *_SAMPLING):
+        value = getattr(run.recipe, name)
+        if name not in _SAMPLING or value != getattr(plain, name):
+            words += [SPELLING[name], f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join([*words, "--save", "stats"])
 
 
 def recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:

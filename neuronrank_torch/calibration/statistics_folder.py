@@ -11,8 +11,9 @@ from neuronrank_core.statistics.table_files import FORMAT_VERSION, KINDS
 from neuronrank_torch.files.durable import STATISTICS
 from neuronrank_torch.files.journal import differences
 from neuronrank_torch.files.json import read_json, read_sealed
-from neuronrank_torch.model.source import ModelSource
+from neuronrank_torch.model.source import ModelSource, belongs_to_model
 from neuronrank_torch.model.streaming import HEAD, Unit
+from neuronrank_torch.paths import local_path
 from neuronrank_torch.text.sources import SELF, SELF_FILE
 
 #: Settings of the collection that a recipe cannot change afterwards.
@@ -42,7 +43,7 @@ class StatisticsFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = local_path(path)
         self.header: dict[str, Any] = _read_header(self.path)
 
     @property
@@ -99,7 +100,8 @@ class StatisticsFolder:
         InputError
             If they do not; states the first difference.
         """
-        theirs = {"model_type": self.header["model_type"], "file": self.header["fingerprint"]}
+        files = {name: digest for name, digest in self.header["fingerprint"].items() if belongs_to_model(name)}
+        theirs = {"model_type": self.header["model_type"], "file": files}
         changes = differences(theirs, {"model_type": source.model_type, "file": source.digests()})
         if changes:
             raise InputError(
@@ -138,15 +140,13 @@ class StatisticsFolder:
             )
         if not self.header.get("gated", True) and not self.experts:  # There is no other signal.
             recipe = replace(recipe, signal=self.header["signal"])
-        for name, collected in self.fixed.items():
-            free = self.experts and name == "signal"  # A table of experts has all.
-            if not free and not without_effect(recipe, {name}) and getattr(recipe, name) != collected:
-                raise InvalidValueError(
-                    name,
-                    getattr(recipe, name),
-                    f"{collected}, which {self.path} was collected with",
-                    hint=f"set it to {collected}, or collect again",
-                )
+        for name, collected in self.unlike(recipe).items():
+            raise InvalidValueError(
+                name,
+                getattr(recipe, name),
+                f"{collected}, which {self.path} was collected with",
+                hint=f"set it to {collected}, or collect again",
+            )
         fitted = replace(
             recipe,
             propagate=recipe.propagate if self.experts else "dense",
@@ -156,6 +156,16 @@ class StatisticsFolder:
         )
         check_recipe(fitted)
         return fitted
+
+    def unlike(self, recipe: Recipe) -> dict[str, Any]:
+        """The settings of the collection that the recipe's method reads and that differ from the recipe's."""
+        return {
+            name: collected
+            for name, collected in self.fixed.items()
+            if not (self.experts and name == "signal")  # A table of experts has all.
+            and not without_effect(recipe, {name})
+            and getattr(recipe, name) != collected
+        }
 
     def calibration(self) -> dict[str, Any]:
         """Calibration entry of a report: the text that the statistics were collected on."""

@@ -18,10 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from neuronrank_core.errors import NeuronRankError, add_note
+from neuronrank_torch.distributed.launcher import several
 from neuronrank_torch.distributed.ranks import ALONE, Ranks, T
 
-#: Environment variables that torchrun, or another launcher, sets.
-ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 #: How long to wait for a rank that is alive: longer than any rank can be ahead of another.
 TIMEOUT = timedelta(minutes=30)
 #: The same after an interrupt.
@@ -34,8 +33,7 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def launched() -> AbstractContextManager[Ranks]:
     """Context with the ranks that torchrun started; with this process alone if it was started without a launcher."""
-    several = all(name in os.environ for name in ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
-    return ProcessGroup() if several else nullcontext(ALONE)
+    return ProcessGroup() if several() else nullcontext(ALONE)
 
 
 class ProcessGroup(Ranks):

@@ -1,12 +1,14 @@
 """Text that a model writes: continuations of prompts, and answers in a conversation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
-from neuronrank_core.errors import InputError, InvalidValueError, first_line
+from neuronrank_core.errors import InputError, InvalidValueError, NonFiniteError, first_line
 from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.quiet import quiet_transformers
 
@@ -49,6 +51,8 @@ def continuations(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens
     ------
     InvalidValueError
         If a prompt has no tokens, or the text would exceed the positions of the model.
+    NonFiniteError
+        If tokens are to be drawn and the model predicts NaN or Inf.
     """
     written = []
     for tokens in check_prompts(model, tokenizer, prompts, new_tokens):
@@ -63,6 +67,11 @@ def check_prompts(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens
     """The tokens of each prompt; raises as :func:`continuations`, without generating anything."""
     tokenised = []
     for prompt in prompts:
+        if not prompt.isascii():
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidValueError("prompts", prompt, "text in UTF-8") from error
         tokens = tokenizer(prompt, return_tensors="pt", return_attention_mask=True)
         if not tokens["input_ids"].shape[1]:
             raise InvalidValueError("prompts", prompt, "a text that has tokens")
@@ -109,12 +118,37 @@ def answer(model: Any, tokenizer: Any, messages: Sequence[Mapping[str, str]], ne
 def _generate(model: Any, tokenizer: Any, tokens: Any, new_tokens: int, *, temperature: float = 0.0) -> torch.Tensor:
     """The tokens of a prompt, with shape (1, tokens), and of its continuation."""
     drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    with quiet_transformers(), torch.inference_mode():
+    with only_settings(model, **drawn, eos_token_id=model.generation_config.eos_token_id):
         output: torch.Tensor = model.generate(
             input_ids=tokens["input_ids"].to(model.device),
             attention_mask=tokens["attention_mask"].to(model.device),
             max_new_tokens=new_tokens,
             pad_token_id=tokenizer.eos_token_id,
-            **drawn,
         )[0]
     return output
+
+
+@contextmanager
+def only_settings(model: Any, **settings: Any) -> Iterator[None]:
+    """Context for ``model.generate`` in which the model's own settings, such as penalties, do not apply.
+
+    Tokens are drawn from the whole distribution.
+
+    Raises
+    ------
+    NonFiniteError
+        If tokens are to be drawn and the model predicts NaN or Inf.
+    """
+    own = model.generation_config
+    # What is not set here would be filled from the model's own.
+    whole = {"top_k": 0, "top_p": 1.0} if settings["do_sample"] else {}
+    model.generation_config = GenerationConfig(**settings, **whole, use_cache=True)
+    try:
+        with quiet_transformers(), torch.inference_mode():
+            yield
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise NonFiniteError("the model predicts NaN or Inf", hint="try --dtype float32") from error
+    finally:
+        model.generation_config = own

@@ -38,10 +38,11 @@ def overlap_notes(evaluation: str, calibration: str, *, same: bool = False) -> I
     same : bool
         Whether they are known to be equal, if the calibration text is not available.
     """
-    share = 1.0 if same or evaluation == calibration else overlap(evaluation, calibration)
+    same = same or evaluation == calibration
+    share = 1.0 if same else overlap(evaluation, calibration)
     if share >= NOTABLE:
-        part = "is the calibration text" if share == 1.0 else f"shares about {share:.0%} with the calibration text"
-        yield f"the evaluation text {part}: perplexity after pruning looks better than it is"
+        part = "is" if same else "is part of" if share == 1.0 else f"shares about {share:.0%} with"
+        yield f"the evaluation text {part} the calibration text: perplexity after pruning looks better than it is"
 
 
 def evaluation_notes(text: str, eval_text: str, statistics: StatisticsFolder | None) -> list[str]:

@@ -218,11 +218,15 @@ def _window_scores(logits: Sequence[torch.Tensor], targets: torch.Tensor) -> Win
 
 
 def _check_finite(scores: WindowScores, window: int) -> None:
-    what = "likelihoods are" if not all(map(math.isfinite, scores.nll)) else ""
-    if not what and scores.kl is not None and not math.isfinite(float(scores.kl.sum(dtype=float))):
-        what = "KL divergence is"
+    what = ""
+    if not math.isfinite(scores.nll[-1]):
+        what = "the model's likelihoods are"
+    elif not math.isfinite(scores.nll[0]):
+        what = "the reference's likelihoods are"
+    elif scores.kl is not None and not math.isfinite(float(scores.kl.sum(dtype=float))):
+        what = "the KL divergence is"
     if what:
         raise NonFiniteError(
-            f"the model's {what} not finite in window {window}",
+            f"{what} not finite in window {window}",
             hint="try --dtype float32, and check the model's weights",
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from neuronrank_core.errors import InputError
+from neuronrank_torch.paths import local_path
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def check_output(
     InputError
         If the folder cannot be created, contains the input model, or exists and must not be replaced.
     """
-    target = Path(path).expanduser().resolve()
+    target = local_path(path).resolve()
     if source is not None and source.resolve().is_relative_to(target):
         raise InputError(f"{target} contains the input model ({label})", hint="choose another output folder")
     if target.exists():
@@ -98,9 +99,13 @@ def write_durably(file: Path, write: Callable[[Path], object]) -> None:
     """
     file = file.resolve()
     temporary = file.with_name(file.name + ".tmp")
-    write(temporary)
-    _flush(temporary)
-    temporary.replace(file)
+    try:
+        write(temporary)
+        _flush(temporary)
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _flush(file.parent)
 
 

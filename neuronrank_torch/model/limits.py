@@ -54,6 +54,8 @@ def check_positions(model: Any, tokens: int, before: int = 0, field: str = "seql
         Names the range that the model's configuration allows.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and before > positions:
+        raise InvalidValueError("prompts", f"a prompt of {before} tokens", f"at most {positions} tokens")
     if positions is not None and before + tokens > positions:
         allowed = f"[2, {positions}]" if before == 0 else f"[0, {positions - before}] after a prompt of {before} tokens"
         raise InvalidValueError(field, tokens, allowed, hint=f"the model's max_position_embeddings is {positions}")

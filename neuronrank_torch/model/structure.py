@@ -67,7 +67,7 @@ class Layer:
         if self.experts is not None:
             raise UnsupportedModelError(
                 f"layer {self.index} ({type(self.module).__name__}) is a mixture of experts",
-                hint="only `prune` supports mixtures of experts yet",
+                hint="this needs the neurons of one MLP per layer; prune, collect, compare and eval take mixtures",
             )
         return self.mlps[0]
 

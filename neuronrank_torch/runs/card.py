@@ -1,7 +1,6 @@
 """The model card of a pruned model: ``README.md`` of its folder."""
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -49,7 +48,7 @@ def model_cards(result: PruneResult, source: ModelSource, command: str) -> tuple
 
 
 def _body(result: PruneResult, source: ModelSource, command: str, licence: Any) -> str:
-    name = source.spec if source.kind == "hub" or source.spec.startswith("builtin:") else Path(source.spec).name
+    name = source.spec if source.kind == "hub" or source.spec.startswith("builtin:") else source.path.name
     total, dense = result.total, result.source.parameters if result.source else result.total.parameters
     plain, idle = Recipe(), set(without_effect(result.recipe, [f.name for f in fields(Exponents)]))
     idle |= {"method"} if result.recipe.removes_layers else set()

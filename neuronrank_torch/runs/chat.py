@@ -137,6 +137,6 @@ class Chat:
             answers = []
             for speaker in self.speakers:
                 with torch.random.fork_rng():
-                    torch.manual_seed(self.seed + number)
+                    torch.manual_seed((self.seed + number) % 2**63)
                     answers.append(speaker.reply(prompt, self.new_tokens, self.temperature))
             yield Turn(prompt, tuple(answers))

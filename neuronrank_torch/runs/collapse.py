@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from neuronrank_core import Recipe
+from neuronrank_core import InputError, Recipe
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.evaluation.windows import Evaluated, score_windows
 from neuronrank_torch.model.streaming import StreamedModel
@@ -52,8 +52,11 @@ def collapse_notes(
         rise = change.after.perplexity / change.before.perplexity
     else:
         dense = reopen()
-        some = text[: WINDOWS * CHARACTERS * recipe.seqlen]
-        cut = evaluation_windows(tokenizer, some, seqlen=recipe.seqlen, windows=None, bos_mode=recipe.bos)[:WINDOWS]
+        how: dict[str, Any] = {"seqlen": recipe.seqlen, "windows": None, "bos_mode": recipe.bos}
+        try:
+            cut = evaluation_windows(tokenizer, text[: WINDOWS * CHARACTERS * recipe.seqlen], **how)[:WINDOWS]
+        except InputError:  # A text with few tokens in many characters.
+            cut = evaluation_windows(tokenizer, text, **how)[:WINDOWS]
         pair = [Evaluated(dense.model, dense.resident, "checking the dense model"), pruned]
         scores = score_windows(pair, cut, progress=progress, ranks=ranks)
         rise = float(np.exp(sum(one.nll[1] - one.nll[0] for one in scores) / (len(cut) * (recipe.seqlen - 1))))

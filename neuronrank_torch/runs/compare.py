@@ -9,7 +9,7 @@ from neuronrank_core.measures import Divergence
 from neuronrank_core.overlap import Overlap, overlap
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.evaluation.speed import Speed, SpeedUp, compare_speed
-from neuronrank_torch.model.blocks import Block, Projection
+from neuronrank_torch.model.blocks import Block, Mlp, Projection
 from neuronrank_torch.model.open import Dtype, load_model, open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel, Unit
 from neuronrank_torch.progress import Progress, silent
@@ -198,7 +198,13 @@ class _Pair:
         if not self.same_depth:
             self.notes.append(f"the models have {a} and {b} layers, so their weights are not compared")
         #: Matrices that cannot be compared, by the reason.
-        self.apart: dict[str, set[str]] = {"their shapes differ": set(), "only one of the models has them": set()}
+        self.apart: dict[str, set[str]] = {
+            reason: set()
+            for reason in ("their shapes differ", "only one of the models has them", "their numbers of experts differ")
+        }
+        self.parameters = [
+            {name for name, _ in model.model.named_parameters(remove_duplicate=False)} for model in models
+        ]
 
     def overlaps(self, progress: Progress) -> tuple[LayerOverlap, ...]:
         """Overlap of the zeros by layer and role. Also counts the weights that are not zero."""
@@ -211,7 +217,8 @@ class _Pair:
                     if unit != REST:  # The rest is always in memory.
                         stack.enter_context(model.resident(unit))
                     tensors = model.tensors(unit) if unit in model.units else {}
-                    self.nonzero[side] += sum(int(tensor.count_nonzero()) for tensor in tensors.values())
+                    counted = self.parameters[side]  # Not buffers.
+                    self.nonzero[side] += sum(int(t.count_nonzero()) for name, t in tensors.items() if name in counted)
                 if self.same_depth and unit != REST:
                     found[unit] = self._overlap(unit)
         for reason, names in self.apart.items():
@@ -225,9 +232,14 @@ class _Pair:
 
     def _overlap(self, unit: Unit) -> dict[str, Overlap]:
         """Overlap in a layer or the head by role; experts are added up."""
+        blocks = [_blocks(model, unit) for model in self.models]
+        experts = [sum(map(_is_expert, of_model)) for of_model in blocks]
+        if all(experts) and len(set(experts)) > 1:  # They are numbered anew after a removal.
+            self.apart["their numbers of experts differ"].add(f"the experts of layer {unit}")
+            blocks = [[block for block in of_model if not _is_expert(block)] for of_model in blocks]
         a, b = (
-            {(block.prefix, role): p for block in _blocks(model, unit) for role, p in block.projections.items()}
-            for model in self.models
+            {(block.prefix, role): p for block in of_model for role, p in block.projections.items()}
+            for of_model in blocks
         )
         self.apart["only one of the models has them"] |= {prefix + role for prefix, role in a.keys() ^ b.keys()}
         found: dict[str, Overlap] = {}
@@ -238,6 +250,10 @@ class _Pair:
             else:
                 self.apart["their shapes differ"].add(prefix + role)
         return found
+
+
+def _is_expert(block: Block) -> bool:
+    return isinstance(block, Mlp) and block.expert is not None
 
 
 def _blocks(model: StreamedModel, unit: Unit) -> list[Block]:

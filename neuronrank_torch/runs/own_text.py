@@ -4,12 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
-from neuronrank_core import InputError, NonFiniteError, Recipe
+from neuronrank_core import InputError, Recipe
+from neuronrank_torch.evaluation.generation import only_settings
 from neuronrank_torch.model.limits import check_positions
 from neuronrank_torch.model.open import load_model
-from neuronrank_torch.model.quiet import quiet_transformers
 from neuronrank_torch.progress import Progress
 from neuronrank_torch.runs.job import Job
 
@@ -82,22 +81,12 @@ def sample(model: Any, first: int, recipe: Recipe, batch_size: int, progress: Pr
         progress("writing the calibration text", done, recipe.nsamples * recipe.seqlen, "tokens")
         return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
 
-    plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "use_cache": True}
-    own, devices = model.generation_config, [model.device] if model.device.type == "cuda" else []
-    # The model's own settings (a temperature, penalties, tokens that end a text) would fill what is not set here.
-    model.generation_config = GenerationConfig(**plain)
-    try:
-        with quiet_transformers(), torch.random.fork_rng(devices), torch.inference_mode():
-            torch.manual_seed(recipe.seed % 2**63)
-            while len(rows) < recipe.nsamples:
-                start = torch.full((min(batch_size, recipe.nsamples - len(rows)), 1), first, device=model.device)
-                mask = torch.ones_like(start)
-                how = {"max_length": recipe.seqlen, "stopping_criteria": [step]}
-                rows += model.generate(input_ids=start, attention_mask=mask, **how).cpu()
-    except RuntimeError as error:
-        if "probability tensor" not in str(error):
-            raise
-        raise NonFiniteError("the model predicts NaN or Inf", hint="try --dtype float32") from error
-    finally:
-        model.generation_config = own
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), only_settings(model, do_sample=True, temperature=1.0):
+        torch.manual_seed(recipe.seed % 2**63)
+        while len(rows) < recipe.nsamples:
+            start = torch.full((min(batch_size, recipe.nsamples - len(rows)), 1), first, device=model.device)
+            mask = torch.ones_like(start)
+            how = {"max_length": recipe.seqlen, "stopping_criteria": [step]}
+            rows += model.generate(input_ids=start, attention_mask=mask, **how).cpu()
     return rows

@@ -19,14 +19,16 @@ from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.evaluation.seen_text import calibration_text, evaluation_notes
 from neuronrank_torch.files.durable import lock_beside
+from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model
 from neuronrank_torch.model.source import ModelSource
+from neuronrank_torch.paths import local_path
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.pruning.result import versions
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.runs.job import Evaluation
-from neuronrank_torch.runs.sweep_result import Cell, CellFile, SweepResult
+from neuronrank_torch.runs.sweep_result import TEXT, Cell, CellFile, SweepResult
 from neuronrank_torch.text.sources import SELF, read_documents, text_fingerprint
 
 
@@ -102,6 +104,9 @@ def run_sweep(job: SweepJob, base: Recipe, progress: Progress = silent) -> Sweep
     with launched() as ranks:
         sweep = _Sweep.opened(job, base, progress, ranks)
         dense, cells = sweep.cells()
+    if all(cell.failed for cell in cells):
+        first = cells[0]
+        raise NeuronRankError(f"every cell failed; {failures([first])[0]}", hint="change the methods or the ratios")
     names = (job.model, job.out, base.sparsity_type, job.evaluation.dataset)
     return SweepResult(*names, dense, cells, (*sweep.notes(), *failures(cells)), versions())
 
@@ -126,6 +131,7 @@ class _Sweep:
     source: ModelSource
     text: str | None
     eval_text: str
+    planned: tuple[str, ...]
 
     @classmethod
     def opened(cls, job: SweepJob, base: Recipe, progress: Progress, ranks: Ranks) -> "_Sweep":
@@ -141,28 +147,30 @@ class _Sweep:
         model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=job.device)
         if statistics is not None:
             statistics.check_model(source)
-        for recipe in recipes.values():
-            planned_layers(model, recipe)
+        planned = dict.fromkeys(note for recipe in recipes.values() for note in planned_layers(model, recipe)[1])
         text = documents.text(tokenizer) if documents else None
         loaded = (model, tokenizer, source, text, evaluated.text(tokenizer))
-        return cls(job, base, progress, ranks, statistics, recipes, *loaded)
+        return cls(job, base, progress, ranks, statistics, recipes, *loaded, tuple(planned))
 
     def setup(self) -> dict[str, Any]:
         """What all cells depend on."""
-        job, unswept = self.job, ("method", "update", "sparsity_ratio")
+        job, apart = self.job, ["method", "update", "sparsity_ratio"]
+        if self.statistics is not None:  # They say it.
+            apart += ["nsamples", "propagate"]
         return {
             "model": self.source.digests(),
-            "recipe": {name: value for name, value in asdict(self.base).items() if name not in unswept},
+            "recipe": {name: value for name, value in asdict(self.base).items() if name not in apart},
             "statistics": self.statistics and self.statistics.header,
-            "calibration text": None if self.text is None else text_fingerprint(self.text),
+            TEXT: None if self.text is None else text_fingerprint(self.text),
             "evaluation": {**asdict(job.evaluation), "text": text_fingerprint(self.eval_text)},
-            **{name: getattr(job, name) for name in ("device", "dtype", "batch_size")},
+            "device": choose_device(job.device),
+            **{name: getattr(job, name) for name in ("dtype", "batch_size")},
             "version of": versions(),
         }
 
     def cells(self) -> tuple[Perplexity, tuple[Cell, ...]]:
         """The unpruned model's perplexity and all cells; measures those that are not in the file."""
-        file = Path(self.job.out).expanduser()
+        file = local_path(self.job.out)
         lock = lock_beside(file)
 
         def opened() -> CellFile:
@@ -230,4 +238,4 @@ class _Sweep:
     def notes(self) -> list[str]:
         """Notes on the model and on the texts."""
         seen = calibration_text(self.statistics, self.tokenizer) if self.statistics else self.text or ""
-        return [*self.source.notes, *evaluation_notes(seen, self.eval_text, self.statistics)]
+        return [*self.source.notes, *self.planned, *evaluation_notes(seen, self.eval_text, self.statistics)]

@@ -10,6 +10,9 @@ from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.files.durable import write_durably
 from neuronrank_torch.files.journal import differences
 
+#: Name of the calibration text in what a cell depends on; null where none of the methods reads it.
+TEXT = "calibration text"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -90,23 +93,37 @@ class CellFile:
 
     def __init__(self, file: Path, setup: dict[str, Any], *, force: bool) -> None:
         self.file, self.setup = file, json.loads(json.dumps(setup))
-        self.lines: list[dict[str, Any]] = []
+        #: What was measured, each with what it depends on.
+        self.stored: list[tuple[dict[str, Any], dict[str, Any]]] = []
         try:
             lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
             stored = [(line.pop("setup"), line) for line in map(json.loads, lines)]
+            for _, line in stored:
+                Perplexity(**line["dense"]) if "dense" in line else Cell(**line)
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{file} is not a file of cells", hint="choose another --out") from error
-        changes = [change for setup, _ in stored[:1] for change in differences(setup, self.setup)]
+        changes = next(filter(None, (self._changes(setup) for setup, _ in stored)), [])
         if changes and not force:
             raise InputError(
                 f"{file} contains a different sweep: {'; '.join(changes[:3])}",
                 hint="rerun its command to resume it, choose another --out, or discard it with --force",
             )
         if not changes:
-            self.lines = [line for _, line in stored]
+            self.stored = stored
+
+    def _changes(self, setup: dict[str, Any]) -> list[str]:
+        """How a cell's setup differs. Cells of methods that read no calibration text go with those of any."""
+        without = {name: value for name, value in setup.items() if name != TEXT}
+        either = setup.get(TEXT) is None or self.setup[TEXT] is None
+        return differences({**without, TEXT: self.setup[TEXT]} if either else setup, self.setup)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What was measured."""
+        return [line for _, line in self.stored]
 
     def add(self, line: dict[str, Any]) -> None:
         """Keep one more."""
-        self.lines.append(line)
-        text = "".join(json.dumps({**one, "setup": self.setup}) + "\n" for one in self.lines)
+        self.stored.append((self.setup, line))
+        text = "".join(json.dumps({**one, "setup": setup}) + "\n" for setup, one in self.stored)
         write_durably(self.file, lambda path: path.write_text(text, encoding="utf-8"))

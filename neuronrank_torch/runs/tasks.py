@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from neuronrank_core.errors import InputError, NeuronRankError, first_line
+import torch
+
+from neuronrank_core.errors import InputError, NeuronRankError, NonFiniteError, first_line
 from neuronrank_torch.model.open import Dtype, load_model
+from neuronrank_torch.paths import local_path
 from neuronrank_torch.progress import Progress, silent
 
 
@@ -78,7 +81,9 @@ def run_tasks(
     Raises
     ------
     InputError
-        If lm-eval is not installed, or the model cannot be used.
+        If lm-eval is not installed, the model cannot be used, or ``include_path`` is not a folder.
+    NonFiniteError
+        If the model predicts NaN or Inf.
     NeuronRankError
         If lm-eval fails, for example because it does not know a task.
     """
@@ -90,8 +95,14 @@ def run_tasks(
         raise InputError(
             f"--tasks needs lm-eval, which cannot be imported ({error})", hint="pip install 'neuronrank[eval]'"
         ) from error
+    if include_path is not None:
+        folder = local_path(include_path)
+        if not folder.is_dir():
+            raise InputError(f"--include-path {include_path} is not a folder", hint="name the folder of the YAML files")
+        include_path = str(folder)
     progress(f"loading {model}", 0, 1, "models")
     loaded, tokenizer, _ = load_model(model, dtype=dtype, device=device)
+    _check_predictions(loaded)
     progress(f"running lm-eval on {', '.join(tasks)}", 0, 1, "runs")
     try:
         found = simple_evaluate(
@@ -118,6 +129,14 @@ def run_tasks(
         limit=limit,
         lm_eval=version("lm-eval"),
     )
+
+
+@torch.inference_mode()
+def _check_predictions(model: Any) -> None:
+    """Raise NonFiniteError if the model predicts NaN: lm-eval takes any answer for the most likely one then."""
+    tokens = torch.arange(8, device=model.device) % model.get_input_embeddings().num_embeddings
+    if not math.isfinite(model(input_ids=tokens[None]).logits.amax()):
+        raise NonFiniteError("the model predicts NaN or Inf", hint="try --dtype float32, and check its weights")
 
 
 def _finite(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from neuronrank_core.errors import InputError
 from neuronrank_torch.hub import hub_reason, quiet_hub
+from neuronrank_torch.paths import local_path
 from neuronrank_torch.text.conversations import MESSAGES_HINT, Conversation
 
 Split = Literal["calibration", "evaluation"]
@@ -20,7 +21,10 @@ _SEPARATOR = "\n\n"
 #: Every fourth topic of the built-in text is for evaluation, the others are for calibration.
 _EVALUATION_STRIDE = 4
 _TEXT_SUFFIXES = {".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet"}
+#: Files that would be read with all their punctuation.
+_TABLES = {".json", ".csv", ".parquet"}
 _JSONL_HINT = f'each line must look like {{"text": "..."}} or {MESSAGES_HINT}'
+_HUB_HINT = "convert it to .jsonl with a `text` or `messages` field"
 #: JSON can have the escape of one without the other, which no tokenizer takes.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_SPLITS: dict[Split, str] = {"calibration": "train", "evaluation": "test"}
@@ -113,12 +117,11 @@ def _documents(spec: str, split: Split) -> Iterable[str | Conversation]:
         )
     if spec == "builtin":
         return _builtin_documents(split)
-    try:
-        path = Path(spec).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"file not found: {spec} ({error})", hint="check the path") from error
+    path = local_path(spec)
     if path.is_dir():
         raise InputError(f"{spec} is a folder", hint="give the path of a .txt or .jsonl file")
+    if path.suffix.lower() in _TABLES and path.exists():
+        raise InputError(f"{spec} is not a text", hint=f"convert it to .jsonl: {_JSONL_HINT}")
     if path.exists():
         return _jsonl_documents(path) if path.suffix.lower() == ".jsonl" else [_read_utf8(path)]
     if is_path(spec):
@@ -199,11 +202,13 @@ def _hub_documents(spec: str, split: Split) -> Iterator[str | Conversation]:
             hint="check the path or the name: name[:config[:split]]",
         ) from error
     if "text" in rows.column_names:
-        yield from rows["text"]
+        for number, text in enumerate(rows["text"], start=1):
+            if not isinstance(text, str):
+                raise InputError(f"{spec}, row {number}: `text` is {text!r}, not a string", hint=_HUB_HINT)
+            yield text
     elif "messages" in rows.column_names:
         for number, messages in enumerate(rows["messages"], start=1):
             yield Conversation.of({"messages": messages}, f"{spec}, row {number}")
     else:
         columns = ", ".join(rows.column_names)
-        hint = "convert it to .jsonl with a `text` or `messages` field"
-        raise InputError(f"{spec} has no `text` column, only: {columns}", hint=hint)
+        raise InputError(f"{spec} has no `text` column, only: {columns}", hint=_HUB_HINT)

@@ -13,6 +13,7 @@ from command import Run
 import neuronrank_torch.runs.evaluate
 import neuronrank_torch.runs.job
 import neuronrank_torch.runs.prune
+from neuronrank_cli.failures import explain
 from neuronrank_core import AllZeroMetricError, InputError
 
 
@@ -178,3 +179,34 @@ def test_unknown_environment_variables_are_named(run: Run, small: list[object]) 
     assert [line for line in shown if "environment" in line] == [
         "Warning: unknown environment variable NEURONRANK_PRUNE_NSAMPLE; did you mean NEURONRANK_PRUNE_NSAMPLES?",
     ]
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "x" * 300, "a\0b"])
+def test_names_that_no_file_can_have(run: Run, model: Path, text: Path, name: str) -> None:
+    given = ["--model", model, "--dataset", text, "--nsamples", 2, "--seqlen", 32]
+    for arguments in (
+        ["prune", *given, "--save", name],
+        ["prune", *given, "--stats", name],
+        ["prune", *given, "--config", name],
+        ["prune", "--model", model, "--dataset", name],
+        ["collect", *given, "--save", name],
+        ["merge", name, name, "--save", "out"],
+        ["report", name],
+        ["sweep", *given, "--out", name],
+        ["eval", "--model", name],
+    ):
+        error = run(*arguments, code=2).stderr
+        assert "unexpected" not in error
+        assert "Error: " in error
+
+
+def test_one_variable_of_a_launcher_is_no_launcher(run: Run) -> None:
+    for rank in ("1", ""):
+        assert run("prune", "--model", "./gone", env={"RANK": rank}, code=2).stderr.count("model not found") == 1
+
+
+def test_out_of_memory_names_flags_that_the_command_has() -> None:
+    assert explain(MemoryError("x"), {}).hint == "free some memory"
+    assert explain(MemoryError("x"), {"device": "--device"}).hint == "try another --device"
+    given = {name: f"--{name}" for name in ("batch_size", "seqlen", "device")}
+    assert explain(MemoryError("x"), given).hint == "lower --batch_size, --seqlen; or try another --device"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,10 @@ def test_a_failed_push_leaves_the_model(
     assert "Error: could not push to me/x: no route\nHint: the model is saved in out; " in failed.stderr
     assert "saved to: out" in failed.stdout
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_the_folder_in_which_the_command_runs(run: Run, small: list[object], tmp_path: Path) -> None:
+    shutil.copytree(str(small[1]), tmp_path, dirs_exist_ok=True)
+    run("prune", "--model", ".", *small[2:], "--prune_method", "magnitude", "--save", "../beside")
+    card = (tmp_path.parent / "beside" / "README.md").read_text("utf-8")
+    assert f"\n# {tmp_path.name}, pruned\n" in card

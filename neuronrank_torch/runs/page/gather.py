@@ -50,6 +50,7 @@ def gather(job: InsightJob, progress: Progress = silent) -> dict[str, Any]:
         If a given input cannot be used.
     """
     page = _Page(Sources(job), progress)
+    page.sources.check()
     return {
         "run": page.sources.result,
         "folder": job.folder,
@@ -200,6 +201,11 @@ class _Page:
             what = "Layers" if recipe.removes_layers else what
             raise UnavailableError(f"{what} were removed, so there are no zeros to compare.")
         self.of_neurons()  # Missing statistics are reported before the original model.
+        for name, collected in self.sources.statistics.unlike(recipe).items():
+            raise UnavailableError(
+                f"The run had {name} {getattr(recipe, name)}, the statistics were collected with {collected}: "
+                "collect them again."
+            )
         dense, saved, recipes = self.sources.dense[0], self.sources.saved[0], weights.rival_recipes(recipe)
         shown = self.in_detail(list(range(first_pruned(recipe, self.layers)[0], self.layers)))
 

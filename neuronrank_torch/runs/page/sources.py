@@ -3,19 +3,19 @@
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from neuronrank_core import InputError, InvalidValueError, Recipe
 from neuronrank_core.methods import check_recipe, method_of, mode, requires
 from neuronrank_core.statistics.table import SAMPLE
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
-from neuronrank_torch.evaluation.generation import PROMPTS
+from neuronrank_torch.evaluation.generation import PROMPTS, check_prompts
 from neuronrank_torch.files.json import read_json
 from neuronrank_torch.model.device import check_device
 from neuronrank_torch.model.open import Dtype, open_model
 from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import StreamedModel
+from neuronrank_torch.paths import local_path
 from neuronrank_torch.runs.page.passages import Passages
 from neuronrank_torch.runs.prune_result import PruneResult
 from neuronrank_torch.saving.model_writer import REPORT_NAME
@@ -89,10 +89,18 @@ class Sources:
         self.job = job
         self.device = check_device(job.device)
 
+    def check(self) -> None:
+        """Open what is read later, before the long work; raises InputError if it cannot be used."""
+        if self.job.stats is not None:
+            with suppress(UnavailableError):
+                self.reading  # noqa: B018 (checks the settings)
+        if self.job.new_tokens:
+            check_prompts(self.saved[0].model, self.saved[1], self.job.prompts, self.job.new_tokens)
+
     @cached_property
     def result(self) -> PruneResult:
         """``neuronrank.json`` of the saved model."""
-        file = Path(self.job.folder).expanduser() / REPORT_NAME
+        file = local_path(self.job.folder) / REPORT_NAME
         if not file.is_file():
             raise InputError(
                 f"{self.job.folder} has no {REPORT_NAME}", hint="name a folder that `neuronrank prune --save` wrote"

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from neuronrank_core import InputError, InvalidValueError, Recipe, __version__
+from neuronrank_core import AllZeroMetricError, InputError, InvalidValueError, NonFiniteError, Recipe, __version__
 from neuronrank_core.errors import add_note
 from neuronrank_core.measures import NOISE, perplexity_standard_error
 from neuronrank_core.methods import decided
@@ -204,7 +204,7 @@ class _TuneRun:
             failed={str(t.number): t.user_attrs[FAILED] for t in study.done() if FAILED in t.user_attrs},
             importance=importances([(recipe, value) for _, recipe, value in measured]),
             documented_order=DOCUMENTED,
-            test=self._test(best),
+            test=self._test(best, notes),
             notes=tuple(notes),
             versions={**versions(), "optuna": optuna.__version__},
         )
@@ -241,8 +241,8 @@ class _TuneRun:
         error = self._difference_error(*nll) if len(nll) == 2 else None
         return Trial(trial.number, trial.user_attrs.get(START), perplexity, decided(recipe), error)
 
-    def _test(self, best: Recipe) -> HeldOut | None:
-        """Perplexities on the test text, on which no choice depends."""
+    def _test(self, best: Recipe, notes: list[str]) -> HeldOut | None:
+        """Perplexities on the test text, on which no choice depends; a note for a method that has none."""
         if self.test_windows is None or self.job.test_dataset is None:
             return None
         nll = {"dense": self._nll("the unpruned model on the test text", self.test_windows)}
@@ -250,8 +250,13 @@ class _TuneRun:
             name: canonical(replace(self.space.base, method=name)) for name in (self.space.established, Recipe.method)
         }
         for name, recipe in {"best": best, **others}.items():
-            with self.masked.masked(recipe):
-                nll[name] = self._nll(f"{name} on the test text", self.test_windows)
+            try:
+                with self.masked.masked(recipe):
+                    nll[name] = self._nll(f"{name} on the test text", self.test_windows)
+            except (AllZeroMetricError, NonFiniteError) as error:
+                if name == "best":
+                    raise
+                notes.append(f"{name} failed on the test text: {error}")
         return HeldOut(
             **self._protocol(self.job.test_dataset, self.test_windows),
             perplexity={name: self._perplexity(sums) for name, sums in nll.items()},

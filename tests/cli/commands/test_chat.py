@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from command import LAYERS, Run
+from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 from tiny_files import greedy, write_model
 
@@ -130,3 +131,30 @@ def test_a_template_that_refuses(run: Run, talking: Path) -> None:
     tokenizer.save_pretrained(talking)
     shown = run("chat", talking, stdin="Hi", code=2)
     assert "Error: the chat template of the model refuses the conversation: no users here" in shown.stderr
+
+
+def test_only_the_request_decides_how_text_is_written(run: Run, model: Path) -> None:
+    own = shutil.copytree(model, "own")
+    settings = json.loads((own / "generation_config.json").read_text())
+    settings |= {"repetition_penalty": 9.0, "top_k": 1, "do_sample": True}
+    (own / "generation_config.json").write_text(json.dumps(settings))
+    flags = ["--max-new-tokens", 12, "--json"]
+    assert said(run("chat", own, *flags, stdin="One.")) == [[greedy(model, "One.", 12)]]
+    drawn = [run("chat", own, *flags, "--temperature", 50, "--seed", seed, stdin="One.") for seed in (1, 2, 10**25)]
+    assert len({str(said(result)) for result in drawn}) == 3
+
+
+def test_what_was_said_before_a_prompt_that_fails_is_kept(run: Run, model: Path) -> None:
+    result = run("chat", model, "--max-new-tokens", 3, "--json", stdin="One.\n" + "x" * 9999, code=2)
+    assert said(result) == [[greedy(model, "One.", 3)]]
+    assert "Error: --prompt is 'a prompt of" in result.stderr or "prompts is 'a prompt of" in result.stderr
+
+
+def test_a_model_that_predicts_nan(run: Run, model: Path) -> None:
+    broken = shutil.copytree(model, "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    error = run("chat", broken, "--temperature", 1, stdin="One.", code=1).stderr
+    assert "Error: the model predicts NaN or Inf" in error
+    assert "unexpected" not in error

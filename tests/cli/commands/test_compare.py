@@ -14,7 +14,7 @@ from command import LAYERS, Run
 from tiny import VOCAB, tiny_model
 from tiny_files import write_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig, Phi3Config
+from transformers import AutoModelForCausalLM, Glm4MoeConfig, GPT2Config, MixtralConfig, Phi3Config
 
 from neuronrank_torch.evaluation import speed
 
@@ -203,3 +203,36 @@ def test_flags_without_effect_and_a_missing_model(run: Run, model: Path) -> None
     assert "--eval-windows has no effect without --eval" in stderr
     assert "--seqlen has no effect without --eval or --speed" in stderr
     assert "model not found" in run("compare", model, "./nowhere", code=2).stderr
+
+
+def test_experts_that_were_numbered_anew_are_not_compared(run: Run, tmp_path: Path) -> None:
+    a, *_ = zeroed(tmp_path / "mixture", "experts", 0)
+    smaller = MixtralConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=2)
+    b = write_model(tmp_path / "smaller", AutoModelForCausalLM.from_config(smaller), bos=False)
+    result = compared(run, a, b)
+    listed = ", ".join(f"the experts of layer {layer}" for layer in range(SHAPE["num_hidden_layers"]))
+    assert result["notes"] == [f"not compared because their numbers of experts differ: {listed}"]
+    assert all("gate_proj" not in layer["modules"] for layer in result["layers"])
+
+
+def test_buffers_are_no_parameters(run: Run, tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "vocab_size": VOCAB}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "first_k_dense_replace": 1}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1}
+    config = Glm4MoeConfig(**sizes, **heads, **experts, topk_group=1, max_position_embeddings=128)
+    folder = write_model(tmp_path / "glm", AutoModelForCausalLM.from_config(config))
+    with torch.no_grad():
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+    for figures in compared(run, folder, folder)["models"]:
+        assert figures["nonzero"] == sum(int((p != 0).sum()) for p in loaded.parameters()) <= figures["parameters"]
+
+
+def test_two_protocols_are_both_shown(run: Run, tmp_path: Path, text: Path) -> None:
+    a, b = (
+        write_model(tmp_path / name, tiny_model(layers=2, hidden=32, intermediate=64), bos=bos)
+        for name, bos in (("plain", False), ("bos", True))
+    )
+    how = ["--eval", "--eval-dataset", text, "--eval-windows", 2, "--seqlen", 32]
+    shown = run("compare", a, b, *how).stdout
+    assert re.search(r"perplexity of A measured on: .* no BOS\n", shown)
+    assert re.search(r"perplexity of B measured on: .* BOS at every window; not comparable", shown)

@@ -134,3 +134,20 @@ def test_shells_complete_commands_flags_and_names() -> None:
     assert {"collect", "merge", "config"} <= {*completed("neuronrank ")}
     assert completed("neuronrank prune --nr-sp") == ["--nr-spikiness-exp"]
     assert "neuronrank_wanda" in completed("neuronrank prune --prune_method neuron")
+
+
+def test_flags_that_can_be_repeated(run: Run) -> None:
+    file = write("[sweep]\nsparsity_ratio = [0.5, 1]\nprune_method = ['wanda']\n[report]\nprompt = ['a b', 'c']\n")
+
+    def value(command: str, flag: str, env: dict[str, str] | None = None) -> Any:
+        given = [] if env else ["--config", file]
+        return json.loads(run("config", "--show", command, *given, "--json", env=env).stdout)[flag]["value"]
+
+    assert value("sweep", "--sparsity_ratio") == [0.5, 1.0]
+    assert value("sweep", "--prune_method") == ["wanda"]
+    assert value("report", "--prompt") == ["a b", "c"]
+    variables = {"NEURONRANK_REPORT_PROMPT": "The capital of France\nis", "NEURONRANK_SWEEP_SPARSITY_RATIO": "0.1 0.2"}
+    assert value("report", "--prompt", variables) == ["The capital of France", "is"]
+    assert value("sweep", "--sparsity_ratio", variables) == [0.1, 0.2]
+    wrong = write("[sweep]\nsparsity_ratio = [0.5, 'half']\n")
+    assert "allowed: a list, each a number" in run("config", "--show", "sweep", "--config", wrong, code=2).stderr

@@ -25,6 +25,7 @@ from tiny_files import write_model
 
 from neuronrank_cli.app import cli
 from neuronrank_torch.files.json import read_sealed, seal
+from neuronrank_torch.runs.page import gather
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 BUDGET = ["--nsamples", 6, "--seqlen", 64]
@@ -535,3 +536,39 @@ def test_text_that_the_model_cannot_write(tmp_path: Path, flags: list[object], s
     result = neuronrank("report", "pruned", *flags, "--save", tmp_path / "x.html", code=2)
     assert f"Error: {says}" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("place")
+def test_flags_without_effect_are_named() -> None:
+    idle = ["--dataset", "nope.txt", "--nr-tfidf-k", 7, "--layers", 2, "--prompt", "hi", "--new-tokens", 0]
+    error = neuronrank("report", "pruned", *idle, "--eval-windows", 0, "--save", "idle.html").stderr
+    for flag in ("--dataset", "--nr-tfidf-k", "--layers"):
+        assert f"Warning: {flag} has no effect without --stats" in error
+    assert "Warning: --prompt has no effect with --new-tokens 0" in error
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("flags", [["--stats", "nowhere"], ["--stats", "stats", "--nr-q-active", 2], ["--prompt", ""]])
+def test_what_cannot_be_used_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch, flags: list[object]) -> None:
+    monkeypatch.setattr(gather, "measure_pair", lambda *_, **__: pytest.fail("measured"))
+    neuronrank("report", "pruned", *flags, "--save", "early.html", code=2)
+
+
+@pytest.mark.usefixtures("place")
+def test_statistics_of_another_signal_say_nothing_of_the_methods(tmp_path: Path) -> None:
+    folder = tmp_path / "gate"
+    common = ["--model", "<b>tiny", "--dataset", "<i>text.txt", *BUDGET, "--propagate", "dense", "--seed", 5]
+    neuronrank("prune", *common, "--prune_method", "neuronrank_tfidf", "--nr-signal", "gate", "--save", folder)
+    flags = ["--stats", "stats", "--eval-windows", 0, "--new-tokens", 0, "--save", tmp_path / "page.html", "--json"]
+    missing = json.loads(neuronrank("report", folder, *flags).stdout)["agreement"]["missing"]
+    assert missing.startswith("The run had signal gate, the statistics were collected with ")
+    neuronrank("report", folder, "--new-tokens", 0, "--save", tmp_path / "bare.html")
+    suggested = html.unescape((tmp_path / "bare.html").read_text("utf-8"))
+    [command] = re.findall(r"neuronrank (collect .*)\n", suggested)
+    assert "--nr-signal gate" in command
+    assert "--seed 5" in command
+    neuronrank(*shlex.split(command)[:-1], tmp_path / "matching")
+    flags = ["--stats", tmp_path / "matching", *flags[2:], "--force"]
+    kept = json.loads(neuronrank("report", folder, *flags).stdout)["agreement"]
+    own = kept["methods"].index("neuronrank_tfidf")
+    assert kept["kept"][0][own] == pytest.approx(1.0, abs=0.01)

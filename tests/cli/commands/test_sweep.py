@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 from command import Run
+from safetensors.torch import load_file, save_file
 
 import neuronrank_cli.commands.sweep
 import neuronrank_torch.runs.sweep
@@ -271,3 +274,69 @@ def test_wrong_input(run: Run, swept: list[object], arguments: str, message: str
     assert refused.stdout == ""
     assert message in refused.stderr
     assert Path("other.txt").read_text() == "a text\n"
+
+
+def test_cells_of_another_sweep_anywhere_in_the_file_are_refused(run: Run, swept: list[object], model: Path) -> None:
+    run(*swept)
+    copied = shutil.copytree(model, "other")
+    weights = load_file(copied / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, copied / "model.safetensors", {"format": "pt"})
+    other = [*swept[:1], "--model", copied, *swept[3:-1], "others.jsonl", "--sparsity_ratio", 0.1]
+    run(*other)
+    both = Path("cells.jsonl").read_text() + Path("others.jsonl").read_text()
+    Path("cells.jsonl").write_text(both)
+    assert "contains a different sweep: model" in run(*swept, "--sparsity_ratio", 0.1, code=2).stderr
+    assert Path("cells.jsonl").read_text() == both
+
+
+@pytest.mark.parametrize("reading_first", [False, True])
+def test_methods_that_read_text_extend_a_sweep_of_others(run: Run, swept: list[object], reading_first: bool) -> None:
+    head, tail = swept[:9], swept[13:]  # Between them are the two methods.
+    alone = [[*head, "--prune_method", name, *tail] for name in ("magnitude", "neuronrank_wanda")]
+    for flags in alone[:: -1 if reading_first else 1]:
+        run(*flags)
+    extended = json.loads(run(*swept, "--json").stdout)["cells"]
+    assert len(lines()) == 5
+    run(*swept, "--out", "whole.jsonl")
+    whole = [json.loads(line) for line in Path("whole.jsonl").read_text().splitlines()]
+    assert [cell["perplexity"] for cell in extended] == [line["perplexity"] for line in whole if "dense" not in line]
+    # Another text is another sweep, but for what reads none.
+    Path("another.txt").write_text("word " * 999)
+    run(*alone[0], "--dataset", "another.txt")
+    assert "calibration text was" in run(*alone[1], "--dataset", "another.txt", code=2).stderr
+
+
+def test_methods_that_can_remove_neurons_by_default(run: Run, swept: list[object]) -> None:
+    flags = [*swept[:9], *swept[13:], "--sparsity_type", "neurons"]
+    cells = json.loads(run(*flags, "--json").stdout)["cells"]
+    assert {cell["method"] for cell in cells} == {"neuronrank_wanda"}
+
+
+def test_flags_without_effect_make_no_other_sweep(run: Run, swept: list[object], small: list[object]) -> None:
+    run("collect", *small, "--save", "stats")
+    run(*swept, "--stats", "stats")
+    before = lines()
+    assert "--nsamples has no effect" in run(*swept, "--stats", "stats", "--nsamples", 3).stderr
+    assert lines() == before
+    assert "layers" in run(*swept, "--pruning_last", 99, "--out", "last.jsonl").stderr
+
+
+def test_what_is_no_regular_file_is_not_replaced(run: Run, swept: list[object]) -> None:
+    os.mkfifo("pipe")
+    assert "pipe is not a regular file" in run(*swept, "--out", "pipe", code=2).stderr
+    assert Path("pipe").is_fifo()
+
+
+def test_a_sweep_of_failures_fails(run: Run, swept: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise NonFiniteError("NaN in the scores")
+
+    monkeypatch.setattr(neuronrank_torch.runs.sweep, "prune", fails)
+    assert "every cell failed; magnitude none 0.6 failed: NaN in the scores" in run(*swept, code=1).stderr
+
+
+def test_a_damaged_cell_is_no_file_of_cells(run: Run, swept: list[object]) -> None:
+    run(*swept)
+    text = Path("cells.jsonl").read_text().replace('"share"', '"sharing"')
+    Path("cells.jsonl").write_text(text)
+    assert "cells.jsonl is not a file of cells" in run(*swept, code=2).stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from command import Run
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.tasks
@@ -138,3 +140,20 @@ def test_lm_eval_itself_on_a_task_of_our_own(model: Path, tmp_path: Path) -> Non
     result = json.loads(done.stdout)
     assert result["tasks"]["ours"]["acc,none"] == pytest.approx(expected)
     assert result["fewshot"] == {"ours": 0}
+
+
+@pytest.mark.usefixtures("harness")
+def test_a_model_that_predicts_nan_has_no_accuracy(run: Run, model: Path) -> None:
+    broken = shutil.copytree(model, "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    assert "the model predicts NaN or Inf" in run("eval", "--model", broken, "--tasks", "cats", code=1).stderr
+
+
+@pytest.mark.usefixtures("harness")
+@pytest.mark.parametrize("path", ["gone", "one.yaml"])
+def test_tasks_are_in_a_folder(run: Run, path: str) -> None:
+    Path("one.yaml").touch()
+    flags = ["--model", "./gone", "--tasks", "cats", "--include-path", path]
+    assert f"--include-path {path} is not a folder" in run("eval", *flags, code=2).stderr

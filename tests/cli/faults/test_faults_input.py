@@ -30,6 +30,7 @@ TEXTS: dict[str, tuple[str, bytes, str, str]] = {
         "t.jsonl, line 2: half of a character",
         "remove what is left of it",
     ),
+    "a table": ("t.json", b'[{"text": "fine"}]', "t.json is not a text", "convert it to .jsonl"),
     "no text field": ("t.jsonl", b'{"body": "x"}\n', "line 1: no `text` field", '{"text": "..."}'),
     "no messages": (
         "t.jsonl",

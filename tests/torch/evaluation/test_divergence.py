@@ -187,3 +187,12 @@ def test_a_divergence_that_is_not_finite_names_the_window() -> None:
 def test_batch_size_out_of_range() -> None:
     with pytest.raises(InvalidValueError, match="batch_size"):
         compared(Evaluated(small()), Evaluated(small()), batch_size=0)
+
+
+def test_which_of_the_two_models_is_not_finite() -> None:
+    windows = np.arange(12)[None] % 7
+    for broken, says in ((0, "the reference's"), (1, "the model's")):
+        pair = [small(tied=False), small(tied=False)]
+        pair[broken].lm_head.weight.data.fill_(float("nan"))
+        with pytest.raises(NonFiniteError, match=says):
+            score_windows([Evaluated(one) for one in pair], windows)

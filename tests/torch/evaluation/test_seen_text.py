@@ -42,3 +42,8 @@ def test_what_is_said() -> None:
     assert "shares about " in next(overlap_notes(" ".join([*prose(7), *prose(8)]), " ".join(prose(8))))
     assert not [*overlap_notes(text, "")]
     assert overlap("", text) == 0.0
+
+
+def test_a_part_of_the_calibration_text_is_not_all_of_it() -> None:
+    seen = prose(0, 8000)
+    assert "is part of the calibration text" in next(overlap_notes(" ".join(seen[2000:4000]), " ".join(seen)))

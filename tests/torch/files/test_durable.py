@@ -110,3 +110,13 @@ def test_parent_is_not_writable(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(InputError, match=f"{tmp_path} is not writable"):
         check_output(tmp_path / "new" / "out")
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    def fails(path):
+        path.write_text("half")
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        write_durably(tmp_path / "file", fails)
+    assert names(tmp_path) == []

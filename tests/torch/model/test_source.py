@@ -19,7 +19,7 @@ class TestNames:
     @pytest.mark.parametrize("spec", ["/no/such", "./no", "~/no", "a/b/c", "no.gguf", "~nosuchuser/x", "", "-x", "a b"])
     def test_missing_path_is_not_taken_for_a_hub_name(self, spec, monkeypatch):
         monkeypatch.setattr(source, "_download", lambda name: pytest.fail(f"asked the hub for {name}"))
-        with pytest.raises(InputError, match=r"model not found|is empty|has no config"):
+        with pytest.raises(InputError, match=r"model not found|cannot find|is empty|has no config"):
             load_model(spec)
 
     def test_unknown_builtin(self):
@@ -93,3 +93,13 @@ class TestDigest:
         before = sampled_digest(file)
         file.write_bytes(bytes(20_000_001))
         assert sampled_digest(file) != before
+
+
+def test_a_note_beside_a_model_is_no_part_of_it(folder):
+    before = load_model(str(folder))[2].digests()
+    (folder / "notes.txt").write_text("mine")
+    (folder / "eval.json").write_text("{}")
+    assert load_model(str(folder))[2].digests() == before
+    for name in ("merges.txt", "vocab.json", "extra.model"):
+        (folder / name).write_text("{}")
+        assert name in load_model(str(folder))[2].digests()

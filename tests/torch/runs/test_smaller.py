@@ -12,6 +12,7 @@ import torch
 from pruning import TEXT, recipe
 from tiny import BOS, tiny_model, tiny_tokenizer
 from tiny_files import write_model
+from tokenizers import Regex, normalizers
 from transformers import AutoModelForCausalLM
 
 import neuronrank_torch.model.limits
@@ -381,3 +382,12 @@ def test_the_report_counts_what_every_pass_left(
         assert {name: module["size"] for name, module in row["modules"].items()} == own
         reported = result.layers[row["layer"]].modules
         assert {name: module.size - module.removed for name, module in reported.items()} == own
+
+
+def test_a_text_with_few_tokens_in_its_first_characters(job: dict[str, Any]) -> None:
+    tokenizer = tiny_tokenizer(True)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
+    tokenizer.save_pretrained(job["model"])
+    Path(job["dataset"]).write_text(" " * 9000 + TEXT)
+    result = run_prune(Job(**job), recipe(sparsity_type="neurons", sparsity_ratio=0.25))
+    assert result.total.removed

@@ -107,7 +107,8 @@ class TestHub:
             calls.append((name, config, split))
             if name == "gone":
                 raise ConnectionError("no route\nto the hub")
-            return Rows(body=["x"]) if name == "other" else Rows(text=["a", "", "b"])
+            rows = {"other": {"body": ["x"]}, "holes": {"text": ["a", None]}}
+            return Rows(rows.get(name, {"text": ["a", "", "b"]}))
 
         monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
         return calls
@@ -125,6 +126,11 @@ class TestHub:
     def test_name_config_split(self, asked, spec, split, expected):
         assert load_text(spec, split) == "a\n\n\n\nb"
         assert asked == [expected]
+
+    @pytest.mark.usefixtures("asked")
+    def test_a_row_without_text(self):
+        with pytest.raises(InputError, match="holes, row 2: `text` is None, not a string"):
+            load_text("holes", "calibration")
 
     @pytest.mark.usefixtures("asked")
     def test_failure_is_one_line_and_keeps_its_cause(self):
