@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from neuronrank_core import InputError
 from neuronrank_torch.paths import local_path
 
 if sys.version_info >= (3, 11):
@@ -27,7 +28,10 @@ def load(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     """Callback of --config: the settings in the file become the defaults of the command."""
     del param
     if value is not None:
-        file = local_path(value)
+        try:
+            file = local_path(value)
+        except InputError as error:
+            raise click.UsageError(str(error), ctx) from error
         ctx.default_map = read(file, ctx)
         ctx.meta[META] = f"{file}, [{ctx.command.name}]"
 

@@ -14,6 +14,4 @@ def local_path(name: str | Path) -> Path:
         raise InputError(f"cannot find {name}: {error}", hint="check the path") from error
     except OSError as error:  # A name that is too long, or a folder that must not be read.
         raise InputError(f"cannot use {name}: {error.strerror}", hint="check the path") from error
-    except ValueError as error:  # A zero byte.
-        raise InputError(f"cannot use {name!r}: {error}", hint="check the path") from error
     return path

@@ -50,12 +50,16 @@ def check_positions(model: Any, tokens: int, before: int = 0, field: str = "seql
 
     Raises
     ------
+    InputError
+        If the tokens before are too many already.
     InvalidValueError
         Names the range that the model's configuration allows.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and before > positions:
-        raise InvalidValueError("prompts", f"a prompt of {before} tokens", f"at most {positions} tokens")
+        raise InputError(
+            f"the prompt has {before} tokens, but the model has {positions} positions", hint="shorten the prompt"
+        )
     if positions is not None and before + tokens > positions:
         allowed = f"[2, {positions}]" if before == 0 else f"[0, {positions - before}] after a prompt of {before} tokens"
         raise InvalidValueError(field, tokens, allowed, hint=f"the model's max_position_embeddings is {positions}")

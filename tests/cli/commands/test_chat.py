@@ -121,8 +121,10 @@ def test_mistakes(run: Run, model: Path, flags: list[object], says: str) -> None
 
 def test_a_conversation_that_becomes_too_long(run: Run, talking: Path) -> None:
     shown = run("chat", talking, "--max-new-tokens", 4, stdin=f"Hi\n{'x' * 480}\n", code=2)
-    assert "Error: --max-new-tokens is 4, allowed: [0, " in shown.stderr
+    assert "Error: the prompt has 527 tokens, but the model has 512 positions" in shown.stderr
     assert shown.stdout.startswith("> Hi\n")
+    shown = run("chat", talking, "--max-new-tokens", 40, stdin="x" * 470, code=2)
+    assert "Error: --max-new-tokens is 40, allowed: [0, " in shown.stderr
 
 
 def test_a_template_that_refuses(run: Run, talking: Path) -> None:
@@ -134,7 +136,7 @@ def test_a_template_that_refuses(run: Run, talking: Path) -> None:
 
 
 def test_only_the_request_decides_how_text_is_written(run: Run, model: Path) -> None:
-    own = shutil.copytree(model, "own")
+    own = Path(shutil.copytree(model, "own"))
     settings = json.loads((own / "generation_config.json").read_text())
     settings |= {"repetition_penalty": 9.0, "top_k": 1, "do_sample": True}
     (own / "generation_config.json").write_text(json.dumps(settings))
@@ -147,11 +149,11 @@ def test_only_the_request_decides_how_text_is_written(run: Run, model: Path) -> 
 def test_what_was_said_before_a_prompt_that_fails_is_kept(run: Run, model: Path) -> None:
     result = run("chat", model, "--max-new-tokens", 3, "--json", stdin="One.\n" + "x" * 9999, code=2)
     assert said(result) == [[greedy(model, "One.", 3)]]
-    assert "Error: --prompt is 'a prompt of" in result.stderr or "prompts is 'a prompt of" in result.stderr
+    assert "Error: the prompt has 10000 tokens, but the model has 512 positions" in result.stderr
 
 
 def test_a_model_that_predicts_nan(run: Run, model: Path) -> None:
-    broken = shutil.copytree(model, "broken")
+    broken = Path(shutil.copytree(model, "broken"))
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, broken / "model.safetensors", {"format": "pt"})

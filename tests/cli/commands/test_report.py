@@ -558,14 +558,14 @@ def test_what_cannot_be_used_is_refused_before_the_work(monkeypatch: pytest.Monk
 def test_statistics_of_another_signal_say_nothing_of_the_methods(tmp_path: Path) -> None:
     folder = tmp_path / "gate"
     common = ["--model", "<b>tiny", "--dataset", "<i>text.txt", *BUDGET, "--propagate", "dense", "--seed", 5]
-    neuronrank("prune", *common, "--prune_method", "neuronrank_tfidf", "--nr-signal", "gate", "--save", folder)
+    neuronrank("prune", *common, "--prune_method", "neuronrank_tfidf", "--nr-signal", "product", "--save", folder)
     flags = ["--stats", "stats", "--eval-windows", 0, "--new-tokens", 0, "--save", tmp_path / "page.html", "--json"]
     missing = json.loads(neuronrank("report", folder, *flags).stdout)["agreement"]["missing"]
-    assert missing.startswith("The run had signal gate, the statistics were collected with ")
+    assert missing.startswith("The run had signal product, the statistics were collected with gate")
     neuronrank("report", folder, "--new-tokens", 0, "--save", tmp_path / "bare.html")
     suggested = html.unescape((tmp_path / "bare.html").read_text("utf-8"))
     [command] = re.findall(r"neuronrank (collect .*)\n", suggested)
-    assert "--nr-signal gate" in command
+    assert "--nr-signal product" in command
     assert "--seed 5" in command
     neuronrank(*shlex.split(command)[:-1], tmp_path / "matching")
     flags = ["--stats", tmp_path / "matching", *flags[2:], "--force"]

@@ -278,7 +278,7 @@ def test_wrong_input(run: Run, swept: list[object], arguments: str, message: str
 
 def test_cells_of_another_sweep_anywhere_in_the_file_are_refused(run: Run, swept: list[object], model: Path) -> None:
     run(*swept)
-    copied = shutil.copytree(model, "other")
+    copied = Path(shutil.copytree(model, "other"))
     weights = load_file(copied / "model.safetensors")
     save_file({name: 2 * weight for name, weight in weights.items()}, copied / "model.safetensors", {"format": "pt"})
     other = [*swept[:1], "--model", copied, *swept[3:-1], "others.jsonl", "--sparsity_ratio", 0.1]

@@ -53,6 +53,7 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_what_is_handed_over(run: Run, model: Path, harness: dict[str, Any]) -> None:
+    Path("mine").mkdir()
     flags = ["--include-path", "mine", "--fewshot", 3, "--limit", 5, "--batch-size", 2]
     result = json.loads(run("eval", "--model", model, "--tasks", "cats, dogs,", *flags, "--json").stdout)
     assert harness["tasks"] == ["cats", "dogs"]
@@ -144,7 +145,7 @@ def test_lm_eval_itself_on_a_task_of_our_own(model: Path, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("harness")
 def test_a_model_that_predicts_nan_has_no_accuracy(run: Run, model: Path) -> None:
-    broken = shutil.copytree(model, "broken")
+    broken = Path(shutil.copytree(model, "broken"))
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
