@@ -86,7 +86,11 @@ def keys(parameter: click.Parameter) -> list[str]:
 def _kind(parameter: click.Parameter) -> _Kind:
     if parameter.nargs == -1 or parameter.multiple:
         fits, what = _single(parameter)
-        return lambda v: isinstance(v, list) and all(map(fits, v)), f"a list, each {what}"
+
+        def each(value: Any) -> bool:  # Strings too, as in earlier versions; click converts them.
+            return isinstance(value, list) and all(isinstance(one, str) or fits(one) for one in value)
+
+        return each, f"a list, each {what}"
     return _single(parameter)
 
 

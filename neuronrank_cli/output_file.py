@@ -34,8 +34,9 @@ def check_writable(save: str) -> Path:
     file = local_path(save)
     if file.exists() and not (file.is_file() or file.is_dir()):
         raise InputError(f"{save} is not a regular file", hint="choose another name")
-    if not file.resolve().parent.is_dir():
-        raise InputError(f"cannot write {save}: there is no folder {file.parent}", hint="create it, or choose another")
-    if not os.access(file.resolve().parent, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write {save}: {file.parent} is not writable", hint="choose another folder")
+    folder = file.resolve().parent if file.is_symlink() else file.parent
+    if not folder.is_dir():
+        raise InputError(f"cannot write {save}: there is no folder {folder}", hint="create it, or choose another")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {save}: {folder} is not writable", hint="choose another folder")
     return file

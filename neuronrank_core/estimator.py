@@ -16,7 +16,7 @@ from neuronrank_core.recipe import Recipe
 from neuronrank_core.selection.masks import mask_by
 from neuronrank_core.selection.whole_neurons import kept_neurons
 from neuronrank_core.statistics.neurons import NeuronStatistics
-from neuronrank_core.statistics.table import SAMPLE, LayerStatistics, document_statistics, merge
+from neuronrank_core.statistics.table import INPUTS, SAMPLE, LayerStatistics, document_statistics, merge
 
 #: Gated-MLP modules that stand for the weights of any layer: into the neurons (axis 0) and out of them (axis 1).
 _ROLES = ("gate_proj", "down_proj")
@@ -271,7 +271,8 @@ class NeuronRank(Parameters):
             raise InputError(f"the weight has shape {w.shape}: it is empty")
         matrix = w.reshape(len(w), -1) if axis == 0 else np.moveaxis(w, 1, -1).reshape(-1, neurons)
         context = replace(context, weights={**context.weights, _ROLES[axis]: matrix})
-        if axis == 1 or "gate_proj" not in context.table.input_mean_square:
+        reads = INPUTS in requires(context.recipe) and "gate_proj" in context.table.input_mean_square
+        if axis == 1 or not reads:
             return w, context
         norm = context.input_rms("gate_proj")
         if w.shape[1] != len(norm):

@@ -196,9 +196,9 @@ def _slow_double(device: torch.device) -> bool:
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """Rows scaled to Euclidean length 1; zero rows stay zero."""
+    """Rows scaled to Euclidean length 1; zero rows stay zero, and a row with NaN or Inf has NaN."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return torch.where(norm > 0, rows / norm, 0.0)
+    return torch.where(norm == 0, 0.0, rows / norm)
 
 
 def spherical_kmeans(rows: Tensor, centroids: Tensor, iterations: int = kmeans.ITERATIONS) -> tuple[Tensor, Tensor]:

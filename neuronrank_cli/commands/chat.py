@@ -53,6 +53,7 @@ def chat(ctx: click.Context, /, first: str, second: str | None, as_json: bool, *
     for note in talk.notes:
         warn(note)
     turns: list[Turn] = []
+    ended = False
     try:
         for turn in talk.turns(_prompts()):
             turns.append(turn)
@@ -60,8 +61,9 @@ def chat(ctx: click.Context, /, first: str, second: str | None, as_json: bool, *
                 _print_turn(turn, talk.models)
         if not turns and not sys.stdin.isatty():
             raise InputError("there is no prompt on stdin", hint="give one per line")
+        ended = True
     finally:  # Also what was said before a prompt that failed.
-        if as_json and turns:
+        if as_json and (turns or ended):
             print_json(ChatResult(talk.models, tuple(turns), talk.notes))
 
 

@@ -48,7 +48,7 @@ Example:
     into="methods",
     type=options.Name(tuple(ALL_METHODS)),
     multiple=True,
-    default_text=f"wanda, {Recipe.method}; those that can, with neurons, heads or experts",
+    default_text=f"wanda, {Recipe.method}; the latter alone, with neurons, heads, experts or layers",
     metavar="METHOD",
 )
 @options.flag(
@@ -120,7 +120,7 @@ def sweep(ctx: click.Context, /, as_json: bool, figure: str | None, **flags: Any
 
 def default_methods(recipe: Recipe) -> tuple[str, ...]:
     """Wanda and the main method, as far as they can choose what the recipe removes."""
-    if recipe.removes_experts or recipe.whole_neurons or recipe.removes_heads:
+    if recipe.structured:
         return (Recipe.method,)
     return ("wanda", Recipe.method)
 

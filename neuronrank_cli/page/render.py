@@ -60,7 +60,7 @@ def collect_command(data: dict[str, Any]) -> str:
     for name in ("nsamples", "seqlen", *_SAMPLING):
         value = getattr(run.recipe, name)
         if name not in _SAMPLING or value != getattr(plain, name):
-            words += [SPELLING[name], f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [SPELLING[name], str(value)]
     return shlex.join([*words, "--save", "stats"])
 
 

@@ -75,10 +75,10 @@ def expert_statistics(
         If the arrays differ in their numbers of tokens.
     """
     x = np.asarray(inputs, dtype=np.float64)
-    sums = expert_sums(routed, gate, norm)
     lengths = [len(np.asarray(values)) for values in (x, routed, gate, norm)]
     if len(set(lengths)) > 1:
         raise InvalidValueError("tokens", lengths, "one number for all arrays")
+    sums = expert_sums(routed, gate, norm)
     if not np.isfinite(x).all() or not all(np.isfinite(column).all() for column in sums.values()):
         raise NonFiniteError(f"NaN or Inf in the experts of layer {layer}", hint="check the model's weights")
     kept = sample_positions(len(x), tokens_per_document)
@@ -182,5 +182,5 @@ class ExpertStatistics(NeuronStatistics):
         counts = self._column("expert_tokens")
         if self.mode == "topic":
             routed = (self._column("sample_gate") != 0) | (self._column("sample_norm") != 0)
-            counts = tfidf.group_sums(routed.astype(np.int64), self.labels, self.groups)
+            counts = tfidf.group_sums(routed, self.labels, self.groups, np.int64)
         return np.asarray(active_documents(counts).sum(axis=0), dtype=np.int64)

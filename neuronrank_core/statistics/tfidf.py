@@ -51,7 +51,7 @@ def topic_term_frequency(group_means: ArrayLike) -> Vector:
     return np.asarray(np.mean(np.asarray(group_means, dtype=np.float64), axis=0))
 
 
-def group_sums(rows: NDArray[np.generic], labels: ArrayLike, groups: int) -> NDArray[Any]:
+def group_sums(rows: NDArray[Any], labels: ArrayLike, groups: int, dtype: type = np.float64) -> NDArray[Any]:
     """Sum of each group's rows.
 
     Parameters
@@ -60,16 +60,20 @@ def group_sums(rows: NDArray[np.generic], labels: ArrayLike, groups: int) -> NDA
     labels : int array, shape (tokens,)
         Group of each row, in [0, groups).
     groups : int
+    dtype : type
+        Of the sums.
 
     Returns
     -------
-    array, shape (groups, features), of the dtype of the rows; zero for an empty group
+    array, shape (groups, features); zero for an empty group
     """
     group = np.asarray(labels, dtype=np.int64)
-    order, sizes = np.argsort(group, kind="stable"), np.bincount(group, minlength=groups)
-    sums = np.zeros((groups, rows.shape[1]), dtype=rows.dtype)
+    sizes = np.bincount(group, minlength=groups)
+    sums: NDArray[Any] = np.zeros((groups, rows.shape[1]), dtype=dtype)
     filled = sizes > 0
-    sums[filled] = np.add.reduceat(rows[order], (np.cumsum(sizes) - sizes)[filled], axis=0)
+    if (np.diff(group) < 0).any():
+        rows = rows[np.argsort(group, kind="stable")]
+    sums[filled] = np.add.reduceat(rows, (np.cumsum(sizes) - sizes)[filled], axis=0, dtype=dtype)
     return sums
 
 
@@ -88,7 +92,7 @@ def group_means(sample: ArrayLike, labels: ArrayLike, groups: int) -> Vector:
     float64 array, shape (groups, neurons); zero for an empty group
     """
     sizes = np.bincount(np.asarray(labels), minlength=groups)
-    return group_sums(np.asarray(sample, dtype=np.float64), labels, groups) / np.maximum(sizes, 1)[:, None]
+    return np.asarray(group_sums(np.asarray(sample), labels, groups) / np.maximum(sizes, 1)[:, None])
 
 
 def quantile_threshold(sample: ArrayLike, q: float) -> NDArray[Any]:
@@ -116,7 +120,7 @@ def quantile_threshold(sample: ArrayLike, q: float) -> NDArray[Any]:
 
 def active_tokens(sample: ArrayLike, tau: ArrayLike, labels: ArrayLike, groups: int) -> Counts:
     """Number of each group's sampled tokens with ``a >= tau``, shape (groups, neurons)."""
-    return group_sums((np.asarray(sample) >= np.asarray(tau)).astype(np.int64), labels, groups)
+    return group_sums(np.asarray(sample) >= np.asarray(tau), labels, groups, np.int64)
 
 
 def document_frequency(active: ArrayLike, group_tokens: ArrayLike, q: float) -> Counts:

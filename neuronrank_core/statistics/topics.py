@@ -40,10 +40,11 @@ def topic_draws(tokens: int, features: int, k: int, seed: int) -> tuple[NDArray[
 
 
 def unit_rows(rows: ArrayLike) -> Matrix:
-    """Rows scaled to Euclidean length 1; zero rows stay zero."""
+    """Rows scaled to Euclidean length 1; zero rows stay zero, and a row with NaN or Inf has NaN."""
     x = np.asarray(rows, dtype=np.float64)
     norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.asarray(np.divide(x, norm, out=np.zeros_like(x), where=norm > 0))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.divide(x, norm, out=np.zeros_like(x), where=norm != 0))
 
 
 def assign(rows: ArrayLike, centroids: ArrayLike) -> Labels:

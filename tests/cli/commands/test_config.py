@@ -149,5 +149,7 @@ def test_flags_that_can_be_repeated(run: Run) -> None:
     variables = {"NEURONRANK_REPORT_PROMPT": "The capital of France\nis", "NEURONRANK_SWEEP_SPARSITY_RATIO": "0.1 0.2"}
     assert value("report", "--prompt", variables) == ["The capital of France", "is"]
     assert value("sweep", "--sparsity_ratio", variables) == [0.1, 0.2]
-    wrong = write("[sweep]\nsparsity_ratio = [0.5, 'half']\n")
+    file = write("[sweep]\nsparsity_ratio = ['0.5', '0.7']\n")
+    assert value("sweep", "--sparsity_ratio") == [0.5, 0.7]
+    wrong = write("[sweep]\nsparsity_ratio = [0.5, true]\n")
     assert "allowed: a list, each a number" in run("config", "--show", "sweep", "--config", wrong, code=2).stderr

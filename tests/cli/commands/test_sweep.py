@@ -321,6 +321,7 @@ def test_flags_without_effect_make_no_other_sweep(run: Run, swept: list[object],
     assert "layers" in run(*swept, "--pruning_last", 99, "--out", "last.jsonl").stderr
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no named pipes in folders")
 def test_what_is_no_regular_file_is_not_replaced(run: Run, swept: list[object]) -> None:
     os.mkfifo("pipe")
     assert "pipe is not a regular file" in run(*swept, "--out", "pipe", code=2).stderr
@@ -340,3 +341,14 @@ def test_a_damaged_cell_is_no_file_of_cells(run: Run, swept: list[object]) -> No
     text = Path("cells.jsonl").read_text().replace('"share"', '"sharing"')
     Path("cells.jsonl").write_text(text)
     assert "cells.jsonl is not a file of cells" in run(*swept, code=2).stderr
+
+
+def test_cells_of_an_earlier_version_are_read(run: Run, swept: list[object], small: list[object]) -> None:
+    run("collect", *small, "--save", "stats")
+    run(*swept, "--stats", "stats")
+    for line in (before := lines()):
+        line["setup"]["device"] = "auto"
+        line["setup"]["recipe"] |= {"nsamples": 4, "propagate": "pruned"}
+    Path("cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before))
+    run(*swept, "--stats", "stats")
+    assert lines() == before

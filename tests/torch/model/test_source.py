@@ -93,13 +93,3 @@ class TestDigest:
         before = sampled_digest(file)
         file.write_bytes(bytes(20_000_001))
         assert sampled_digest(file) != before
-
-
-def test_a_note_beside_a_model_is_no_part_of_it(folder):
-    before = load_model(str(folder))[2].digests()
-    (folder / "notes.txt").write_text("mine")
-    (folder / "eval.json").write_text("{}")
-    assert load_model(str(folder))[2].digests() == before
-    for name in ("merges.txt", "vocab.json", "extra.model"):
-        (folder / name).write_text("{}")
-        assert name in load_model(str(folder))[2].digests()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pruning import TEXT, pruned, random_model, recipe, same_state, small, state
@@ -182,6 +183,11 @@ def test_signals_are_those_of_the_core() -> None:
         kernels.head_signal(x[None], weight, 3)[0].double(), torch.tensor(heads), rtol=1e-5, atol=0
     )
     x[5], y[5:] = 0, 0  # One of the two is zero, or both are.
+    for bad in (float("nan"), float("inf")):
+        broken = y.clone()
+        broken[0, 3] = bad
+        assert kernels.layer_signal(x, broken)[0].isnan()
+        assert np.isnan(layer_signal(x.numpy(), broken.numpy())[0])
     for after in (y, x + 0.01 * y):
         layer = layer_signal(x.numpy(), after.numpy())
         torch.testing.assert_close(kernels.layer_signal(x, after).double(), torch.tensor(layer), rtol=1e-5, atol=0)
