@@ -82,13 +82,12 @@ def print_comparison(result: CompareResult, dataset: str) -> None:
         mean, tail = kl_texts(result.divergence)
         say(f"KL divergence of B from A, nats per token: mean {mean}, 99th percentile {tail}")
         say(f"same most likely token: {result.divergence.agreement:.2%}")
-    if a.perplexity and b.perplexity:
-        ways = [protocol(dataset, figures.perplexity) for figures in (a, b) if figures.perplexity]
-        if len(set(ways)) == 1:
-            say(f"perplexity measured on: {ways[0]}")
-        else:
-            say(f"perplexity of A measured on: {ways[0]}")
-            say(f"perplexity of B measured on: {ways[1]}; not comparable with that of A")
+    ways = [protocol(dataset, measured) for measured in (a.perplexity, b.perplexity) if measured]
+    if len(set(ways)) == 1:
+        say(f"perplexity measured on: {ways[0]}")
+    elif ways:
+        say(f"perplexity of A measured on: {ways[0]}")
+        say(f"perplexity of B measured on: {ways[1]}; not comparable with that of A")
 
 
 def _print_overlap(result: CompareResult) -> None:

@@ -67,11 +67,10 @@ def check_prompts(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens
     """The tokens of each prompt; raises as :func:`continuations`, without generating anything."""
     tokenised = []
     for prompt in prompts:
-        if not prompt.isascii():
-            try:
-                prompt.encode()
-            except UnicodeEncodeError as error:
-                raise InvalidValueError("prompts", prompt, "text in UTF-8") from error
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidValueError("prompts", prompt, "text in UTF-8") from error
         tokens = tokenizer(prompt, return_tensors="pt", return_attention_mask=True)
         if not tokens["input_ids"].shape[1]:
             raise InvalidValueError("prompts", prompt, "a text that has tokens")

@@ -20,9 +20,9 @@ SELF, SELF_FILE = "self", "calibration.jsonl"
 _SEPARATOR = "\n\n"
 #: Every fourth topic of the built-in text is for evaluation, the others are for calibration.
 _EVALUATION_STRIDE = 4
-_TEXT_SUFFIXES = {".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet"}
 #: Files that would be read with all their punctuation.
 _TABLES = {".json", ".csv", ".parquet"}
+_TEXT_SUFFIXES = {".txt", ".text", ".md", ".jsonl", *_TABLES}
 _JSONL_HINT = f'each line must look like {{"text": "..."}} or {MESSAGES_HINT}'
 _HUB_HINT = "convert it to .jsonl with a `text` or `messages` field"
 #: JSON can have the escape of one without the other, which no tokenizer takes.
@@ -120,9 +120,9 @@ def _documents(spec: str, split: Split) -> Iterable[str | Conversation]:
     path = local_path(spec)
     if path.is_dir():
         raise InputError(f"{spec} is a folder", hint="give the path of a .txt or .jsonl file")
-    if path.suffix.lower() in _TABLES and path.exists():
-        raise InputError(f"{spec} is not a text", hint=f"convert it to .jsonl: {_JSONL_HINT}")
     if path.exists():
+        if path.suffix.lower() in _TABLES:
+            raise InputError(f"{spec} is not a text", hint=f"convert it to .jsonl: {_JSONL_HINT}")
         return _jsonl_documents(path) if path.suffix.lower() == ".jsonl" else [_read_utf8(path)]
     if is_path(spec):
         raise InputError(f"file not found: {spec}", hint="check the path, or use `builtin`")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from command import Run
+from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 from tiny_files import write_model
 
@@ -51,3 +52,12 @@ def copied(model: Path) -> Path:
 def saved(folder: Path, **options: Any) -> Path:
     """A tiny model saved by transformers."""
     return write_model(folder, tiny_model(layers=2, hidden=32, intermediate=64, **options), max_shard_size="40KB")
+
+
+def predicts_nan(model: Path) -> Path:
+    """A copy of a model with a weight that is NaN, in the working folder."""
+    folder = copied(model)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from command import Run
-from safetensors.torch import load_file, save_file
+from faults import predicts_nan
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.tasks
@@ -145,11 +144,9 @@ def test_lm_eval_itself_on_a_task_of_our_own(model: Path, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("harness")
 def test_a_model_that_predicts_nan_has_no_accuracy(run: Run, model: Path) -> None:
-    broken = Path(shutil.copytree(model, "broken"))
-    weights = load_file(broken / "model.safetensors")
-    weights["model.norm.weight"][0] = float("nan")
-    save_file(weights, broken / "model.safetensors", {"format": "pt"})
-    assert "the model predicts NaN or Inf" in run("eval", "--model", broken, "--tasks", "cats", code=1).stderr
+    assert (
+        "the model predicts NaN or Inf" in run("eval", "--model", predicts_nan(model), "--tasks", "cats", code=1).stderr
+    )
 
 
 @pytest.mark.usefixtures("harness")
