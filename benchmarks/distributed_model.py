@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neuronrank_core.update.least_squares import ITERATIONS
+from neuronrank_core.recipe import UPDATE_ITERATIONS
 
 #: Calibration text, as published Wanda and SparseGPT figures have it.
 DOCUMENTS, SEQLEN, SAMPLED = 128, 2048, 64
@@ -74,7 +74,7 @@ def phases(shape: Shape, run: str, processes: int, rates: Rates) -> dict[str, fl
     passes, samples, update = RUNS[run]
     tokens, others = DOCUMENTS * SEQLEN / processes, (processes - 1) / processes
     link = rates.nvlink if processes <= 8 else rates.network
-    solve32 = 2 * ITERATIONS * (2 * shape.neurons * shape.hidden**2 + shape.hidden * shape.neurons**2)
+    solve32 = 2 * UPDATE_ITERATIONS * (2 * shape.neurons * shape.hidden**2 + shape.hidden * shape.neurons**2)
     solve64 = 2 * (2 * shape.hidden**3 + shape.neurons**3)
     layer = {
         "forward passes": passes * tokens * 2 * (shape.layer + SEQLEN * shape.hidden) / rates.forward,

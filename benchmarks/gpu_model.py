@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from neuronrank_core import Recipe
 from neuronrank_core.effort import passes_by_effort
-from neuronrank_core.update.least_squares import ITERATIONS, SHARES
+from neuronrank_core.recipe import UPDATE_ITERATIONS
+from neuronrank_core.update.least_squares import gradual_shares
 from neuronrank_torch.runs.dry_run import GRAM_BYTES, SCORING_BYTES
 
 #: Calibration text, as published Wanda and SparseGPT figures have it, and tokens of a micro-batch.
@@ -128,12 +129,13 @@ def run(
     """Seconds of a prune, on a share of the text."""
     tokens, h, n = share * SEQUENCES * SEQLEN, model.hidden, model.neurons
     passes = 3 if gradual else 2
-    selections = 1 + sum(a > b for a, b in zip(SHARES, (0.0, *SHARES), strict=False)) if gradual else 1
+    shares = gradual_shares()
+    selections = 1 + sum(a > b for a, b in zip(shares, (0.0, *shares), strict=False)) if gradual else 1
     work = card.seconds(passes * model.forward(tokens))
     work += selections * TOUCHES * 4 * model.experts * model.block / card.bandwidth
     if gradual:
         gram = 2 * tokens * (h**2 + n**2 + h * n)
-        iterations = 2 * (ITERATIONS + 3) * (2 * n * h**2 + h * n**2)
+        iterations = 2 * (UPDATE_ITERATIONS + 3) * (2 * n * h**2 + h * n**2)
         # Two inverses for each of gate, up and down: of the residual norms, and of the iterations.
         work += card.seconds(float32=gram + iterations, solve=2 * (2 * h**3 + n**3))
     layer = max(work, read(model, card)) + (2 * model.layer / DURABLE if saved else 0.0)

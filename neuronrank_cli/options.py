@@ -154,6 +154,12 @@ RECIPE_FLAGS = {
             "re-fitting.",
         ),
         RecipeFlag(
+            "update_iterations",
+            "--update-iterations",
+            int,
+            "Iterations of --update on weights: half as many take a fifth less time and fit slightly worse.",
+        ),
+        RecipeFlag(
             "propagate",
             "--propagate",
             Name(("pruned", "dense")),

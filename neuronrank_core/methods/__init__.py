@@ -87,6 +87,8 @@ def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
         dead |= {"compare"}
     if recipe.removes_layers:  # No method scores them.
         dead |= method_of(recipe).reads
+    if recipe.update == "none" or recipe.structured:  # Whole units are re-fitted in closed form.
+        dead |= {"update_iterations"}
     if not recipe.whole_neurons:
         dead |= {"multiple_of"}
     if not recipe.removes_heads:

@@ -13,9 +13,8 @@ The functions use only operators, so that they work for NumPy arrays and torch t
 from collections.abc import Callable, Sequence
 
 from neuronrank_core.kernels import Array
+from neuronrank_core.recipe import UPDATE_ITERATIONS
 
-#: ADMM iterations; more do not reduce the error noticeably.
-ITERATIONS = 16
 #: Added to the diagonal of the Gram matrix scaled to a unit diagonal, as a penalty on changes from the dense weights.
 #: Keeps the solve well-posed and reduces overfitting to few calibration tokens (docs/measured/log.md).
 DAMPING = 0.3
@@ -23,9 +22,14 @@ DAMPING = 0.3
 SELECTION_DAMPING = 0.1
 #: Inputs that :func:`eliminate` chooses together.
 BLOCK = 16
-#: Fraction of the final zeros that is chosen by each iteration of a gradual update: 1 from three quarters of the
-#: iterations on, with decreasing steps up to there.
-SHARES = tuple(min(1.0, (4 / 3 * i / ITERATIONS) ** (1 / 3)) for i in range(1, ITERATIONS + 1))
+
+
+def gradual_shares(iterations: int = UPDATE_ITERATIONS) -> tuple[float, ...]:
+    """Fraction of the final zeros that is chosen by each iteration of a gradual update.
+
+    1 from three quarters of the iterations on, with decreasing steps up to there.
+    """
+    return tuple(min(1.0, (4 / 3 * i / iterations) ** (1 / 3)) for i in range(1, iterations + 1))
 
 
 def row_errors(weight: Array, gram: Array, target: Array) -> Array:
@@ -82,7 +86,7 @@ def least_squares_update(
     *,
     target: Array | None = None,
     damping: float = DAMPING,
-    iterations: int = ITERATIONS,
+    iterations: int = UPDATE_ITERATIONS,
 ) -> Array:
     """Update the remaining weights by the alternating direction method of multipliers (ADMM).
 
@@ -105,7 +109,7 @@ def least_squares_update(
     damping : float
         See :data:`DAMPING`.
     iterations : int, >= 1
-        See :data:`ITERATIONS`.
+        See :data:`neuronrank_core.recipe.UPDATE_ITERATIONS`.
 
     Returns
     -------
@@ -123,7 +127,7 @@ def gradual_update(
     *,
     target: Array | None = None,
     damping: float = DAMPING,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[float] = gradual_shares(),
 ) -> Array:
     """Alternate between choosing weights to zero, more at every iteration, and updating the remaining ones.
 
@@ -138,7 +142,7 @@ def gradual_update(
         ``choose(candidate, share)`` returns the mask for this fraction of the final zeros, by the current weights, a
         bias included. Not called again once the share stops increasing.
     shares : sequence of float
-        One per iteration; see :data:`SHARES`.
+        One per iteration; see :func:`gradual_shares`.
 
     Returns
     -------

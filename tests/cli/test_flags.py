@@ -304,6 +304,12 @@ def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:
         ("--nr-tfidf-mode topic --prune_method wanda", ["--nr-tfidf-mode has no effect on wanda"]),
         ("--idf-exp 0 --nr-q-active 0.7", ["on neuronrank_wanda in doc mode with --idf-exp 0"]),
         ("--sparsity_type 2:4 --compare row", ["--compare has no effect on 2:4"]),
+        ("--update-iterations 8", ["--update-iterations has no effect on a run without --update"]),
+        ("--update-iterations 8 --update gradual", []),
+        (
+            "--update-iterations 8 --sparsity_type neurons --update least-squares",
+            ["--update-iterations has no effect on neurons"],
+        ),
         (
             "--prune_method magnitude --dataset x --bos text",
             [

@@ -39,6 +39,7 @@ VALUES = {
     "variance_exp": (1.0, 2.0),
     "token_weight": (0.0, 1.0),
     "update": ("least-squares", "gradual"),
+    "update_iterations": (16, 4),
     "propagate": ("pruned", "dense"),
     "allocate": ("uniform", "modules"),
     "nsamples": (128, 4),

@@ -26,7 +26,15 @@ REAL = {
     "variance_exp": (0, 10),
     "token_weight": (0, INF),
 }
-WHOLE = {"pruning_last": 1, "tfidf_k": 1, "tokens_per_document": 1, "nsamples": 1, "seqlen": 2, "seed": 0}
+WHOLE = {
+    "pruning_last": 1,
+    "tfidf_k": 1,
+    "tokens_per_document": 1,
+    "update_iterations": 1,
+    "nsamples": 1,
+    "seqlen": 2,
+    "seed": 0,
+}
 CHOICES = {
     "method": "wanda",
     "compare": "row",

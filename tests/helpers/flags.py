@@ -52,6 +52,7 @@ RECIPE = {
     "variance_exp": 0.4,
     "token_weight": 0.6,
     "update": "least-squares",
+    "update_iterations": 9,
     "propagate": "dense",
     "allocate": "neuronrank",
     "nsamples": 5,

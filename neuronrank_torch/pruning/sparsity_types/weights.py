@@ -7,7 +7,7 @@ from torch import Tensor
 from neuronrank_core import Recipe, ScoringContext, prune_mask
 from neuronrank_core.selection.masks import gradual_mask, target_zeros
 from neuronrank_core.statistics.table import SHARED_INPUT
-from neuronrank_core.update.least_squares import gradual_update, least_squares_update, residual_norm
+from neuronrank_core.update.least_squares import gradual_shares, gradual_update, least_squares_update, residual_norm
 from neuronrank_torch.calibration.gram import Sums
 from neuronrank_torch.kernels import inverse
 from neuronrank_torch.model.blocks import Block
@@ -57,6 +57,7 @@ class Weights(SparsityType):
 
     def refit(self, block: Block, context: ScoringContext, chosen: dict[str, Tensor], gram: Sums) -> None:
         """Fit the remaining weights, and biases, to the outputs of the dense weights, which are in ``context``."""
+        iterations = context.recipe.update_iterations
         for role, projection in block.projections.items():
             inputs = gram.gram.get(SHARED_INPUT.get(role, role))
             if inputs is None:
@@ -69,10 +70,12 @@ class Weights(SparsityType):
             alive = bool(inputs.diagonal()[: dense.shape[1]].any())
             if context.recipe.update == "gradual" and alive:
                 choose = partial(gradual_mask, role, context, residual_norm(inputs, inverse)[: dense.shape[1]])
-                fitted = gradual_update(affine, choose, inputs, inverse, target=target)
+                shares = gradual_shares(iterations)
+                fitted = gradual_update(affine, choose, inputs, inverse, target=target, shares=shares)
             else:
                 # Zeros of the dense weights stay zero too: they count toward the target.
-                fitted = least_squares_update(affine, chosen[role] | (dense == 0), inputs, inverse, target=target)
+                mask = chosen[role] | (dense == 0)
+                fitted = least_squares_update(affine, mask, inputs, inverse, target=target, iterations=iterations)
             projection.store(fitted)
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from neuronrank_core.kernels import lowest_k
 from neuronrank_core.update.least_squares import (
-    SHARES,
     absorb,
+    gradual_shares,
     gradual_update,
     least_squares_update,
     residual_norm,
@@ -145,9 +145,12 @@ def test_an_input_that_never_fires_has_no_residual() -> None:
 
 
 def test_shares_grow_to_all_before_the_last_iterations() -> None:
-    assert list(SHARES) == sorted(SHARES)
-    assert SHARES[11:] == (1.0,) * 5
-    assert 8 * SHARES[0] ** 3 == pytest.approx(SHARES[7] ** 3)
+    shares = gradual_shares()
+    assert list(shares) == sorted(shares)
+    assert shares[11:] == (1.0,) * 5
+    assert 8 * shares[0] ** 3 == pytest.approx(shares[7] ** 3)
+    assert gradual_shares(8) == shares[1::2]  # The same way in larger steps.
+    assert gradual_shares(1) == (1.0,)
 
 
 def test_without_a_mask_nothing_changes() -> None:

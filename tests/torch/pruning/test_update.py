@@ -104,6 +104,19 @@ def test_choosing_and_refitting_in_turn_is_closer_still(sparsity_type: str, meth
     assert (gradual - reference).norm() < 0.95 * (at_once - reference).norm()
 
 
+@pytest.mark.parametrize("update", [UPDATE, GRADUAL], ids=str)
+def test_more_iterations_are_closer(update: dict[str, object]) -> None:
+    dense = small(layers=1)
+    tokens = calibration_sequences(tiny_tokenizer(), recipe(nsamples=32), TEXT)
+    distances = []
+    for iterations in (1, 4, 16):
+        model = copy.deepcopy(dense)
+        pruned(model, recipe(nsamples=32, update_iterations=iterations, **update))
+        with torch.no_grad():
+            distances.append((model.model(tokens)[0] - dense.model(tokens)[0]).norm().item())
+    assert distances[0] > 1.05 * distances[1] > 1.05 * distances[2], distances
+
+
 def test_down_makes_up_for_what_gate_and_up_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = small(layers=1)
     chosen = recipe(nsamples=32, **UPDATE)
