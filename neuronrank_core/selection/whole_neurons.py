@@ -1,5 +1,7 @@
 """Select the whole neurons to remove."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,7 +47,9 @@ def kept_neurons(context: ScoringContext) -> NDArray[np.int64]:
     return np.setdiff1d(np.arange(score.size), _lowest(score, removed_neurons(score.size, context.recipe), context))
 
 
-def next_neurons(context: ScoringContext, weight: Array, norm: Vector, count: int) -> NDArray[np.int64]:
+def next_neurons(
+    context: ScoringContext, weight: Array, norm: Vector, rest: Sequence[int], count: int
+) -> NDArray[np.int64]:
     """Indices of the neurons to remove next: those that score lowest among the remaining ones.
 
     Parameters
@@ -55,12 +59,13 @@ def next_neurons(context: ScoringContext, weight: Array, norm: Vector, count: in
     weight : array, shape (out_features, neurons)
         Current weight of ``down_proj``.
     norm : ndarray, shape (neurons,)
-        Replaces the norm of its inputs in the score; 0 for neurons that are removed already.
+        Replaces the norm of its inputs in the score.
+    rest : sequence of int
+        The remaining neurons.
     count : int
     """
     score = np.array(method_of(context.recipe).neuron_score(context.at("down_proj", weight, norm)), dtype=np.float64)
-    rest = np.flatnonzero(norm)
-    return rest[_lowest(score[rest], count, context)]
+    return np.array(rest)[_lowest(score[rest], count, context)]
 
 
 def _lowest(score: NDArray[np.float64], count: int, context: ScoringContext) -> NDArray[np.int64]:

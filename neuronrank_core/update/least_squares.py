@@ -11,6 +11,7 @@ The functions use only operators, so that they work for NumPy arrays and torch t
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from neuronrank_core.kernels import Array
 from neuronrank_core.recipe import UPDATE_ITERATIONS
@@ -87,6 +88,7 @@ def least_squares_update(
     target: Array | None = None,
     damping: float = DAMPING,
     iterations: int = UPDATE_ITERATIONS,
+    stored: Callable[[Array], Array] = lambda weight: weight,
 ) -> Array:
     """Update the remaining weights by the alternating direction method of multipliers (ADMM).
 
@@ -110,13 +112,15 @@ def least_squares_update(
         See :data:`DAMPING`.
     iterations : int, >= 1
         See :data:`neuronrank_core.recipe.UPDATE_ITERATIONS`.
+    stored : callable
+        Rounds weights as the model does that stores them.
 
     Returns
     -------
     array, same shape, exactly zero under the mask
     """
-    shares = [1.0] * iterations
-    return gradual_update(weight, lambda *_: mask, gram, inverse, target=target, damping=damping, shares=shares)
+    how: dict[str, Any] = {"target": target, "damping": damping, "stored": stored}
+    return gradual_update(weight, lambda *_: mask, gram, inverse, shares=[1.0] * iterations, **how)
 
 
 def gradual_update(
@@ -128,6 +132,7 @@ def gradual_update(
     target: Array | None = None,
     damping: float = DAMPING,
     shares: Sequence[float] = gradual_shares(),
+    stored: Callable[[Array], Array] = lambda weight: weight,
 ) -> Array:
     """Alternate between choosing weights to zero, more at every iteration, and updating the remaining ones.
 
@@ -136,7 +141,7 @@ def gradual_update(
 
     Parameters
     ----------
-    weight, gram, inverse, target, damping
+    weight, gram, inverse, target, damping, stored
         See :func:`least_squares_update`.
     choose : callable
         ``choose(candidate, share)`` returns the mask for this fraction of the final zeros, by the current weights, a
@@ -148,7 +153,8 @@ def gradual_update(
     -------
     array, same shape, exactly zero under the last mask; no row has a larger error than the masked dense weights
     """
-    target = weight @ gram if target is None else target
+    own = weight @ gram
+    target = own if target is None else target
     unit, scale = _unit_diagonal(gram)
     unit[range(len(unit)), range(len(unit))] += 1 + damping
     solve = inverse(unit)
@@ -162,9 +168,11 @@ def gradual_update(
         z = stays * (w + u)
         u = u + w - z
         w = (goal + z - u) @ solve
-    fitted = stays * (w + u) / scale
+    fitted = stored(stays * (w + u) / scale)
     masked = stays * (weight * 1.0)  # Floating point, of whatever type the weight is.
-    better = row_errors(fitted, gram, target) < row_errors(masked, gram, target)
+    # Of the changes alone: with an input much larger than the others, rounding exceeds what the errors differ by.
+    residual = target - own
+    better = row_errors(fitted - weight, gram, residual) < row_errors(masked - weight, gram, residual)
     masked[better] = fitted[better]
     return masked
 
@@ -200,7 +208,7 @@ def linear_map(
 def eliminate(
     weight: Array,
     gram: Array,
-    choose: Callable[[Array, Array, int], Sequence[int]],
+    choose: Callable[[Array, Array, Sequence[int], int], Sequence[int]],
     count: int,
     inverse: Callable[[Array], Array],
     *,
@@ -217,8 +225,8 @@ def eliminate(
     weight, gram, inverse, damping
         See :func:`absorb`.
     choose : callable
-        ``choose(candidate, norm, number)`` returns the indices of the next inputs, by the current weights and the
-        current :func:`residual_norm`, which is 0 for inputs that were chosen before.
+        ``choose(candidate, norm, rest, number)`` returns the indices of the next inputs out of ``rest``, by the current
+        weights and the current :func:`residual_norm`.
     count : int
         Number of inputs to remove.
     block : int
@@ -235,9 +243,9 @@ def eliminate(
     left, current = inverse(unit), weight * scale
     gone: list[int] = []
     while len(gone) < count:
-        norm = scale / left.diagonal() ** 0.5
-        norm[gone] = 0
-        new = list(choose(current / scale, norm, min(block, count - len(gone))))
+        norm = (gram.diagonal() / left.diagonal()) ** 0.5
+        rest = sorted({*every} - {*gone})
+        new = list(choose(current / scale, norm, rest, min(block, count - len(gone))))
         spread = inverse(left[new][:, new]) @ left[new]
         current = current - current[:, new] @ spread
         left = left - left[:, new] @ spread

@@ -1,7 +1,7 @@
 """What a model passes to its layers besides hidden states: whether it depends on the text."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,10 +17,16 @@ def unusable(value: Any) -> Any:
 
 def has(value: Any, kind: Callable[[Tensor], Tensor]) -> bool:
     """Whether an argument of a layer contains numbers of a kind, such as NaN; looks into containers."""
-    if isinstance(value, Tensor):
-        return value.is_floating_point() and bool(kind(value).any())
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
-    return any(has(item, kind) for item in items)
+    return any(bool(kind(tensor).any()) for tensor in numbers(value))
+
+
+def numbers(value: Any) -> Iterator[Tensor]:
+    """Floating-point tensors in an argument of a layer; looks into containers."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        yield value
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    for item in items:
+        yield from numbers(item)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -29,6 +35,6 @@ def same(a: Any, b: Any) -> bool:
         return a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
         return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return type(a) is type(b) and (not isinstance(a, (bool, int, float, str)) or a == b)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neuronrank_core.errors import NeuronRankError, UnsupportedModelError, first_line
-from neuronrank_torch.calibration.arguments import has, same, unusable
+from neuronrank_torch.calibration.arguments import has, numbers, same, unusable
 from neuronrank_torch.calibration.entry import entry
 from neuronrank_torch.calibration.hidden_states import Room, in_memory
 from neuronrank_torch.model.early_stop import StopForward
@@ -211,6 +211,7 @@ def run_layers(
         if index and (has((args, kwargs), torch.isnan) or has((args[1:], kwargs), torch.isposinf)):
             raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         bound = partial(_call, forward, args[0].device, args[1:], kwargs)
+        received = len([*numbers((args[1:], kwargs))])
         run = LayerRun(decoder.layers[index], hidden, bound, batch_size, first, on_batch, spare)
         with resident(index):
             kind = set(map(type, run.layer.module.modules()))
@@ -219,6 +220,8 @@ def run_layers(
                 if _mixes(bound, hidden[:1]):
                     raise _unsupported(decoder, "mixes the sequences of a batch", hint="use --batch-size 1")
             visit(run)
+        if len([*numbers((args[1:], kwargs))]) != received:  # A layer keeps keys and values for later ones.
+            raise _unsupported(decoder, "passes more than hidden states from layer to layer")
         called.append(index)
         others = run.others
         if any(isinstance(item, Tensor) and not item.is_floating_point() for item in others or ()):

@@ -77,6 +77,10 @@ class Projection:
         if self.bias is not None:
             self.bias.copy_(fitted[:, columns])
 
+    def rounded(self, fitted: Tensor) -> Tensor:
+        """A matrix as :meth:`store` rounds it."""
+        return fitted.to(self.weight.dtype).to(fitted.dtype)
+
     def on_input(self, see: Callable[[Tensor], None]) -> RemovableHandle:
         """Register a hook that calls ``see`` with the module's input at each forward pass."""
         return self.module.register_forward_pre_hook(lambda module, args: see(args[0]))

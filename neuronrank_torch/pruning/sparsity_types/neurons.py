@@ -111,9 +111,9 @@ class Neurons(SparsityType):
         else:
             dense, inputs = down.with_bias(down.weight.float()), gram.gram["down_proj"]
 
-            def choose(weight: Tensor, norm: Tensor, count: int) -> list[int]:
-                own = norm[:neurons].double().cpu().numpy()
-                return [int(index) for index in next_neurons(context, weight[:, :neurons], own, count)]
+            def choose(weight: Tensor, norm: Tensor, rest: Sequence[int], count: int) -> list[int]:
+                own, left = norm[:neurons].double().cpu().numpy(), [index for index in rest if index < neurons]
+                return [int(index) for index in next_neurons(context, weight[:, :neurons], own, left, count)]
 
             gone = eliminate(dense, inputs, choose, removed_neurons(neurons, context.recipe), inverse)
             stay = torch.ones(dense.shape[1], dtype=torch.bool, device=dense.device)

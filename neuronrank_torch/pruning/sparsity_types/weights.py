@@ -1,6 +1,7 @@
 """Single weights are set to zero: unstructured, or N of every M consecutive inputs of a row."""
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -57,7 +58,6 @@ class Weights(SparsityType):
 
     def refit(self, block: Block, context: ScoringContext, chosen: dict[str, Tensor], gram: Sums) -> None:
         """Fit the remaining weights, and biases, to the outputs of the dense weights, which are in ``context``."""
-        iterations = context.recipe.update_iterations
         for role, projection in block.projections.items():
             inputs = gram.gram.get(SHARED_INPUT.get(role, role))
             if inputs is None:
@@ -65,17 +65,17 @@ class Weights(SparsityType):
             dense, affine = context.weights[role], projection.with_bias(context.weights[role])
             inputs = inputs[: affine.shape[1], : affine.shape[1]]  # Other readers of the same input may have a bias.
             # down_proj also compensates for the pruning of gate and up: its target is what the dense layer returned.
-            target = gram.target if role == "down_proj" else None
+            how: dict[str, Any] = {"target": gram.target if role == "down_proj" else None, "stored": projection.rounded}
             # Without any input, as after the removal of all of gate and up, no choice is better than the first one.
             alive = bool(inputs.diagonal()[: dense.shape[1]].any())
             if context.recipe.update == "gradual" and alive:
                 choose = partial(gradual_mask, role, context, residual_norm(inputs, inverse)[: dense.shape[1]])
-                shares = gradual_shares(iterations)
-                fitted = gradual_update(affine, choose, inputs, inverse, target=target, shares=shares)
+                how["shares"] = gradual_shares(context.recipe.update_iterations)
+                fitted = gradual_update(affine, choose, inputs, inverse, **how)
             else:
                 # Zeros of the dense weights stay zero too: they count toward the target.
-                mask = chosen[role] | (dense == 0)
-                fitted = least_squares_update(affine, mask, inputs, inverse, target=target, iterations=iterations)
+                how["iterations"] = context.recipe.update_iterations
+                fitted = least_squares_update(affine, chosen[role] | (dense == 0), inputs, inverse, **how)
             projection.store(fitted)
 
 

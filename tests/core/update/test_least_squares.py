@@ -79,6 +79,36 @@ def test_a_few_iterations_already_win_most_of_it() -> None:
     assert squared_errors(X, V, X @ W.T).sum() < 0.5 * squared_errors(X, W * ~mask, X @ W.T).sum()
 
 
+@pytest.mark.parametrize("large", [1, 300, 1000, 10_000])
+def test_one_large_input_does_not_hide_in_float32_what_the_others_gain(large: float) -> None:
+    rng = np.random.default_rng(3)
+    X, W = rng.normal(size=(400, 24)) @ rng.normal(size=(24, 24)), rng.normal(size=(40, 24))
+    X[:, 5] *= large
+    mask = rng.random(W.shape) < 0.1
+    mask[:, 5] = False
+    W, gram = W.astype(np.float32), (X.T @ X).astype(np.float32)
+
+    def inverse(matrix: np.ndarray) -> np.ndarray:
+        return np.linalg.inv(matrix.astype(float)).astype(np.float32)
+
+    V = least_squares_update(W, mask, gram, inverse)
+    assert V.dtype == np.float32
+    before, after = ((((changed - W) @ X.T.astype(np.float32)) ** 2).sum(1) for changed in (W * ~mask, V))
+    some = mask.any(axis=1)
+    assert (after[some] < before[some]).all()
+    assert after.sum() < 0.6 * before.sum()
+
+
+@given(st.integers(0, 10_000), st.sampled_from([3, 12, 200]), st.sampled_from([0, 1]))
+def test_no_row_gets_worse_where_weights_are_rounded(seed: int, tokens: int, decimals: int) -> None:
+    X, W, mask = layer(seed, tokens)
+    W = W.round(decimals)
+    V = least_squares_update(W, mask, X.T @ X, np.linalg.inv, stored=lambda weight: weight.round(decimals))
+    assert np.array_equal(V, V.round(decimals))
+    before, after = squared_errors(X, W * ~mask, X @ W.T), squared_errors(X, V, X @ W.T)
+    assert (after <= before * (1 + 1e-9)).all()
+
+
 @given(st.integers(0, 10_000), st.sampled_from([3, 12, 200]))
 def test_gradual_is_exactly_sparse_and_no_row_gets_worse(seed: int, tokens: int) -> None:
     X, W, _ = layer(seed, tokens)

@@ -7,8 +7,9 @@ import torch
 from layerwise import expected, run, small, text
 from pruning import pruned, recipe, same_state, state
 from tiny import tiny_model
-from tiny_types import tiny_type
+from tiny_types import randomise, tiny_type, tiny_type_config
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from neuronrank_core import InputError
 from neuronrank_core.errors import UnsupportedModelError
@@ -139,3 +140,20 @@ def test_layers_that_are_not_called_are_counted(called: slice, count: int) -> No
     with pytest.raises(UnsupportedModelError, match=rf"^LlamaModel called {count} of its 3 layers$"):
         run_layers(find_decoder(model), text(), lambda layer: layer.feed(keep=True))
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+@torch.no_grad()
+def test_keys_and_values_that_later_layers_share_are_refused(batch_size: int) -> None:
+    config = tiny_type_config("gemma4_unified_text")
+    config.num_hidden_layers, config.num_kv_shared_layers = 4, 2
+    config.layer_types = ["sliding_attention", "full_attention"] * 2
+    model = AutoModelForCausalLM.from_config(config).eval()
+    randomise(model)
+    with pytest.raises(UnsupportedModelError, match="passes more than hidden states from layer to layer"):
+        run(model, text(), batch_size)
+    config.num_kv_shared_layers = 0
+    model = AutoModelForCausalLM.from_config(config).eval()
+    randomise(model)
+    for layerwise, whole in zip(run(model, text(), batch_size), expected(model, text()), strict=True):
+        torch.testing.assert_close(layerwise, whole, rtol=1e-3, atol=1e-3)
