@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from neuronrank_core import InputError, MissingStatisticsError, NonFiniteError, Recipe
+from neuronrank_core import MissingStatisticsError, NonFiniteError, Recipe
 from neuronrank_core.methods import METHODS, method_of, requires
 from neuronrank_core.statistics.table import (
     INPUTS,
@@ -22,9 +24,10 @@ from neuronrank_core.statistics.table import (
 )
 from neuronrank_torch import kernels
 from neuronrank_torch.calibration.expert_rows import ExpertTableBuilder
+from neuronrank_torch.calibration.layerwise import Others, layers_done
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.model.blocks import Block, Mlp, by_input
-from neuronrank_torch.model.early_stop import StopForward
+from neuronrank_torch.model.early_stop import StopForward, captured
 from neuronrank_torch.model.mixture import Mixture
 from neuronrank_torch.model.structure import Decoder, Layer
 
@@ -227,30 +230,45 @@ class _TableBuilder:
         return merge(rows) if rows else None
 
 
-def head_statistics(decoder: Decoder, hidden: Tensor, device: torch.device, ranks: Ranks = ALONE) -> LayerStatistics:
-    """Statistics of the head's input: the hidden states after the decoder's final norm.
+def head_statistics(
+    model: nn.Module,
+    decoder: Decoder,
+    hidden: Tensor,
+    sequences: Tensor,
+    *,
+    others: Others = None,
+    ranks: Ranks = ALONE,
+) -> LayerStatistics:
+    """Statistics of the head's input, as the model's own forward passes it to the head.
 
     Parameters
     ----------
+    model : transformers.PreTrainedModel
     decoder : Decoder
     hidden : Tensor, shape (documents, tokens, hidden_size)
         Hidden states after the last layer.
-    device : torch.device
-        Device of the norm.
+    sequences : int64 Tensor, shape (documents, tokens)
+        Their tokens.
+    others : tuple, optional
+        :attr:`~neuronrank_torch.calibration.layerwise.LayerRun.others` of the last layer.
     ranks : Ranks
         Each rank has its own hidden states; the table covers all.
 
     Raises
     ------
-    InputError
-        If the decoder has no final norm under the name ``norm``.
     NonFiniteError
         If a statistic is NaN or Inf.
     """
-    norm = getattr(decoder.body, "norm", None)
-    if not isinstance(norm, nn.Module):
-        raise InputError("the decoder has no final norm", hint="leave out --nr-prune-lm-head")
-    rows = [norm(sequence.to(device)).float().square().mean(0).cpu() for sequence in hidden]
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    rows = []
+
+    def at_head(see: Callable[[Tensor], None]) -> RemovableHandle:
+        return head.register_forward_pre_hook(lambda module, args: see(args[0]))
+
+    with layers_done(decoder, hidden, others):
+        for sequence in sequences:
+            x = captured(at_head, partial(model, input_ids=sequence[None], use_cache=False))
+            rows.append(x[0].float().square().mean(0).cpu())
     columns = torch.stack(ranks.union(rows)).numpy()
     if not np.isfinite(columns).all():
         raise NonFiniteError("NaN or Inf in the input of the lm_head", hint="try --dtype float32")

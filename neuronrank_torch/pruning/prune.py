@@ -11,7 +11,7 @@ from neuronrank_core import InvalidValueError, Recipe
 from neuronrank_core.methods import check_recipe, needs_text, requires
 from neuronrank_core.statistics.table import INPUTS, RESIDUAL, LayerStatistics
 from neuronrank_torch.calibration.collector import head_statistics
-from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
+from neuronrank_torch.calibration.layerwise import LayerRun, Others, run_layers
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.kernels import TorchKernels
@@ -130,7 +130,7 @@ class _PruneRun:
         after: Callable[[LayerRun], None],
     ) -> None:
         self.progress, self.store, self.ranks, self.after = progress, store, ranks, after
-        self.decoder = find_decoder(model)
+        self.model, self.decoder = model, find_decoder(model)
         self.recipe = self.decoder.measured(recipe)
         self.asked, self.kind = recipe, sparsity_type_of(recipe)
         resumed = [layer for layer in self.decoder.layers if store.done(layer.index)]
@@ -157,6 +157,7 @@ class _PruneRun:
         #: Sparsity ratios by layer, if allocated between layers.
         self.ratios: dict[int | str, float] = {}
         self.what, self.steps, self.total = "", 0, 0
+        self.others: Others = None
 
     def plan(self, unit: Unit) -> LayerPlan:
         """The plan for a layer or the head."""
@@ -218,7 +219,8 @@ class _PruneRun:
             self._decide(lambda dense: self._run_layers(sequences, dense.visit, batch_size, "measuring"))
             hidden = self._run_layers(sequences, self._visit, batch_size, "calibrating")
             if self.head is not None:
-                table = head_statistics(self.decoder, hidden, self.device, self.ranks)
+                own = sequences[self.ranks.share(len(sequences), batch_size)].to(self.device)
+                table = head_statistics(self.model, self.decoder, hidden, own, others=self.others, ranks=self.ranks)
                 self._prune_by_table(HEAD, [self.head], table)
         self._change_config()
 
@@ -288,6 +290,7 @@ class _PruneRun:
     def _visit(self, run: LayerRun) -> None:
         """Prune one layer; if it is finished or not to be pruned, only run the text through it."""
         self._prune_or_feed(run)
+        self.others = run.others
         self.after(run)
 
     def _prune_or_feed(self, run: LayerRun) -> None:

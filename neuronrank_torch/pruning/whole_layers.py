@@ -117,7 +117,17 @@ class LayerRemoval:
         self.notes: list[str] = []
 
     def run(self) -> list[LayerReport]:
-        """Remove the layers, and return the report of every layer."""
+        """Remove the layers, and return the report of every layer.
+
+        If that fails, the layers that were removed by then are gone, since those before them stand in for them.
+        """
+        try:
+            return self._run()
+        finally:
+            if len(self.kept) < len(self.decoder.layers):
+                keep_layers(self.decoder, self.kept)
+
+    def _run(self) -> list[LayerReport]:
         dense = [self._log_probabilities(batch) for batch in self.held_out]
         ranked = self._by_influence() if self.recipe.sparsity_type == "layers-by-influence" else []
         gone: dict[int, tuple[float, float]] = {}
@@ -144,7 +154,6 @@ class LayerRemoval:
             gone[best] = cost, round(time.perf_counter() - started, 3)
         order = ", ".join(f"{index} ({cost:.4g})" for index, (cost, _) in gone.items())
         self.notes.insert(0, f"layers removed, in this order, and the KL divergence on held-out text then: {order}")
-        keep_layers(self.decoder, self.kept)
         return [
             replace(whole_layer(layer, removed=layer.index in gone), seconds=gone.get(layer.index, (0, 0.0))[1])
             for layer in self.decoder.layers
@@ -184,13 +193,15 @@ class LayerRemoval:
             down = self._before(index).mlp.projections["down_proj"]
             own = down.with_bias(down.weight).clone()
             down.store(fitted)
-        with with_layers(self.decoder, [i for i in self.kept if i != index]):
-            found = [
-                kl_divergence(log_p, self._log_probabilities(batch)).double().sum().item()
-                for log_p, batch in zip(dense, self.held_out, strict=True)
-            ]
-        if down is not None:
-            down.store(own)
+        try:
+            with with_layers(self.decoder, [i for i in self.kept if i != index]):
+                found = [
+                    kl_divergence(log_p, self._log_probabilities(batch)).double().sum().item()
+                    for log_p, batch in zip(dense, self.held_out, strict=True)
+                ]
+        finally:
+            if down is not None:
+                down.store(own)
         if not math.isfinite(math.fsum(found)):
             raise NonFiniteError(f"NaN or Inf in the predictions without layer {index}", hint="try --dtype float32")
         return math.fsum(found) / sum(len(log_p) for log_p in dense)
@@ -264,14 +275,12 @@ class LayerRemoval:
             return False
         down, seen = layer.mlp.projections["down_proj"], []
         shift = torch.zeros_like(down.weight[:, 0])
-        watch = layer.module.register_forward_hook(lambda _, args, out: seen.append(split_output(out)[0].float()))
-        for _ in range(2):
-            hook = down.module.register_forward_hook(lambda _, args, out, shift=shift: out + shift)
-            self.model(input_ids=self.held_out[0][:1, :8], use_cache=False)
-            hook.remove()
-            scale = seen[0].square().mean().sqrt()
-            shift = (scale * torch.linspace(-1, 1, len(shift), device=shift.device)).to(shift.dtype)
-        watch.remove()
+        with layer.module.register_forward_hook(lambda _, args, out: seen.append(split_output(out)[0].float())):
+            for _ in range(2):
+                with down.module.register_forward_hook(lambda _, args, out, shift=shift: out + shift):
+                    self.model(input_ids=self.held_out[0][:1, :8], use_cache=False)
+                scale = seen[0].square().mean().sqrt()
+                shift = (scale * torch.linspace(-1, 1, len(shift), device=shift.device)).to(shift.dtype)
         error = (seen[1] - seen[0] - shift).norm(dim=-1) / shift.float().norm()
         return bool(error.median() < 0.1)
 

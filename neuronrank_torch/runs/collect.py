@@ -13,7 +13,7 @@ from neuronrank_core.recipe import EXPERTS
 from neuronrank_core.statistics.table_files import FORMAT_VERSION
 from neuronrank_torch.calibration.collector import LayerCollector, head_statistics
 from neuronrank_torch.calibration.hidden_states import residual_norm
-from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
+from neuronrank_torch.calibration.layerwise import LayerRun, Others, run_layers
 from neuronrank_torch.distributed.process_group import launched
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.files.durable import STATISTICS, check_output
@@ -241,11 +241,12 @@ class _CollectRun:
         done = sum(map(writer.done, layers))
         if done:
             self.progress(f"resuming: {done} of {len(layers)} layers are finished", done, len(layers), "layers")
-        head = HEAD in self.model.units and hasattr(self.model.decoder.body, "norm")
-        units = [*layers, *([HEAD] if head else [])]
+        units = [*layers, *([HEAD] if HEAD in self.model.units else [])]
         if all(map(writer.done, units)):
             return
         share = self.ranks.share(len(sequences), self.batch_size)
+        own = sequences[share].to(self.model.device)
+        others: Others = None
         batches = -(-(share.stop - share.start) // self.batch_size)
         steps = done * batches
 
@@ -257,15 +258,17 @@ class _CollectRun:
             self.progress(f"{verb} {where}", steps, batches * len(layers), "micro-batches")
 
         def visit(run: LayerRun) -> None:
+            nonlocal others
             self.ranks.agree(f"layer {run.index}", run.layer.module.parameters())
             if writer.done(run.index):
                 run.feed(keep=True)
             else:
                 writer.keep(run.index, self._table(run))
+            others = run.others
 
         hidden = run_layers(
             self.model.decoder,
-            sequences[share].to(self.model.device),
+            own,
             visit,
             batch_size=self.batch_size,
             first=share.start,
@@ -274,7 +277,8 @@ class _CollectRun:
             on_batch=step,
         )
         if HEAD in units:
-            table = head_statistics(self.model.decoder, hidden, self.model.device, self.ranks)
+            model = self.model.model
+            table = head_statistics(model, self.model.decoder, hidden, own, others=others, ranks=self.ranks)
             writer.keep(HEAD, replace(table, document=np.asarray(self.documents)))
 
     def _table(self, run: LayerRun) -> LayerStatistics:

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from plain import plain
 from pruning import ATTENTION, TEXT, disagreements, pruned, recipe, same_state, small, state, zeros
 from tiny import tiny_tokenizer
 from tiny_types import tiny_type
@@ -57,7 +58,7 @@ def test_attention_only_when_asked(method: str) -> None:
 
 def head_input_norm(model: nn.Module, tokens: torch.Tensor) -> np.ndarray:
     seen: list[torch.Tensor] = []
-    hook = model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].double()))
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].double()))
     with torch.no_grad():
         model(tokens)
     hook.remove()
@@ -134,3 +135,18 @@ def test_a_submodule_frozen_in_eval_mode_stays_there() -> None:
 def test_a_batch_size_below_one_is_refused(batch_size: int) -> None:
     with pytest.raises(InvalidValueError, match="batch_size"):
         pruned(small(), recipe(), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt2", "opt", "phi", "bert"])
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+def test_the_head_of_a_model_that_names_its_last_norm_otherwise(family: str, propagate: str) -> None:
+    model, asked = plain(family), recipe(method="wanda", prune_lm_head=True, propagate=propagate)
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(5)))
+    dense = copy.deepcopy(model)
+    report = pruned(model, asked)
+    tokens = calibration_sequences(tiny_tokenizer(), asked, TEXT)
+    norm = head_input_norm(model if propagate == "pruned" else dense, tokens)
+    magnitude = dense.get_output_embeddings().weight.detach().double().abs().numpy()
+    assert disagreements((head.weight == 0).numpy(), magnitude * norm, "lm_head", asked) == 0
+    assert report.layers[-1].layer == "lm_head"

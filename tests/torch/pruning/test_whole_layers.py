@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from neuronrank_core import InputError, InvalidValueError, Recipe
+from neuronrank_torch import prune
 from neuronrank_torch.model.depth import shallower
 from neuronrank_torch.text.sequences import calibration_sequences
 
@@ -215,6 +216,45 @@ def test_what_cannot_be_done_leaves_the_model_as_it_was(chosen: dict[str, Any], 
         pruned(model, recipe(**{**HALF, **chosen}))
     assert same_state(before, state(model))
     assert model.config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize(("stage", "gone"), [("removing layer 1", 0), ("removing layer 2", 1)])
+def test_a_failure_leaves_a_model_without_the_layers_that_were_removed(stage: str, gone: int) -> None:
+    dense = model_of("llama", layers=6)
+    chosen = {**HALF, "update": "least-squares", "sparsity_ratio": 0.34}
+    model, expected = copy.deepcopy(dense), copy.deepcopy(dense)
+
+    def fail(what: str, done: int, *_: object) -> None:
+        if what.startswith(stage) and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(model, tiny_tokenizer(), recipe(**chosen), TEXT, progress=fail)
+    if gone:
+        pruned(expected, recipe(**{**chosen, "sparsity_ratio": 0.17}))
+    assert len(model.model.layers) == model.config.num_hidden_layers == 6 - gone
+    assert torch.equal(logits(model), logits(expected))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("call", range(1, 12))
+def test_no_failing_forward_pass_leaves_a_hook_or_a_map(call: int) -> None:
+    model = model_of("llama")
+    before, calls = state(model), 0
+    forward = model.forward
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise MemoryError
+        return forward(*args, **kwargs)
+
+    model.forward = failing
+    with pytest.raises(MemoryError):
+        pruned(model, recipe(**HALF, update="least-squares"))
+    assert same_state(before, state(model))
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("fields", [{"sparsity_ratio": 1.0}, {"update": "gradual"}, {"propagate": "dense"}])
