@@ -108,9 +108,12 @@ class LoadedWeights(WeightSource):
     ----------
     model : transformers.PreTrainedModel
         May be modified afterwards; this source keeps the tensors.
+    layout : WeightSource, optional
+        The checkpoint that the model was loaded from, whose names and parts a saved model gets.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, layout: WeightSource | None = None) -> None:
+        self._layout = layout or SafetensorsWeights([])
         self._tensors = {name: tensor.detach() for name, tensor in stored_tensors(model).items()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -120,6 +123,14 @@ class LoadedWeights(WeightSource):
     def tensor(self, name: str) -> Tensor:
         """See :class:`WeightSource`."""
         return self._tensors[name]
+
+    def as_stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See :class:`WeightSource`."""
+        return self._layout.as_stored(tensors)
+
+    def saved(self, file: Path) -> WeightSource:
+        """See :class:`WeightSource`."""
+        return self._layout.saved(file)
 
 
 def from_first(ranks: Ranks, source: WeightSource | None = None) -> Callable[[str], Tensor]:

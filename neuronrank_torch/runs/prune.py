@@ -20,7 +20,7 @@ from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import StreamedModel
 from neuronrank_torch.model.structure import find_decoder
 from neuronrank_torch.model.tensor_files import shards, stored_dtype
-from neuronrank_torch.model.weights import LoadedWeights
+from neuronrank_torch.model.weights import LoadedWeights, WeightSource
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.passes import prune_in_passes
 from neuronrank_torch.pruning.result import Report, versions
@@ -91,10 +91,12 @@ def run_prune(
         inputs = read_inputs(job, recipe, ranks)
         progress(f"loading {job.model}", 0, 1, "models")
         unsaved: list[str] = []
+        layout = None
         loaded = job.save is None or recipe.removes_layers or target is not None
         if target is not None or recipe.removes_layers:
             ranks.require_one(f"--sparsity_type {recipe.sparsity_type}" if target is None else target.flag)
-            unsaved = check_whole(open_model(job.model, dtype=job.dtype, device=inputs.job.device)[0])
+            opened = open_model(job.model, dtype=job.dtype, device=inputs.job.device)[0]
+            unsaved, layout = check_whole(opened), opened.layout
         load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if loaded else open_model
         model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
         text, eval_text = inputs.texts(tokenizer)
@@ -111,6 +113,7 @@ def run_prune(
             command=command,
             sized=None if target is None else Candidates.of(whole, target, recipe),
             dense=ModelSize.of(source, sum(p.numel() for p in whole.parameters())),
+            layout=layout,
         )
         run = replace(run, early=[*unsaved, *run.check(whole)])
         for note in run.early:
@@ -138,6 +141,7 @@ class _Run(Inputs):
     dense: ModelSize
     sized: Candidates | None = None
     early: Sequence[str] = ()
+    layout: WeightSource | None = None
 
     def identity(self) -> dict[str, Any]:
         """Everything the result depends on. An unfinished run is resumed only if all of it is unchanged."""
@@ -195,7 +199,7 @@ class _Run(Inputs):
         result = self._result(report, Evaluated(model, stage=_AFTER), choice)
         if staging is None:
             return self._sampled(result, model)
-        streamed = StreamedModel(model, LoadedWeights(model), model.device)
+        streamed = StreamedModel(model, LoadedWeights(model, self.layout), model.device)
         staging.set_model(streamed)
         for unit in range(len(streamed.decoder.layers)):
             with streamed.resident(unit):

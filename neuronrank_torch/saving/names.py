@@ -77,7 +77,7 @@ class Names:
 
     def left_out(self) -> list[str]:
         """What the result of a run says that saves only what the model uses."""
-        notes = replace(self, unused=(), changed=()).notes()
+        notes = replace(self, unused=()).notes()
         lost = [f"tensors that the model does not use are left out: {_such_as(self.unused)}"] if self.unused else []
         return [*notes, *lost]
 

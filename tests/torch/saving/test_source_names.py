@@ -111,6 +111,29 @@ def test_names_and_shapes_are_those_of_the_source(
     assert_loads_as_pruned_in_memory(source)
 
 
+@pytest.mark.parametrize("model_type", ["phimoe", "granitemoe", "ernie4_5_moe", "gpt_neox", "gemma3"])
+def test_a_run_in_memory_keeps_the_names_too(tmp_path: Path, model_type: str) -> None:
+    source = write(tmp_path / "source", tiny_type(model_type))
+    before = stored(source)
+    result = run_prune(job(source), replace(RECIPE, sparsity_type="layers-by-influence", sparsity_ratio=0.5))
+    depth = len(result.layers)
+    kept = [layer.layer for layer in result.layers if not layer.removed]
+    assert 0 < len(kept) < depth
+
+    def renumbered(name: str) -> str | None:
+        found = re.search(r"\blayers\.(\d+)\.", name)
+        if found is None or "vision" in name:
+            return name
+        number = int(found[1])
+        return name[: found.start(1)] + str(kept.index(number)) + name[found.end(1) :] if number in kept else None
+
+    expected = {new: tensor for name, tensor in before.items() if (new := renumbered(name))}
+    assert same_state(stored(source.with_name("out")), expected)
+    plain = type(load_model(str(source))[0]).from_pretrained(source.with_name("out"))
+    assert plain.config.get_text_config().num_hidden_layers == len(kept)
+    assert not any("tensors" in note for note in result.notes)
+
+
 @pytest.mark.parametrize("model_type", CONVERTED)
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
 def test_a_layer_at_a_time_is_the_whole_model(tmp_path: Path, model_type: str, dtype: Any) -> None:
