@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, lcm
 
 from neuronrank_core.errors import InvalidValueError
 from neuronrank_core.recipe import Recipe
@@ -77,6 +77,8 @@ class Sizes:
         Neurons of a layer, and parameters of one; 0 if neurons cannot be removed.
     heads : dict of (int, int, int)
         By sparsity type, the fewest heads or groups that can be removed, of how many, and their parameters in a layer.
+    aligned : int
+        What divides the numbers of neurons with which the model can run.
     """
 
     parameters: int
@@ -85,20 +87,21 @@ class Sizes:
     neurons: int = 0
     neuron: int = 0
     heads: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    aligned: int = 1
 
 
 def width_multiple(sizes: Sizes, recipe: Recipe) -> int:
     """What has to divide the width of the MLPs: ``multiple_of`` of the recipe, or a power of two.
 
     It is the largest power of two up to :data:`MULTIPLE` that divides the dense width and of which one step is not more
-    than :data:`SLACK` of the parameters.
+    than :data:`SLACK` of the parameters. In both cases, :attr:`Sizes.aligned` divides it too.
     """
     if recipe.multiple_of is not None:
-        return recipe.multiple_of
+        return lcm(recipe.multiple_of, sizes.aligned)
     multiple, step = MULTIPLE, sizes.layers * sizes.neuron
     while multiple > 1 and (sizes.neurons % multiple or multiple * step > SLACK * sizes.parameters):
         multiple //= 2
-    return multiple
+    return lcm(multiple, sizes.aligned)
 
 
 def mixes(sizes: Sizes, share: float, recipe: Recipe) -> dict[str, Mix]:

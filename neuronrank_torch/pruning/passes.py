@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
+from math import lcm
 from typing import Any
 
 from neuronrank_core import InputError, Recipe
@@ -15,6 +16,7 @@ from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.pruning.result import LayerReport, Report
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
+from neuronrank_torch.pruning.sparsity_types.neurons import aligned
 from neuronrank_torch.pruning.whole_layers import whole_layer
 
 
@@ -81,7 +83,7 @@ def _sizes(model: Any, decoder: Decoder, recipe: Recipe, sizes: Sizes) -> dict[s
         [of, *others] = {neurons for layout in layouts for neurons in layout}
         if len(layouts) > 1 or others:
             raise InputError("the layers, or the MLPs in a layer, differ in width")
-        multiple = min(of & -of, 8)  # Experts of some widths cannot run.
+        multiple = lcm(*(aligned(mlp) for layer in decoder.layers for mlp in layer.mlps))
         goes = of - (of // 2 // multiple * multiple or 1)
     else:
         block = blocks[0]
@@ -94,5 +96,5 @@ def _sizes(model: Any, decoder: Decoder, recipe: Recipe, sizes: Sizes) -> dict[s
     planned_layers(model, recipe)
     removed = sum(kind.shrinkage(block, recipe) for block in blocks)
     if recipe.whole_neurons:
-        return {"neurons": of, "neuron": removed // goes}
+        return {"neurons": of, "neuron": removed // goes, "aligned": multiple}
     return {"heads": {**sizes.heads, one: (goes, of, removed)}}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from neuronrank_core import InputError, Recipe
+from neuronrank_core import AllZeroMetricError, InputError, NonFiniteError, Recipe
 from neuronrank_core.errors import UnreachableError
 from neuronrank_core.mixes import (
     COMPARED_AT,
@@ -31,6 +31,10 @@ from neuronrank_torch.pruning.store import Measured
 from neuronrank_torch.runs.choice import Choice, held_out_windows, split_text
 from neuronrank_torch.saving.names import Names
 from neuronrank_torch.text.sequences import Tokens, micro_batch
+
+#: Errors of a candidate that the others are compared without: a width that the class refuses together with fewer heads,
+#: or NaN.
+FAILED = (InputError, NonFiniteError, AllZeroMetricError)
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ class Comparison:
         for name, mix in self.candidates.mixes(share).items():
             try:
                 costs[name] = self.measure(mix)
-            except InputError as error:  # Such as a width that the class refuses together with fewer heads.
+            except FAILED as error:
                 self.left_out[described(mix)] = str(error)
         if not costs:
             raise InputError("; ".join(f"{name}: {reason}" for name, reason in self.left_out.items()))
@@ -179,7 +183,12 @@ class Comparison:
             return found.get(sort) or next(iter(found.values()))
 
         def holds(share: float) -> bool:
-            return self.measure(of(share)) <= (1 + max_loss) * self.dense
+            mix = of(share)
+            try:
+                return self.measure(mix) <= (1 + max_loss) * self.dense
+            except FAILED as error:
+                self.left_out[described(mix)] = str(error)
+                return False
 
         low, high = 0, len(shares)  # Those from ``high`` on hold.
         while low < high:

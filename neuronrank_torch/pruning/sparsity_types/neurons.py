@@ -155,12 +155,17 @@ def _widths(decoder: Decoder) -> dict[str, set[int]]:
     return widths
 
 
+def aligned(mlp: Mlp) -> int:
+    """What divides the numbers of neurons with which transformers can run an MLP: 1 but for experts."""
+    multiple = max(1, ALIGNED // mlp.projections["down_proj"].weight.element_size()) if routed(mlp) else 1
+    return multiple if mlp.neurons % multiple == 0 else 1
+
+
 def _check_aligned(decoder: Decoder, recipe: Recipe) -> None:
     """Refuse a number of neurons with which transformers cannot run experts; raises InputError."""
-    for mlp in (mlp for layer in decoder.layers for mlp in layer.mlps if routed(mlp)):
-        multiple = max(1, ALIGNED // mlp.projections["down_proj"].weight.element_size())
-        left = mlp.neurons - removed_neurons(mlp.neurons, recipe)
-        if mlp.neurons % multiple == 0 and left % multiple:
+    for mlp in (mlp for layer in decoder.layers for mlp in layer.mlps):
+        multiple, left = aligned(mlp), mlp.neurons - removed_neurons(mlp.neurons, recipe)
+        if left % multiple:
             raise InputError(
                 f"experts with {left} neurons cannot run: torch multiplies the matrices of experts only if their rows"
                 f" take a multiple of {ALIGNED} bytes",

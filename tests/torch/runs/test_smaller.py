@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -297,14 +299,40 @@ def test_a_model_of_which_nothing_can_be_removed_is_refused_before_work(
     assert refused.value.hint.startswith("choose another --max-loss, or")
 
 
-def test_every_expert_of_a_mixture_loses_neurons(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "multiple_of"),
+    [(Target(target_params=0.67), None), (Target(target_params=0.8), 6), (Target(max_loss=0.5), 1)],
+)
+def test_every_expert_of_a_mixture_loses_neurons(tmp_path: Path, target: Target, multiple_of: int | None) -> None:
+    """By widths with which they can run."""
     write_model(tmp_path / "moe", tiny_model("mixtral", layers=3, hidden=32, intermediate=48))
     (tmp_path / "text.txt").write_text(TEXT)
     how = {"model": str(tmp_path / "moe"), "dataset": str(tmp_path / "text.txt")}
-    choice = run_prune(Job(**how), replace(HOW, multiple_of=4), target=Target(target_params=0.67)).choice
+    choice = run_prune(Job(**how), replace(HOW, multiple_of=multiple_of), target=target).choice
     assert choice is not None
     assert "neurons" not in choice.left_out
-    assert any("of 48 neurons of each layer" in mix for mix in choice.perplexity)
+    assert not any("cannot run" in reason for reason in choice.left_out.values())
+    gone = [int(found[1]) for mix in choice.perplexity if (found := re.search(r"(\d+) of 48 neurons", mix))]
+    assert gone
+    assert all((48 - number) % math.lcm(4, multiple_of or 1) == 0 for number in gone)
+
+
+@pytest.mark.parametrize("target", [Target(target_params=0.8), Target(max_loss=3.0)])
+def test_a_candidate_that_ends_in_nan_is_left_out(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, target: Target
+) -> None:
+    measure = neuronrank_torch.runs.smaller.Comparison.measure
+
+    def failing(self: Any, mix: Any) -> float:
+        if "layers-by-influence" in mix:
+            raise NonFiniteError("NaN or Inf in the predictions")
+        return measure(self, mix)
+
+    monkeypatch.setattr(neuronrank_torch.runs.smaller.Comparison, "measure", failing)
+    choice = run_prune(Job(**job), HOW, target=target).choice
+    assert choice is not None
+    assert any("layers" in mix and "NaN" in reason for mix, reason in choice.left_out.items())
+    assert not any("layers" in mix for mix in choice.perplexity)
 
 
 def test_mlps_of_different_widths_lose_no_neurons() -> None:
