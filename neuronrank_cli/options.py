@@ -51,7 +51,7 @@ _SPARSITY_HELP = (
     " attention heads (one way alone: key-value-groups, query-heads); experts, to remove whole experts of a mixture; or"
     " layers, to remove whole layers"
     " by measured cost (layers-by-influence: by block influence). Weights that are already zero count; where there are"
-    " more than asked for, all stay zero."
+    " more than asked for, all stay zero. Only --update after a removal of neurons, heads or layers fills them."
 )
 _BOS_HELP = "Where to add a beginning-of-sequence token, if the tokenizer adds one: to every window or to the text."
 

@@ -159,15 +159,16 @@ def _run(
         check_repository(flags["push_to_hub"])
     evaluation = Evaluation(flags["eval_dataset"], recipe.seqlen, flags["eval_windows"], recipe.bos)
     job = Job(**options.fields_of(Job, flags), evaluation=evaluation if flags["evaluate"] else None)
+    compared = candidates(recipe, given) if flags["effort"] == "best" else {}
     if flags["dry_run"] and target is not None:
         return plan_smaller(job, recipe, target)
     if flags["dry_run"]:
         timed = flags["effort"] and not flags["stats"]
-        result = plan_prune(job, recipe, passes_by_effort(recipe, given) if timed else {})
+        efforts = passes_by_effort(recipe, given) if timed else {}
+        result = plan_prune(job, recipe, efforts, compared=len(compared) > 1)
         if result.plan and timed:
             result = replace(result, plan=replace(result.plan, seconds=result.plan.efforts[flags["effort"]]))
         return result
-    compared = candidates(recipe, given) if flags["effort"] == "best" else {}
     if len(compared) == 1:
         warn("--effort best is the same as good here: no other recipe applies to these settings")
     return run_prune(job, recipe, stages, compared if len(compared) > 1 else {}, stages.note, command, target)

@@ -64,6 +64,12 @@ def held_out(sequences: int, seqlen: int) -> int:
     return min(math.ceil(HELD_OUT * sequences), max(1, HELD_OUT_TOKENS // seqlen))
 
 
+def check_number(sequences: Tensor) -> None:
+    """Refuse a number of sequences of which none can be held out; raises InputError."""
+    if len(sequences) < 2:
+        raise InputError("removing layers needs at least two sequences", hint="raise --nsamples")
+
+
 def check_whole_layers(model: Any, decoder: Decoder, recipe: Recipe) -> None:
     """Refuse a model without the number of layers that the recipe removes; raises InputError."""
     depth = len(decoder.layers)
@@ -102,8 +108,7 @@ class LayerRemoval:
         progress: Progress,
         measured: Measured,
     ) -> None:
-        if len(sequences) < 2:
-            raise InputError("removing layers needs at least two sequences", hint="raise --nsamples")
+        check_number(sequences)
         self.model, self.decoder, self.recipe = model, decoder, recipe
         self.progress, self.measured = progress, measured
         held = held_out(*sequences.shape)

@@ -13,6 +13,7 @@ from torch import Tensor
 from neuronrank_core import NonFiniteError, Recipe
 from neuronrank_core.effort import GAP, HELD_OUT, rehearsed
 from neuronrank_core.errors import InputError
+from neuronrank_core.methods import check_recipe
 from neuronrank_torch.calibration.layerwise import LayerRun, Others, embed, layers_done
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
@@ -21,7 +22,7 @@ from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
 from neuronrank_torch.pruning.result import LayerReport
 from neuronrank_torch.pruning.store import InMemory, Measured
-from neuronrank_torch.text.sequences import Tokens, evaluation_windows, micro_batch
+from neuronrank_torch.text.sequences import Tokens, calibration_sequences, evaluation_windows, micro_batch
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,14 @@ def held_out_windows(tokenizer: Any, recipe: Recipe, text: str, asked: str = "--
         ) from error
     wanted = max(1, recipe.nsamples // 2)
     return cut[:: max(1, len(cut) // wanted)][:wanted]
+
+
+def check_comparison(tokenizer: Any, recipe: Recipe, text: str) -> None:
+    """Check that recipes can be compared on a part of a text; raises InputError or InvalidValueError."""
+    calibration, rest = split_text(text)
+    held_out_windows(tokenizer, recipe, rest)
+    check_recipe(rehearsed(recipe))
+    calibration_sequences(tokenizer, rehearsed(recipe), calibration)
 
 
 class Rehearsal(InMemory):

@@ -16,7 +16,7 @@ from neuronrank_torch.evaluation.windows import STREAMED_TOKENS
 from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.kernels import TorchKernels
 from neuronrank_torch.model.blocks import routed
-from neuronrank_torch.model.limits import check_positions
+from neuronrank_torch.model.limits import check_positions, check_tokens
 from neuronrank_torch.model.open import open_model
 from neuronrank_torch.model.streaming import HEAD, REST, StreamedModel
 from neuronrank_torch.model.structure import Layer
@@ -24,7 +24,8 @@ from neuronrank_torch.pruning.layer import LayerPlan, prune_by_statistics, prune
 from neuronrank_torch.pruning.result import Calibration, Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers, pruned_layers, speed
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
-from neuronrank_torch.pruning.whole_layers import held_out, whole_layer
+from neuronrank_torch.pruning.whole_layers import check_number, held_out, whole_layer
+from neuronrank_torch.runs.choice import check_comparison
 from neuronrank_torch.runs.early_notes import early_notes
 from neuronrank_torch.runs.job import Job, read_inputs
 from neuronrank_torch.runs.own_text import first_token
@@ -33,7 +34,9 @@ from neuronrank_torch.saving.names import Names
 from neuronrank_torch.text.sequences import calibration_sequences, evaluation_windows, micro_batch
 
 
-def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]] | None = None) -> PruneResult:
+def plan_prune(
+    job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]] | None = None, *, compared: bool = False
+) -> PruneResult:
     """Check all inputs, and plan what :func:`neuronrank_torch.runs.prune.run_prune` would do.
 
     Parameters
@@ -42,6 +45,8 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
     recipe : Recipe
     efforts : dict, optional
         The recipes that each effort level runs one after another, to estimate their time.
+    compared : bool
+        Whether the run compares recipes on held-out calibration text.
 
     Returns
     -------
@@ -79,7 +84,12 @@ def plan_prune(job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]]
     if recipe.differs_by_layer:
         notes.append("--allocate sets the ratio of each layer during the run: only the total below is exact")
     if text:
-        calibration_sequences(tokenizer, recipe, text)
+        sequences = calibration_sequences(tokenizer, recipe, text)
+        check_tokens(model, sequences)
+        if recipe.removes_layers:
+            check_number(sequences)
+        if compared:
+            check_comparison(tokenizer, recipe, text)
     dense = ModelSize.of(source, sum(p.numel() for p in model.parameters()))
     removed = removed_parameters(streamed, recipe)
     if recipe.removes_layers:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-from neuronrank_core import Recipe
+from neuronrank_core import InputError, Recipe
 from neuronrank_core.measures import Divergence
 from neuronrank_core.methods import needs_text
 from neuronrank_torch.calibration.hidden_states import HiddenStates
@@ -17,6 +18,7 @@ from neuronrank_torch.files.durable import check_output
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.limits import check_tokens
 from neuronrank_torch.model.open import Dtype
+from neuronrank_torch.paths import local_path
 from neuronrank_torch.text.sequences import evaluation_windows
 from neuronrank_torch.text.sources import SELF, Documents, read_documents
 
@@ -142,10 +144,23 @@ def _reads_text(job: Job, recipe: Recipe) -> bool:
     return needs_text(recipe) and job.stats is None
 
 
+def _check_apart(job: Job, recipe: Recipe, target: Path) -> None:
+    """Refuse an output folder that contains an input, which it would replace; raises InputError."""
+    inputs = {
+        "the calibration text": job.dataset if _reads_text(job, recipe) else None,
+        "the statistics": job.stats,
+        "the evaluation text": job.evaluation and job.evaluation.dataset,
+    }
+    for what, spec in inputs.items():
+        if spec and (path := local_path(spec)).exists() and path.resolve().is_relative_to(target):
+            raise InputError(f"{target} contains {what} ({spec})", hint="choose another output folder")
+
+
 def read_inputs(job: Job, recipe: Recipe, ranks: Ranks = ALONE) -> Inputs:
     """Check the output folder, then read statistics and texts; raises InputError if one cannot be used."""
     if job.save is not None:
-        ranks.from_first(partial(check_output, job.save, job.force))
+        target = ranks.from_first(partial(check_output, job.save, job.force))
+        _check_apart(job, recipe, target)
     statistics = None if job.stats is None else StatisticsFolder(job.stats)
     recipe = recipe if statistics is None else statistics.fitted(recipe)
 

@@ -141,3 +141,22 @@ def test_too_little_to_measure_on(run: Run, small: Flags, text: Path, flags: Fla
     arguments = ["prune", *small, "--eval", "--eval-dataset", text, *flags, *way]
     error = refused(run, *arguments, code=2, says="windows" if "--eval-windows" in flags else "the text has 3 tokens")
     assert "calibrating" not in error
+
+
+@pytest.mark.parametrize("way", [[], ["--dry-run"]], ids=["run", "dry run"])
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--effort best --dataset short.txt", "holds out the last 20% of the calibration text"),
+        ("--sparsity_type layers --sparsity_ratio 0.5 --nsamples 1", "needs at least two sequences"),
+        (
+            "--effort best --prune_method neuronrank_tfidf --nr-tfidf-mode topic --nr-tfidf-k 100",
+            "tfidf-k is 100, allowed: [1, 64]",
+        ),
+        ("--sparsity_type neurons --sparsity_ratio 0.01", "sparsity_ratio is 0.01, allowed: 0, or at least"),
+    ],
+)
+def test_what_only_the_text_tells(run: Run, small: Flags, text: Path, way: list[str], flags: str, says: str) -> None:
+    """A dry run refuses what the run refuses."""
+    Path("short.txt").write_text(text.read_text()[:61])
+    refused(run, "prune", *small, *flags.split(), *way, "--save", "out", code=2, says=says)

@@ -199,3 +199,17 @@ def test_a_journal_or_a_shard_that_is_damaged(
     assert tree(tmp_path / "out")["model.safetensors"] == tree(tmp_path / "whole")["model.safetensors"]
     with suppress(FileNotFoundError):
         shutil.rmtree(partial)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_output_contains_what_the_run_reads(run: Run, small: Flags, text: Path, way: Flags) -> None:
+    run("prune", *small, "--save", "out")
+    for file in ("calibration.txt", "evaluation.txt"):
+        shutil.copy(text, Path("out", file))
+    says = f"{Path('out').resolve()} contains the calibration text (out/calibration.txt)"
+    refused(
+        run, "prune", *small, *way, "--dataset", "out/calibration.txt", "--force", code=2, says=says, hint="another"
+    )
+    says = f"{Path('out').resolve()} contains the evaluation text (out/evaluation.txt)"
+    read = ["--eval", "--eval-dataset", "out/evaluation.txt"]
+    refused(run, "prune", *small, *way, *read, "--force", code=2, says=says, hint="another")
