@@ -157,7 +157,7 @@ RECIPE_FLAGS = {
             "update_iterations",
             "--update-iterations",
             int,
-            "Iterations of --update on weights: half as many take a fifth less time and fit slightly worse.",
+            "Iterations of --update on weights. Fewer take less time and fit worse.",
         ),
         RecipeFlag(
             "propagate",

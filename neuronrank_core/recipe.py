@@ -24,8 +24,7 @@ COMPARE = ("module", "row", "column")
 
 #: Updates of the remaining weights: none, one after selection, or one that alternates with selection.
 UPDATES = ("none", "least-squares", "gradual")
-#: Default number of iterations of the update (ADMM). More do not reduce the error noticeably, and half as many raise it
-#: by 1 % (docs/measured/log.md).
+#: Default number of iterations of the update (ADMM); more do not reduce the error noticeably (docs/measured/log.md).
 UPDATE_ITERATIONS = 16
 #: Shares of the zeros: equal; fewer in ``down_proj``; more in layers where pruning costs less; or the last two.
 ALLOCATIONS = ("uniform", "modules", "neuronrank", "both")

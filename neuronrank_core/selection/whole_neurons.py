@@ -1,7 +1,6 @@
 """Select the whole neurons to remove."""
 
 from collections.abc import Sequence
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +19,9 @@ def removed_neurons(neurons: int, recipe: Recipe) -> int:
     Raises
     ------
     InvalidValueError
-        If that is none, and the ratio is not 0.
+        If that is none because of ``multiple_of``.
     """
     goes, multiple = int(recipe.ratio * neurons), recipe.multiple_of
-    if multiple is None and goes == 0 < recipe.ratio:
-        allowed = f"0, or at least {ceil(1e4 / neurons) / 1e4:g} and below 1, to remove neurons out of {neurons}"
-        raise InvalidValueError("sparsity_ratio", recipe.ratio, allowed)
     if multiple is None:
         return goes
     goes -= -(neurons - goes) % multiple

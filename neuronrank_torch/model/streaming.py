@@ -114,6 +114,11 @@ class StreamedModel:
             else:
                 self.source.prefetch(self.units[following])
 
+    def release(self) -> None:
+        """Drop all weights that are in memory; the model cannot run any more."""
+        for unit in self.units:
+            self._release(unit)
+
     def _release(self, unit: Unit) -> None:
         for name in self.units[unit]:
             self._assign(name, torch.empty_like(self._get(name), device="meta"))

@@ -25,7 +25,7 @@ from neuronrank_torch.model.source import ModelSource
 from neuronrank_torch.model.streaming import HEAD, StreamedModel
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.result import versions
-from neuronrank_torch.runs.job import Job
+from neuronrank_torch.runs.job import Job, check_apart
 from neuronrank_torch.runs.own_text import write_text
 from neuronrank_torch.saving.receiver import Receiver
 from neuronrank_torch.saving.statistics_writer import StatisticsWriter
@@ -149,7 +149,7 @@ def run_collect(
     batch_size = job.batch_size or micro_batch(recipe)
     chosen = _chosen(documents, recipe, batch_size)
     with launched() as ranks:
-        save = ranks.from_first(partial(check_output, job.save, job.force, STATISTICS))
+        save = ranks.from_first(partial(check_apart, job.save, job.force, job.dataset, kind=STATISTICS))
         own = job.dataset == SELF
         read = ranks.from_first(lambda: Documents(SELF, ()) if own else read_documents(job.dataset, "calibration"))
         job = replace(job, device=choose_device(job.device))

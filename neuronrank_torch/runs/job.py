@@ -14,7 +14,7 @@ from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.evaluation.divergence import compare_predictions
 from neuronrank_torch.evaluation.perplexity import Perplexity, evaluate
 from neuronrank_torch.evaluation.windows import Evaluated
-from neuronrank_torch.files.durable import check_output
+from neuronrank_torch.files.durable import MODEL, Kind, check_output
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.limits import check_tokens
 from neuronrank_torch.model.open import Dtype
@@ -144,23 +144,23 @@ def _reads_text(job: Job, recipe: Recipe) -> bool:
     return needs_text(recipe) and job.stats is None
 
 
-def _check_apart(job: Job, recipe: Recipe, target: Path) -> None:
-    """Refuse an output folder that contains an input, which it would replace; raises InputError."""
-    inputs = {
-        "the calibration text": job.dataset if _reads_text(job, recipe) else None,
-        "the statistics": job.stats,
-        "the evaluation text": job.evaluation and job.evaluation.dataset,
-    }
-    for what, spec in inputs.items():
+def check_apart(
+    save: str, force: bool, calibration: str | None, evaluation: str | None = None, kind: Kind = MODEL
+) -> Path:
+    """The output folder, see :func:`check_output`; raises InputError if it contains a text, which it would replace."""
+    target = check_output(save, force, kind)
+    for what, spec in (("calibration", calibration), ("evaluation", evaluation)):
         if spec and (path := local_path(spec)).exists() and path.resolve().is_relative_to(target):
-            raise InputError(f"{target} contains {what} ({spec})", hint="choose another output folder")
+            raise InputError(f"{target} contains the {what} text ({spec})", hint="choose another output folder")
+    return target
 
 
 def read_inputs(job: Job, recipe: Recipe, ranks: Ranks = ALONE) -> Inputs:
     """Check the output folder, then read statistics and texts; raises InputError if one cannot be used."""
     if job.save is not None:
-        target = ranks.from_first(partial(check_output, job.save, job.force))
-        _check_apart(job, recipe, target)
+        calibration = job.dataset if _reads_text(job, recipe) else None
+        evaluation = job.evaluation.dataset if job.evaluation else None
+        ranks.from_first(partial(check_apart, job.save, job.force, calibration, evaluation))
     statistics = None if job.stats is None else StatisticsFolder(job.stats)
     recipe = recipe if statistics is None else statistics.fitted(recipe)
 

@@ -95,8 +95,7 @@ def run_prune(
         loaded = job.save is None or recipe.removes_layers or target is not None
         if target is not None or recipe.removes_layers:
             ranks.require_one(f"--sparsity_type {recipe.sparsity_type}" if target is None else target.flag)
-            opened = open_model(job.model, dtype=job.dtype, device=inputs.job.device)[0]
-            unsaved, layout = check_whole(opened), opened.layout
+            unsaved, layout = check_whole(open_model(job.model, dtype=job.dtype, device=inputs.job.device)[0])
         load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if loaded else open_model
         model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
         text, eval_text = inputs.texts(tokenizer)

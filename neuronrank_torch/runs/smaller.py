@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from neuronrank_core import AllZeroMetricError, InputError, NonFiniteError, Recipe
+from neuronrank_core import AllZeroMetricError, InputError, NeuronRankError, NonFiniteError, Recipe
 from neuronrank_core.errors import UnreachableError
 from neuronrank_core.mixes import (
     COMPARED_AT,
@@ -23,8 +23,10 @@ from neuronrank_core.mixes import (
     width_multiple,
 )
 from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
+from neuronrank_torch.model.converted import ConvertedWeights
 from neuronrank_torch.model.limits import check_memory
 from neuronrank_torch.model.streaming import StreamedModel
+from neuronrank_torch.model.weights import WeightSource
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.passes import outside_embeddings, prune_in_passes, sizes_of
 from neuronrank_torch.pruning.store import Measured
@@ -156,14 +158,17 @@ class Comparison:
 
     def best(self, share: float) -> str:
         """Name of the mix for a share of the parameters that costs least."""
-        costs = {}
+        costs: dict[str, float] = {}
+        failed = NeuronRankError("nothing was compared")
         for name, mix in self.candidates.mixes(share).items():
             try:
                 costs[name] = self.measure(mix)
             except FAILED as error:
-                self.left_out[described(mix)] = str(error)
+                self.left_out[described(mix)], failed = str(error), error
+        if not costs and len(self.left_out) == 1:
+            raise failed
         if not costs:
-            raise InputError("; ".join(f"{name}: {reason}" for name, reason in self.left_out.items()))
+            raise InputError("; ".join(f"{name}: {reason}" for name, reason in self.left_out.items()), hint=failed.hint)
         return min(costs, key=lambda name: costs[name])
 
     def smallest(self, max_loss: float) -> Mix:
@@ -182,23 +187,27 @@ class Comparison:
             found = self.candidates.mixes(share)
             return found.get(sort) or next(iter(found.values()))
 
+        losses: dict[float, float] = {}
+
         def holds(share: float) -> bool:
             mix = of(share)
             try:
-                return self.measure(mix) <= (1 + max_loss) * self.dense
+                losses[share] = self.measure(mix) / self.dense - 1
             except FAILED as error:
                 self.left_out[described(mix)] = str(error)
                 return False
+            return losses[share] <= max_loss
 
         low, high = 0, len(shares)  # Those from ``high`` on hold.
         while low < high:
             low, high = (low, at) if holds(shares[at]) else (at + 1, high)
             at = (low + high) // 2
         if high == len(shares):
-            rise = self.measure(of(shares[-1])) / self.dense - 1
+            last = described(of(shares[-1]))
+            why = self.left_out.get(last) or f"the loss is {losses[shares[-1]]:.4g} on held-out text"
             raise UnreachableError(
                 f"no model with at most {shares[-1]:.0%} of the parameters outside the embeddings keeps to --max-loss"
-                f" {max_loss:g}: the loss is {rise:.4g} on held-out text",
+                f" {max_loss:g}: {why}",
                 hint="choose a larger --max-loss",
             )
         return of(shares[high])
@@ -228,10 +237,15 @@ def choose_passes(
     return passes(mix, candidates.recipe), replace(choice, left_out=choice.left_out | compared.left_out)
 
 
-def check_whole(model: StreamedModel) -> list[str]:
-    """Refuse a model that does not fit into memory as a whole; returns notes on what such a run does not save."""
+def check_whole(model: StreamedModel) -> tuple[list[str], WeightSource | None]:
+    """Refuse a model that does not fit into memory as a whole, and release its weights.
+
+    Returns notes on what such a run does not save, and the layout of the checkpoint if it is not that of the model.
+    """
     check_memory(sum(map(model.bytes, model.units)), model.device, "the whole model")
-    return Names.of(model, smaller=True).left_out()
+    notes, layout = Names.of(model, smaller=True).left_out(), model.layout
+    model.release()
+    return notes, layout if isinstance(layout, ConvertedWeights) else None
 
 
 def checked_size(choice: Choice, model: Any, candidates: Candidates | None) -> Choice:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuronrank_core import InputError, Recipe, ScoringContext
+from neuronrank_core import InputError, InvalidValueError, Recipe, ScoringContext
 from neuronrank_core.selection.whole_neurons import kept_neurons, next_neurons, removed_neurons
 from neuronrank_core.update.least_squares import absorb, eliminate
 from neuronrank_torch.calibration.gram import Sums
@@ -55,6 +55,10 @@ class Neurons(SparsityType):
                 )
         kept = {name: min(neurons) - removed_neurons(min(neurons), recipe) for name, neurons in widths.items()}
         if {name: {left} for name, left in kept.items()} == widths:
+            if recipe.ratio and widths:
+                of = max(map(max, widths.values()))
+                allowed = f"0, or at least {math.ceil(1e4 / of) / 1e4:g} and below 1, to remove neurons out of {of}"
+                raise InvalidValueError("sparsity_ratio", recipe.ratio, allowed)
             return
         _check_aligned(decoder, recipe)
         try:

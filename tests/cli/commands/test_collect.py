@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from command import LAYERS, Run
+from faults import refused
 from tiny import VOCAB
 from tiny_files import write_model
 from transformers import AutoModelForCausalLM, GPT2Config
@@ -187,3 +188,11 @@ def test_a_signal_without_effect_is_warned_of_and_the_measured_one_is_named(run:
     page = Path("page.html").read_text("utf-8")
     assert "<code>--nr-signal</code></dt><dd>product<" in page
     assert "signal “product”" in page
+
+
+def test_the_folder_with_the_text_is_not_replaced(run: Run, small: list[object], text: Path) -> None:
+    flags = [flag for flag in small if flag not in ("--dataset", text)]
+    run("collect", *small, "--save", "stats")
+    Path("stats/notes.txt").write_text(text.read_text())
+    says = f"{Path('stats').resolve()} contains the calibration text (stats/notes.txt)"
+    refused(run, "collect", *flags, "--dataset", "stats/notes.txt", "--save", "stats", "--force", code=2, says=says)

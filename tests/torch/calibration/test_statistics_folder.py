@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plain import plain
 from pruning import SMALL, TEXT, core_statistics, recipe, same_state
 from safetensors.numpy import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 from tiny_files import write_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuronrank_core import METHODS, InputError, InvalidValueError, MissingStatisticsError, Recipe
 from neuronrank_core.statistics.table import INPUTS, SIGNAL
@@ -227,3 +228,25 @@ def test_another_model_is_refused(stats: Path, tmp_path: Path, change: str) -> N
         model, tokenizer, _ = load_model(str(other))
         with pytest.raises(InputError, match="of 3 layers, but the model has 4"):
             prune(model, tokenizer, recipe(), statistics=StatisticsFolder(stats))
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "phi"])
+@pytest.mark.parametrize("hidden_states", ["memory", "disk"])
+def test_the_head_is_there_whatever_comes_before_it(tmp_path: Path, family: str, hidden_states: Any) -> None:
+    """A last norm of another name; as a hook on the head of the whole model sees it."""
+    source, text = tmp_path / "model", tmp_path / "text.txt"
+    model = plain(family)
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(5)))
+    model.config.tie_word_embeddings = False
+    write_model(source, model)
+    text.write_text(TEXT)
+    job = Job(str(source), str(text), save=str(tmp_path / "stats"), hidden_states=hidden_states, batch_size=2)
+    run_collect(job, Recipe(**SAMPLING))
+    whole, squares = load_model(str(source))[0], []
+    whole.get_output_embeddings().register_forward_pre_hook(lambda _, args: squares.append(args[0].square().mean(1)))
+    with torch.no_grad():
+        whole(calibration_sequences(tiny_tokenizer(True), Recipe(**SAMPLING), TEXT), use_cache=False)
+    found = StatisticsFolder(tmp_path / "stats").table("lm_head").input_mean_square["lm_head"]
+    np.testing.assert_allclose(found, squares[0], rtol=1e-4)
+    assert len({*squares[0].mean(0).tolist()}) > 10

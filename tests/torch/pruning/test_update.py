@@ -114,7 +114,8 @@ def test_more_iterations_are_closer(update: dict[str, object]) -> None:
         pruned(model, recipe(nsamples=32, update_iterations=iterations, **update))
         with torch.no_grad():
             distances.append((model.model(tokens)[0] - dense.model(tokens)[0]).norm().item())
-    assert distances[0] > 1.05 * distances[1] > 1.05 * distances[2], distances
+    assert distances[0] > 1.1 * distances[1], distances
+    assert distances[1] > 1.01 * distances[2], distances
 
 
 def test_down_makes_up_for_what_gate_and_up_lost(monkeypatch: pytest.MonkeyPatch) -> None:

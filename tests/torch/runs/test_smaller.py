@@ -317,6 +317,26 @@ def test_every_expert_of_a_mixture_loses_neurons(tmp_path: Path, target: Target,
     assert all((48 - number) % math.lcm(4, multiple_of or 1) == 0 for number in gone)
 
 
+def test_sizes_that_end_in_nan_are_not_within_a_loss(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    smaller = neuronrank_torch.runs.smaller
+    measure, least = smaller.Comparison.measure, 0.75
+
+    def failing(self: Any, mix: Any) -> float:
+        if smaller.left(self.candidates.sizes, mix) < least * self.candidates.sizes.parameters:
+            raise NonFiniteError("NaN or Inf in the predictions")
+        return measure(self, mix)
+
+    monkeypatch.setattr(smaller.Comparison, "measure", failing)
+    choice = run_prune(Job(**job), HOW, target=Target(max_loss=100.0)).choice
+    assert choice is not None
+    assert choice.kept >= least * choice.parameters
+    assert any("NaN" in reason for reason in choice.left_out.values())
+    monkeypatch.setattr(smaller.Comparison, "best", lambda self, share: "neurons")
+    least = 1.0
+    with pytest.raises(UnreachableError, match=r"no model with at most 95% .* --max-loss 100: NaN or Inf in the pred"):
+        run_prune(Job(**job), HOW, target=Target(max_loss=100.0))
+
+
 @pytest.mark.parametrize("target", [Target(target_params=0.8), Target(max_loss=3.0)])
 def test_a_candidate_that_ends_in_nan_is_left_out(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, target: Target
