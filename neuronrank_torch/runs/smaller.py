@@ -159,16 +159,18 @@ class Comparison:
     def best(self, share: float) -> str:
         """Name of the mix for a share of the parameters that costs least."""
         costs: dict[str, float] = {}
-        failed = NeuronRankError("nothing was compared")
+        failed: list[NeuronRankError] = []
         for name, mix in self.candidates.mixes(share).items():
             try:
                 costs[name] = self.measure(mix)
             except FAILED as error:
-                self.left_out[described(mix)], failed = str(error), error
-        if not costs and len(self.left_out) == 1:
-            raise failed
+                self.left_out[described(mix)] = str(error)
+                failed.append(error)
+        if not costs and len(failed) == 1:
+            raise failed[0]
         if not costs:
-            raise InputError("; ".join(f"{name}: {reason}" for name, reason in self.left_out.items()), hint=failed.hint)
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
+            raise InputError(reasons, hint=failed[0].hint)
         return min(costs, key=lambda name: costs[name])
 
     def smallest(self, max_loss: float) -> Mix:

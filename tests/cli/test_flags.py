@@ -46,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(job=job, recipe=recipe, planned=False, candidates=candidates, target=target)
         return RESULT
 
-    def plan_prune(job: Job, recipe: Recipe, efforts: Any) -> PruneResult:
+    def plan_prune(job: Job, recipe: Recipe, efforts: Any, **_: bool) -> PruneResult:
         seen.update(job=job, recipe=recipe, planned=True, candidates={}, efforts=efforts, target=None)
         seconds = {name: 1.0 + number for number, name in enumerate(efforts)}
         return replace(RESULT, plan=Plan(1 << 20, {"layers": 1 << 31, "update": 0}, 90.0, seconds))

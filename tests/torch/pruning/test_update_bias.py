@@ -25,8 +25,13 @@ UPDATES = pytest.mark.parametrize("update", ["least-squares", "gradual"])
 @pytest.fixture
 def undamped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Re-fit until nothing changes any more, without damping."""
-    at_once = partial(least_squares_update, damping=1e-6, iterations=1000)
-    in_turn = partial(gradual_update, damping=1e-6, shares=[0.5] * 10 + [1.0] * 1000)
+
+    def at_once(*arguments: Any, **how: Any) -> Tensor:
+        return least_squares_update(*arguments, **{**how, "damping": 1e-6, "iterations": 1000})
+
+    def in_turn(*arguments: Any, **how: Any) -> Tensor:
+        return gradual_update(*arguments, **{**how, "damping": 1e-6, "shares": [0.5] * 10 + [1.0] * 1000})
+
     monkeypatch.setattr(weights, "least_squares_update", at_once)
     monkeypatch.setattr(weights, "gradual_update", in_turn)
     monkeypatch.setattr(neurons, "absorb", partial(absorb, damping=0.0))
