@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from neuronrank_core import MissingStatisticsError, NonFiniteError, Recipe
 from neuronrank_core.methods import METHODS, method_of, requires
@@ -26,7 +25,7 @@ from neuronrank_torch import kernels
 from neuronrank_torch.calibration.expert_rows import ExpertTableBuilder
 from neuronrank_torch.calibration.layerwise import Others, layers_done
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
-from neuronrank_torch.model.blocks import Block, Mlp, by_input
+from neuronrank_torch.model.blocks import Block, Mlp, Projection, by_input
 from neuronrank_torch.model.early_stop import StopForward, captured
 from neuronrank_torch.model.mixture import Mixture
 from neuronrank_torch.model.structure import Decoder, Layer
@@ -259,15 +258,10 @@ def head_statistics(
     NonFiniteError
         If a statistic is NaN or Inf.
     """
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-    rows = []
-
-    def at_head(see: Callable[[Tensor], None]) -> RemovableHandle:
-        return head.register_forward_pre_hook(lambda module, args: see(args[0]))
-
+    head, rows = Projection(model.get_output_embeddings()), []  # type: ignore[operator]
     with layers_done(decoder, hidden, others):
         for sequence in sequences:
-            x = captured(at_head, partial(model, input_ids=sequence[None], use_cache=False))
+            x = captured(head.on_input, partial(model, input_ids=sequence[None], use_cache=False))
             rows.append(x[0].float().square().mean(0).cpu())
     columns = torch.stack(ranks.union(rows)).numpy()
     if not np.isfinite(columns).all():

@@ -45,8 +45,7 @@ class StreamedModel:
         self.read_ahead = ReadAhead(device) if device.type in READS_AHEAD else None
         self.decoder = find_decoder(model)
         self.units = self._divide()
-        for unit in self.units:
-            self._release(unit)
+        self.release()
         for name, buffer in list(model.named_buffers()):
             if buffer.device.type != "meta":
                 self._assign(name, buffer.to(device))

@@ -1,6 +1,7 @@
 """Chooses what to remove so that a model reaches a size or keeps to a loss, by measuring candidates in memory."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -131,7 +132,7 @@ class Comparison:
         self.batch_size = batch_size or micro_batch(few)
         self.windows: Tokens = held_out_windows(tokenizer, few, rest, candidates.target.flag)
         self.found: dict[str, float] = {}
-        self.left_out: dict[str, str] = {}
+        self.failed: dict[str, NeuronRankError] = {}
         self.dense = self._perplexity("before", lambda: model)
 
     def _perplexity(self, name: str, model: Callable[[], Any]) -> float:
@@ -156,22 +157,24 @@ class Comparison:
             self.found[name] = self._perplexity(f"candidate {name}", pruned)
         return self.found[name]
 
+    def cost(self, mix: Mix) -> float:
+        """The same; infinite if the candidate fails, which is then left out."""
+        try:
+            return self.measure(mix)
+        except FAILED as error:
+            self.failed[described(mix)] = error
+            return math.inf
+
     def best(self, share: float) -> str:
         """Name of the mix for a share of the parameters that costs least."""
-        costs: dict[str, float] = {}
-        failed: list[NeuronRankError] = []
-        for name, mix in self.candidates.mixes(share).items():
-            try:
-                costs[name] = self.measure(mix)
-            except FAILED as error:
-                self.left_out[described(mix)] = str(error)
-                failed.append(error)
-        if not costs and len(failed) == 1:
-            raise failed[0]
-        if not costs:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
-            raise InputError(reasons, hint=failed[0].hint)
-        return min(costs, key=lambda name: costs[name])
+        costs = {name: self.cost(mix) for name, mix in self.candidates.mixes(share).items()}
+        best = min(costs, key=lambda name: costs[name])
+        if costs[best] < math.inf or not self.failed:
+            return best
+        first, *others = self.failed.values()
+        if not others:
+            raise first
+        raise InputError("; ".join(f"{name}: {reason}" for name, reason in self.failed.items()), hint=first.hint)
 
     def smallest(self, max_loss: float) -> Mix:
         """The smallest mix, of the sort that is best at one size, whose loss is within a bound; by bisection.
@@ -189,24 +192,17 @@ class Comparison:
             found = self.candidates.mixes(share)
             return found.get(sort) or next(iter(found.values()))
 
-        losses: dict[float, float] = {}
-
         def holds(share: float) -> bool:
-            mix = of(share)
-            try:
-                losses[share] = self.measure(mix) / self.dense - 1
-            except FAILED as error:
-                self.left_out[described(mix)] = str(error)
-                return False
-            return losses[share] <= max_loss
+            return self.cost(of(share)) <= (1 + max_loss) * self.dense
 
         low, high = 0, len(shares)  # Those from ``high`` on hold.
         while low < high:
             low, high = (low, at) if holds(shares[at]) else (at + 1, high)
             at = (low + high) // 2
         if high == len(shares):
-            last = described(of(shares[-1]))
-            why = self.left_out.get(last) or f"the loss is {losses[shares[-1]]:.4g} on held-out text"
+            last = of(shares[-1])
+            failure = self.failed.get(described(last))
+            why = failure or f"the loss is {self.measure(last) / self.dense - 1:.4g} on held-out text"
             raise UnreachableError(
                 f"no model with at most {shares[-1]:.0%} of the parameters outside the embeddings keeps to --max-loss"
                 f" {max_loss:g}: {why}",
@@ -236,7 +232,8 @@ def choose_passes(
     count, seqlen = compared.windows.shape
     size: dict[str, Any] = {"windows": count, "seqlen": seqlen, "seconds": round(time.perf_counter() - started, 3)}
     choice = candidates.result(mix, perplexity=compared.found, dense=compared.dense, **size)
-    return passes(mix, candidates.recipe), replace(choice, left_out=choice.left_out | compared.left_out)
+    failed = {name: str(error) for name, error in compared.failed.items()}
+    return passes(mix, candidates.recipe), replace(choice, left_out=choice.left_out | failed)
 
 
 def check_whole(model: StreamedModel) -> tuple[list[str], WeightSource | None]:
