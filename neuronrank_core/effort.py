@@ -76,5 +76,6 @@ def passes_by_effort(recipe: Recipe, fixed: Collection[str] = ()) -> dict[str, l
 
 
 def rehearsed(recipe: Recipe) -> Recipe:
-    """The recipe on a share of the sequences, as ``best`` runs each candidate: one out of two."""
-    return replace(recipe, nsamples=math.ceil(recipe.nsamples / 2))
+    """The recipe as ``best`` runs each candidate: on half of the sequences, with half of the update's iterations."""
+    half = {name: math.ceil(getattr(recipe, name) / 2) for name in ("nsamples", "update_iterations")}
+    return replace(recipe, **half)

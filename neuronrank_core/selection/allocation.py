@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from neuronrank_core.errors import AllZeroMetricError, NonFiniteError
+from neuronrank_core.errors import AllZeroMetricError, MissingStatisticsError, NonFiniteError
 from neuronrank_core.kernels import Array
 from neuronrank_core.methods.context import ScoringContext
 from neuronrank_core.methods.neuronrank_wanda import neuron_strength
@@ -48,7 +48,7 @@ def error_histogram(context: ScoringContext, residual: float) -> NDArray[np.int6
     ----------
     context : ScoringContext
     residual : float
-        Typical squared norm of the layer's output hidden states, > 0.
+        Typical squared norm of the layer's output hidden states, divided by :func:`typical_gain` of the errors, > 0.
 
     Returns
     -------
@@ -93,6 +93,57 @@ def typical_square_norm(residual_norm: ArrayLike) -> float:
     residual_norm : array, shape (documents, tokens)
     """
     return float(np.quantile(np.asarray(residual_norm), 0.5, method="lower")) ** 2
+
+
+def random_error(output: ArrayLike, seed: int) -> NDArray[np.float32]:
+    """Random error of the output of an MLP, an eighth as large as the output at each token.
+
+    Parameters
+    ----------
+    output : array, shape (tokens, hidden_size)
+    seed : int
+    """
+    output = np.asarray(output, dtype=np.float32)
+    noise = np.random.default_rng(seed).standard_normal(output.shape, dtype=np.float32)
+    size = np.linalg.norm(output, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
+    return np.asarray(noise * size / 8)
+
+
+def error_gain(change: ArrayLike, error: ArrayLike) -> float:
+    """How much larger the square of an error of an MLP's output is in the layer's output.
+
+    It is 1 where the output is added to the residual stream as it is. A norm or a factor in between changes it, as in
+    Gemma 3 and Granite. Rounded to a bin of :data:`LOG2_EDGES`, so that rounding errors of the layer do not count.
+
+    Parameters
+    ----------
+    change : array, shape (tokens, hidden_size)
+        By which the layer's output differs because of the error.
+    error : array, shape (tokens, hidden_size)
+
+    Returns
+    -------
+    float
+        0 if the error has no effect, 1 if there is none.
+    """
+    changed, made = (float(np.square(np.asarray(array, dtype=np.float64)).sum()) for array in (change, error))
+    if not changed or not made:
+        return 0.0 if made else 1.0
+    return float(2 ** (round(16 * math.log2(changed / made)) / 16))
+
+
+def typical_gain(gains: ArrayLike, layer: int | str = "?") -> float:
+    """Mean :func:`error_gain` over the documents in which it was measured, those that are not NaN.
+
+    Raises
+    ------
+    MissingStatisticsError
+        If there are none.
+    """
+    gains = np.asarray(gains, dtype=np.float64)
+    if np.isnan(gains).all():
+        raise MissingStatisticsError(layer, "error_gain was measured in none of the documents")
+    return float(np.nanmean(gains))
 
 
 def allocate(

@@ -52,6 +52,9 @@ class LayerStatistics:
         Number of rows of ``sample`` per document.
     residual_norm : float32 array, shape (documents, tokens)
         Norm of the layer's output hidden state at each token; requires documents of equal length.
+    error_gain : float32 array, shape (documents,)
+        How much larger the square of an error of the MLP's output is in the layer's output
+        (:func:`neuronrank_core.selection.allocation.error_gain`); NaN for documents in which it was not measured.
     expert_tokens : int64 array, shape (documents, experts)
         Number of tokens routed to each expert of a mixture.
     expert_gate, expert_norm, expert_gated_norm : float32 arrays, shape (documents, experts)
@@ -70,6 +73,7 @@ class LayerStatistics:
     sample: NDArray[np.float32] | None = None
     sample_tokens: NDArray[np.int64] | None = None
     residual_norm: NDArray[np.float32] | None = None
+    error_gain: NDArray[np.float32] | None = None
     expert_tokens: NDArray[np.int64] | None = None
     expert_gate: NDArray[np.float32] | None = None
     expert_norm: NDArray[np.float32] | None = None

@@ -19,7 +19,7 @@ _COLUMNS = {
     INPUTS: ("input_mean_square.",),
     SIGNAL: ("signal_", "open_gate"),
     SAMPLE: ("sample",),
-    RESIDUAL: ("residual_norm",),
+    RESIDUAL: ("residual_norm", "error_gain"),
     EXPERTS: ("expert_",),
 }
 KINDS = tuple(_COLUMNS)

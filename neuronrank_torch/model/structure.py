@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -70,6 +70,12 @@ class Layer:
                 hint="this needs the neurons of one MLP per layer; prune, collect, compare and eval take mixtures",
             )
         return self.mlps[0]
+
+    def output_of(self, mlp: Mlp) -> nn.Module:
+        """The module whose output is that of an MLP; for a routed expert, the sum over the experts."""
+        if mlp.expert is not None and self.experts is not None:
+            return cast(nn.Module, self.experts.module)
+        return mlp.projections["down_proj"].module
 
     def blocks(self, *, include_attention: bool = False) -> tuple[Block, ...]:
         """The blocks to prune in this layer: its MLPs, and attention if requested.

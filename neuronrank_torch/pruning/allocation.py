@@ -8,9 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext
-from neuronrank_core.selection.allocation import allocate, error_histogram, harmless, typical_square_norm
+from neuronrank_core.selection.allocation import (
+    allocate,
+    error_histogram,
+    harmless,
+    typical_gain,
+    typical_square_norm,
+)
 from neuronrank_core.selection.masks import target_zeros
 from neuronrank_torch.calibration.collector import LayerCollector
+from neuronrank_torch.calibration.error_gain import error_gains
 from neuronrank_torch.calibration.hidden_states import residual_norm
 from neuronrank_torch.calibration.layerwise import LayerRun
 from neuronrank_torch.calibration.routed import SquaredFactors
@@ -43,17 +50,22 @@ class AllocationPass:
         if run.layer not in self.layers:
             run.feed(keep=True)
             return
+        outputs = [*dict.fromkeys(map(run.layer.output_of, run.layer.mlps))]
+        gains = error_gains(run, outputs, self.ranks)
         squares = SquaredFactors(run.layer.experts)
         with LayerCollector(run.layer, run.layer.mlps, self.statistics, run.hidden.shape[1]) as collector, squares:
             run.feed(keep=True, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
         tables = collector.statistics(self.ranks)
-        self.count(run.layer, tables, residual_norm(run.hidden, self.ranks), squares.mean(self.ranks))
+        typical = dict(zip(outputs, (typical_gain(column, run.index) for column in gains.T), strict=True))
+        gain_of = [typical[run.layer.output_of(mlp)] for mlp in run.layer.mlps]
+        self.count(run.layer, tables, residual_norm(run.hidden, self.ranks), gain_of, squares.mean(self.ranks))
 
     def count(
         self,
         layer: Layer,
         tables: Sequence[LayerStatistics | None],
         residual: NDArray[Any],
+        gains: Sequence[float],
         factors: Sequence[float] = (),
     ) -> None:
         """Count the weights of a dense layer by removal error, computed from its statistics.
@@ -67,12 +79,14 @@ class AllocationPass:
             error.
         residual : array, shape (documents, tokens)
             Norms of the residual stream.
+        gains : sequence of float
+            Of each MLP, how much larger the square of an error of its output is in the layer's output.
         factors : sequence of float
             For each expert, the mean over all tokens of the square of its factor, by which errors of its output count.
         """
         typical, counts = typical_square_norm(residual), harmless(0)
-        for mlp, table in zip(layer.mlps, tables, strict=True):
-            factor = 1.0 if mlp.expert is None else factors[mlp.expert]
+        for mlp, table, gain in zip(layer.mlps, tables, gains, strict=True):
+            factor = gain * (1.0 if mlp.expert is None else factors[mlp.expert])
             if table is None or factor == 0:
                 counts += harmless(sum(weight.numel() for weight in mlp.weights.values()))
             else:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from neuronrank_core import InvalidValueError, Recipe
 from neuronrank_core.methods import check_recipe, needs_text, requires
+from neuronrank_core.selection.allocation import typical_gain
 from neuronrank_core.statistics.table import INPUTS, RESIDUAL, LayerStatistics
 from neuronrank_torch.calibration.collector import head_statistics
 from neuronrank_torch.calibration.layerwise import LayerRun, Others, run_layers
@@ -201,7 +202,8 @@ class _PruneRun:
         for layer in self.layers:
             table = statistics.table(layer.index, {INPUTS, RESIDUAL})
             with self.store.resident(layer.index):
-                dense.count(layer, [table], table.require("residual_norm", layer.index))
+                gain = typical_gain(table.require("error_gain", layer.index), layer.index)
+                dense.count(layer, [table], table.require("residual_norm", layer.index), [gain])
 
     def calibrated(self, sequences: Tensor, batch_size: int) -> None:
         """Collect, prune and propagate layer by layer."""

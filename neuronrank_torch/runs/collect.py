@@ -12,6 +12,7 @@ from neuronrank_core import InputError, InvalidValueError, LayerStatistics, NonF
 from neuronrank_core.recipe import EXPERTS
 from neuronrank_core.statistics.table_files import FORMAT_VERSION
 from neuronrank_torch.calibration.collector import LayerCollector, head_statistics
+from neuronrank_torch.calibration.error_gain import error_gains
 from neuronrank_torch.calibration.hidden_states import residual_norm
 from neuronrank_torch.calibration.layerwise import LayerRun, Others, run_layers
 from neuronrank_torch.distributed.process_group import launched
@@ -286,6 +287,11 @@ class _CollectRun:
         attention = [] if run.layer.attention is None else [run.layer.attention]
         blocks = [run.layer.mlp, *attention] if mixture is None else [mixture]
 
+        gains = None
+        if mixture is None:
+            outputs = [run.layer.output_of(run.layer.mlp)]
+            gains = error_gains(run, outputs, self.ranks, self.documents.start)[:, 0]
+
         def batch_done(start: int) -> None:
             collector.add_documents(self.documents.start + start, run.hidden.shape[1])
 
@@ -296,4 +302,4 @@ class _CollectRun:
             raise NonFiniteError(f"NaN or Inf in the output of layer {run.index}", hint="try --dtype float32")
         tables = [table for table in collector.statistics(self.ranks) if table is not None]
         inputs = {name: column for table in tables for name, column in table.input_mean_square.items()}
-        return replace(tables[0], input_mean_square=inputs, residual_norm=norms)
+        return replace(tables[0], input_mean_square=inputs, residual_norm=norms, error_gain=gains)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -129,7 +130,8 @@ def space_of(statistics: StatisticsFolder, recipe: Recipe, methods: tuple[str, .
     """The recipes that these statistics allow, with the sparsity, scope and seed of a recipe."""
     base = statistics.fitted(replace(recipe, **statistics.fixed))
     unstructured = base.sparsity_type == "unstructured"
-    allocatable = unstructured and statistics.table(0, {RESIDUAL}).residual_norm is not None
+    gains = statistics.table(0, {RESIDUAL}).error_gain if unstructured else None
+    allocatable = gains is not None and np.isfinite(gains).any()
     methods = methods or (DEFAULT_EXPERT_METHODS if base.removes_experts else DEFAULT_METHODS)
     return Space(base, tuple(dict.fromkeys(methods)), ("uniform", "neuronrank") if allocatable else ("uniform",))
 

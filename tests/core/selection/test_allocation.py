@@ -10,8 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from layers import random_layer, seeds
 
-from neuronrank_core import AllZeroMetricError, InvalidValueError, NonFiniteError, Recipe, prune_mask
-from neuronrank_core.selection.allocation import LOG2_EDGES, allocate, error_histogram, removal_error
+from neuronrank_core import (
+    AllZeroMetricError,
+    InvalidValueError,
+    MissingStatisticsError,
+    NonFiniteError,
+    Recipe,
+    prune_mask,
+)
+from neuronrank_core.selection.allocation import (
+    LOG2_EDGES,
+    allocate,
+    error_gain,
+    error_histogram,
+    random_error,
+    removal_error,
+    typical_gain,
+)
 
 LAYER = random_layer(2)
 CONTEXT = LAYER.context(Recipe(method="wanda"))
@@ -126,3 +141,31 @@ def test_the_context_says_how_much_of_the_mlp_goes() -> None:
 def test_fixed_patterns_leave_nothing_to_allocate(kind: str) -> None:
     with pytest.raises(InvalidValueError, match="allocate"):
         Recipe(allocate="neuronrank", sparsity_type=kind)
+
+
+@given(seed=seeds, scale=st.floats(1e-3, 1e3))
+def test_an_error_is_an_eighth_of_each_tokens_output(seed: int, scale: float) -> None:
+    output = np.random.default_rng(seed).normal(size=(5, 12)) * scale
+    output[2] = 0
+    error = random_error(output, seed)
+    np.testing.assert_allclose(np.linalg.norm(error, axis=1), np.linalg.norm(output, axis=1) / 8, rtol=1e-5)
+    assert np.array_equal(error, random_error(output, seed))
+    assert not np.array_equal(error, random_error(output, seed + 1))
+
+
+@given(seed=seeds, factor=st.floats(1e-3, 1e3), rounding=st.floats(-1e-3, 1e-3))
+def test_the_gain_of_a_factor_is_its_square(seed: int, factor: float, rounding: float) -> None:
+    error = np.random.default_rng(seed).normal(size=(5, 12))
+    assert error_gain(factor * error, error) == pytest.approx(factor**2, rel=0.03)
+    assert error_gain((1 + rounding) * error, error) == 1
+
+
+def test_an_error_that_does_not_arrive_has_no_gain() -> None:
+    assert error_gain(np.zeros((2, 3)), np.ones((2, 3))) == 0
+    assert error_gain(np.zeros((2, 3)), np.zeros((2, 3))) == 1
+
+
+def test_documents_without_a_gain_do_not_count() -> None:
+    assert typical_gain([1.0, np.nan, 4.0]) == 2.5
+    with pytest.raises(MissingStatisticsError, match="in none of the documents"):
+        typical_gain([np.nan, np.nan], 3)

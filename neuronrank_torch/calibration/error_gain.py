@@ -1,0 +1,77 @@
+"""How much of an error of an MLP's output reaches the layer's output, measured on the layer's own forward."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from neuronrank_core.errors import NonFiniteError
+from neuronrank_core.selection.allocation import error_gain, random_error
+from neuronrank_torch.calibration.layerwise import LayerRun, split_output
+from neuronrank_torch.distributed.ranks import Ranks
+
+#: One out of this many documents is measured: those whose identifier is a multiple.
+EVERY = 32
+
+
+def error_gains(run: LayerRun, outputs: Sequence[nn.Module], ranks: Ranks, first: int = 0) -> NDArray[np.float32]:
+    """Measure :func:`neuronrank_core.selection.allocation.error_gain` at the outputs of modules of a layer.
+
+    Parameters
+    ----------
+    run : LayerRun
+        At the input of the layer.
+    outputs : sequence of modules
+    ranks : Ranks
+    first : int
+        Identifier of the first document of all ranks.
+
+    Returns
+    -------
+    float32 array, shape (documents, outputs)
+        NaN for documents in which it is not measured.
+
+    Raises
+    ------
+    NonFiniteError
+        If the layer's output is NaN or Inf.
+    """
+    rows: list[NDArray[np.float32]] = []
+    for index, sequence in enumerate(run.hidden, start=first + run.first):
+        row = np.full(len(outputs), np.nan, dtype=np.float32)
+        if index % EVERY == 0:
+            before = _output(run, sequence)
+            for place, module in enumerate(outputs):
+                probe = _Probe(index)
+                with module.register_forward_hook(probe.disturb):
+                    change = _output(run, sequence) - before
+                if not np.isfinite(change).all():
+                    raise NonFiniteError(f"NaN or Inf in the output of layer {run.index}", hint="try --dtype float32")
+                row[place] = error_gain(change, probe.error)
+        rows.append(row)
+    every = ranks.union(rows)
+    return np.stack(every)
+
+
+def _output(run: LayerRun, sequence: Tensor) -> NDArray[Any]:
+    return _rows(split_output(run.forward(sequence[None]))[0])
+
+
+def _rows(states: Tensor) -> NDArray[Any]:
+    return states.detach().float().flatten(0, -2).cpu().numpy()
+
+
+class _Probe:
+    """A hook that adds a random error to a module's output, and keeps the error as rounded by the addition."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.error = seed, np.zeros((0, 0), dtype=np.float32)
+
+    def disturb(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        del module, args
+        rows = _rows(output)
+        disturbed = (output + output.new_tensor(random_error(rows, self.seed)).view_as(output)).detach()
+        self.error = _rows(disturbed) - rows
+        return disturbed
