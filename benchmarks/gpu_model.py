@@ -124,20 +124,27 @@ def read(model: Model, card: Card) -> float:
 
 
 def run(
-    model: Model, card: Card, *, gradual: bool = False, allocate: bool = False, share: float = 1.0, saved: bool = True
+    model: Model,
+    card: Card,
+    *,
+    gradual: bool = False,
+    allocate: bool = False,
+    share: float = 1.0,
+    iterations: int = UPDATE_ITERATIONS,
+    saved: bool = True,
 ) -> float:
     """Seconds of a prune, on a share of the text."""
     tokens, h, n = share * SEQUENCES * SEQLEN, model.hidden, model.neurons
     passes = 3 if gradual else 2
-    shares = gradual_shares()
+    shares = gradual_shares(iterations)
     selections = 1 + sum(a > b for a, b in zip(shares, (0.0, *shares), strict=False)) if gradual else 1
     work = card.seconds(passes * model.forward(tokens))
     work += selections * TOUCHES * 4 * model.experts * model.block / card.bandwidth
     if gradual:
         gram = 2 * tokens * (h**2 + n**2 + h * n)
-        iterations = 2 * (UPDATE_ITERATIONS + 3) * (2 * n * h**2 + h * n**2)
+        steps = 2 * (iterations + 3) * (2 * n * h**2 + h * n**2)
         # Two inverses for each of gate, up and down: of the residual norms, and of the iterations.
-        work += card.seconds(float32=gram + iterations, solve=2 * (2 * h**3 + n**3))
+        work += card.seconds(float32=gram + steps, solve=2 * (2 * h**3 + n**3))
     layer = max(work, read(model, card)) + (2 * model.layer / DURABLE if saved else 0.0)
     return model.layers * layer + (one_pass(model, card, share) if allocate else 0.0)
 
@@ -146,7 +153,15 @@ def best(model: Model, card: Card) -> float:
     """Seconds of ``--effort best``: every candidate on a part of the text, then the dearest one on all of it."""
     *candidates, last = passes_by_effort(Recipe(nsamples=SEQUENCES))["best"]
     compared = (
-        run(model, card, gradual=True, allocate=measures(one), share=one.nsamples / SEQUENCES, saved=False)
+        run(
+            model,
+            card,
+            gradual=True,
+            allocate=measures(one),
+            share=one.nsamples / SEQUENCES,
+            iterations=one.update_iterations,
+            saved=False,
+        )
         for one in candidates
     )
     return sum(compared) + run(model, card, gradual=True, allocate=measures(last))
