@@ -81,8 +81,8 @@ def test_neurons_between_and_the_updates_pay_in_perplexity(dense: tuple[Any, Any
 
     def after(**chosen: Any) -> float:
         model.load_state_dict(weights)
-        prune(model, tokenizer, Recipe(nsamples=8, seqlen=256, pruning_last=3, **chosen), texts[0])
-        return evaluate(model, tokenizer, texts[1], seqlen=256, windows=4).perplexity
+        prune(model, tokenizer, Recipe(nsamples=4, seqlen=256, pruning_last=2, **chosen), texts[0])
+        return evaluate(model, tokenizer, texts[1], seqlen=256, windows=2).perplexity
 
     wanda, ours = after(method="wanda"), after()
     updated = [after(update=update) for update in ("least-squares", "gradual")]
