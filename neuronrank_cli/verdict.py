@@ -30,7 +30,10 @@ def changed(result: PruneResult) -> str:
     whole = f"of the {dense:,} parameters of the whole model"
     if total.removed:
         gone = dense - total.parameters
-        return f"{gone:,} {'to remove' if result.plan else 'removed'}, {gone / dense:.2%} {whole}"
+        text = f"{gone:,} {'to remove' if result.plan else 'removed'}, {gone / dense:.2%} {whole}"
+        if total.zeros_before > _NOTABLE * total.prunable:  # An update gives zeros other values.
+            text += f"; {total.zeros:,} of the {total.zeros_before:,} zeros in these layers are left"
+        return text
     text = f"{total.zeros:,} {'to be zero' if result.plan else 'zero'}, {total.zeros / dense:.2%} {whole}"
     if total.zeros == total.zeros_before:
         return f"{text}; none is new: all were zero before"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from command import LAYERS, Run
+from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 from tiny_files import greedy, write_gguf, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -181,6 +183,23 @@ def test_the_verdict_counts_removed_biases(run: Run, small: list[object], tmp_pa
 def test_the_verdict_names_earlier_zeros(run: Run, small: list[object], holed: Path) -> None:
     shown = run("prune", "--model", holed, *small[2:], "--save", "out").stdout
     assert re.search(r"^weights: 12,288 zero, .* whole model; 300 of them were zero before$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("update", ["none", "least-squares"])
+def test_the_verdict_says_which_zeros_are_left(
+    run: Run, small: list[object], model: Path, tmp_path: Path, update: str
+) -> None:
+    holed = shutil.copytree(model, tmp_path / "holed")
+    tensors = load_file(holed / "model.safetensors")
+    tensors[f"model.layers.{LAYERS - 1}.mlp.down_proj.weight"][:10, :30] = 0
+    save_file(tensors, holed / "model.safetensors", metadata={"format": "pt"})
+    flags = ["--sparsity_type", "neurons", "--sparsity_ratio", 0.25, "--update", update]
+    shown = run("prune", "--model", holed, *small[2:], *flags, "--save", "out").stdout
+    found = re.search(r"^weights: .* removed, .* whole model; (\d+) of the 300 zeros .* left$", shown, re.MULTILINE)
+    assert found
+    left = sum(int((tensor == 0).sum()) for name, tensor in load_file(tmp_path / "out/model.safetensors").items())
+    assert int(found[1]) == left
+    assert (left > 0) == (update == "none")
 
 
 @pytest.mark.parametrize("kind", ["unstructured", "layers"])
