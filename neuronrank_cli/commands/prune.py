@@ -150,6 +150,7 @@ def _run(
 ) -> PruneResult:
     """Prune or plan. Imports torch here, because --help does not need it."""
     from neuronrank_torch.hub import check_repository
+    from neuronrank_torch.runs.choice import check_comparison
     from neuronrank_torch.runs.dry_run import plan_prune
     from neuronrank_torch.runs.job import Evaluation, Job
     from neuronrank_torch.runs.plan_smaller import plan_smaller
@@ -165,7 +166,7 @@ def _run(
     if flags["dry_run"]:
         timed = flags["effort"] and not flags["stats"]
         efforts = passes_by_effort(recipe, given) if timed else {}
-        result = plan_prune(job, recipe, efforts, compared=len(compared) > 1)
+        result = plan_prune(job, recipe, efforts, compared=check_comparison if len(compared) > 1 else None)
         if result.plan and timed:
             result = replace(result, plan=replace(result.plan, seconds=result.plan.efforts[flags["effort"]]))
         return result

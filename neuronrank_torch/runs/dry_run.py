@@ -1,9 +1,10 @@
 """Plans a run, and estimates its memory and time with one layer in memory."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -25,7 +26,6 @@ from neuronrank_torch.pruning.result import Calibration, Report
 from neuronrank_torch.pruning.scope import first_pruned, planned_layers, pruned_layers, speed
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.pruning.whole_layers import check_number, held_out, whole_layer
-from neuronrank_torch.runs.choice import check_comparison
 from neuronrank_torch.runs.early_notes import early_notes
 from neuronrank_torch.runs.job import Job, read_inputs
 from neuronrank_torch.runs.own_text import first_token
@@ -35,7 +35,11 @@ from neuronrank_torch.text.sequences import calibration_sequences, evaluation_wi
 
 
 def plan_prune(
-    job: Job, recipe: Recipe, efforts: Mapping[str, Sequence[Recipe]] | None = None, *, compared: bool = False
+    job: Job,
+    recipe: Recipe,
+    efforts: Mapping[str, Sequence[Recipe]] | None = None,
+    *,
+    compared: Callable[[Any, Recipe, str], None] | None = None,
 ) -> PruneResult:
     """Check all inputs, and plan what :func:`neuronrank_torch.runs.prune.run_prune` would do.
 
@@ -45,8 +49,8 @@ def plan_prune(
     recipe : Recipe
     efforts : dict, optional
         The recipes that each effort level runs one after another, to estimate their time.
-    compared : bool
-        Whether the run compares recipes on held-out calibration text.
+    compared : callable, optional
+        If the run compares recipes on held-out calibration text: ``compared(tokenizer, recipe, text)`` checks the text.
 
     Returns
     -------
@@ -88,8 +92,8 @@ def plan_prune(
         check_tokens(model, sequences)
         if recipe.removes_layers:
             check_number(sequences)
-        if compared:
-            check_comparison(tokenizer, recipe, text)
+        if compared is not None:
+            compared(tokenizer, recipe, text)
     dense = ModelSize.of(source, sum(p.numel() for p in model.parameters()))
     removed = removed_parameters(streamed, recipe)
     if recipe.removes_layers:

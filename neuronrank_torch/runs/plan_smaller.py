@@ -1,6 +1,7 @@
 """Plans a run with a target: what would be compared, with estimates of memory and time."""
 
 from dataclasses import replace
+from typing import Any
 
 from neuronrank_core import Recipe
 from neuronrank_core.mixes import COMPARED_AT, REHEARSED, Target, described, left, passes
@@ -8,7 +9,7 @@ from neuronrank_torch.model.open import open_model
 from neuronrank_torch.runs.dry_run import plan_prune
 from neuronrank_torch.runs.job import Job
 from neuronrank_torch.runs.prune_result import PruneResult
-from neuronrank_torch.runs.smaller import Candidates
+from neuronrank_torch.runs.smaller import Candidates, check_text
 
 
 def plan_smaller(job: Job, recipe: Recipe, target: Target) -> PruneResult:
@@ -24,7 +25,12 @@ def plan_smaller(job: Job, recipe: Recipe, target: Target) -> PruneResult:
     compared = candidates.mixes(target.target_params or COMPARED_AT)
     mix = next(iter(compared.values()))
     own = passes(mix, recipe)
-    result = plan_prune(job, own[-1])
+
+    def check(tokenizer: Any, last: Recipe, text: str) -> None:
+        del last
+        check_text(tokenizer, candidates, compared.values(), text)
+
+    result = plan_prune(job, own[-1], compared=check)
     assert result.plan is not None
     assert result.source is not None
     # Two models are in memory, and every candidate is pruned with a part of the text.

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +33,7 @@ from neuronrank_torch.pruning.passes import outside_embeddings, prune_in_passes,
 from neuronrank_torch.pruning.store import Measured
 from neuronrank_torch.runs.choice import Choice, held_out_windows, split_text
 from neuronrank_torch.saving.names import Names
-from neuronrank_torch.text.sequences import Tokens, micro_batch
+from neuronrank_torch.text.sequences import Tokens, calibration_sequences, micro_batch
 
 #: Errors of a candidate that the others are compared without: a width that the class refuses together with fewer heads,
 #: or NaN.
@@ -95,6 +95,16 @@ class Candidates:
             kept=left(self.sizes, mix),
             **measured,
         )
+
+
+def check_text(tokenizer: Any, candidates: Candidates, mixes: Iterable[Mix], text: str) -> None:
+    """Check that mixes can be compared on a part of a text; raises InputError."""
+    calibration, rest = split_text(text)
+    [few] = rehearsed([candidates.recipe])
+    held_out_windows(tokenizer, few, rest, candidates.target.flag)
+    for mix in mixes:
+        for recipe in rehearsed(passes(mix, candidates.recipe)):
+            calibration_sequences(tokenizer, recipe, calibration)
 
 
 class Comparison:

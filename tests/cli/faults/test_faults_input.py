@@ -148,6 +148,7 @@ def test_too_little_to_measure_on(run: Run, small: Flags, text: Path, flags: Fla
     ("flags", "says"),
     [
         ("--effort best --dataset short.txt", "holds out the last 20% of the calibration text"),
+        ("--target-params 0.9 --dataset short.txt", "--target-params holds out the last 20% of the calibration text"),
         ("--sparsity_type layers --sparsity_ratio 0.5 --nsamples 1", "needs at least two sequences"),
         (
             "--effort best --prune_method neuronrank_tfidf --nr-tfidf-mode topic --nr-tfidf-k 100",
