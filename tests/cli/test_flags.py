@@ -17,6 +17,7 @@ from transformers import Llama4TextConfig
 
 import neuronrank_torch.runs.dry_run
 import neuronrank_torch.runs.evaluate
+import neuronrank_torch.runs.plan_smaller  # Before the stub of `plan_prune`, which it would keep for other tests.
 import neuronrank_torch.runs.prune
 from neuronrank_cli.commands.evaluate import evaluate
 from neuronrank_cli.options import SPELLING
