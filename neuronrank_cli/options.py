@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from neuronrank_cli.command import OUTPUT, Flag
 from neuronrank_cli.console import warn
 from neuronrank_core.effort import effort_settings
-from neuronrank_core.methods import ALL_METHODS, METHODS, check_recipe
+from neuronrank_core.methods import ALL_METHODS, METHODS, check_method, check_recipe
 from neuronrank_core.recipe import ALLOCATIONS, COMPARE, MODES, SIGNALS, UPDATES, Exponents, Recipe
 
 Command = Callable[..., Any]
@@ -42,7 +42,9 @@ def _exponent(field: str, flag: str, text: str) -> RecipeFlag:
     """A flag for an exponent. Its default in words names the methods with a different one."""
     common = getattr(Exponents(), field)
     own = {m.name: m.defaults[field] for m in METHODS.values() if m.defaults.get(field, common) != common}
-    default_text = "; ".join([f"{common:g}", *(f"{value:g} for {method}" for method, value in own.items())])
+    experts = {f"the experts of {m.name}": m.expert_defaults.get(field) for m in ALL_METHODS.values()}
+    own |= {whose: value for whose, value in experts.items() if value is not None}
+    default_text = "; ".join([f"{common:g}", *(f"{value:g} for {whose}" for whose, value in own.items())])
     return RecipeFlag(field, flag, float, text, default_text)
 
 
@@ -305,5 +307,6 @@ def recipe_of(ctx: click.Context, values: dict[str, Any]) -> Recipe:
     if values.get("target_params") is not None or values.get("max_loss") is not None:
         chosen = {"sparsity_type": "neurons", "update": "least-squares"}
     recipe = Recipe.from_preset(values.get("preset"), **{**chosen, **given(ctx, fields_of(Recipe, values))})
-    check_recipe(recipe)
+    # Statistics bring their own number of tokens, by which the rest is checked when they are read.
+    (check_recipe if values.get("stats") is None else check_method)(recipe)
     return recipe

@@ -36,7 +36,7 @@ def changed(result: PruneResult) -> str:
         return text
     text = f"{total.zeros:,} {'to be zero' if result.plan else 'zero'}, {total.zeros / dense:.2%} {whole}"
     if total.zeros == total.zeros_before:
-        return f"{text}; none is new: all were zero before"
+        return f"{text}; none is new" + (": all were zero before" if total.zeros else "")
     if total.zeros_before > _NOTABLE * total.prunable:
         text += f"; {total.zeros_before:,} of them were zero before"
     return text

@@ -78,10 +78,11 @@ class MissingStatisticsError(NeuronRankError):
 
     exit_code = 2
 
-    def __init__(self, layer: int | str, detail: str = "") -> None:
+    def __init__(self, layer: int | str, detail: str = "", hint: str = "") -> None:
         super().__init__(
             f"No TF-IDF statistics for layer {layer}" + (f": {detail}" if detail else ""),
-            hint="ensure the model has `layer.mlp.gate_proj` (or another known MLP) in every decoder layer; the"
+            hint=hint
+            or "ensure the model has `layer.mlp.gate_proj` (or another known MLP) in every decoder layer; the"
             " documentation lists the supported models",
         )
 

@@ -98,6 +98,8 @@ class NeuronRank(Parameters):
         a = _matrix("activations", activations)
         x = None if inputs is None else _matrix("inputs", inputs, rows=len(a))
         out = np.ones((1, a.shape[1])) if outgoing is None else _matrix("outgoing", outgoing, columns=a.shape[1]).copy()
+        if groups is None and mode(recipe) == "topic" and SAMPLE in requires(recipe) and recipe.tfidf_k > len(a):
+            raise InvalidValueError("tfidf_k", recipe.tfidf_k, f"[1, {len(a)}], the number of rows")
         table = self._table(recipe, a, x, self._split(recipe, groups, len(np.asarray(activations)), len(a)))
         labels = None if groups is None else table.sample_documents()
         grouped = mode(recipe)
@@ -255,13 +257,14 @@ class NeuronRank(Parameters):
 
     @staticmethod
     def _at(ratio: float | None, context: ScoringContext) -> ScoringContext:
+        ratio = ratio.item() if isinstance(ratio, np.generic) else ratio
         return context if ratio is None else replace(context, recipe=replace(context.recipe, sparsity_ratio=ratio))
 
     def _weighing(self, weight: ArrayLike, axis: int) -> tuple[Vector, ScoringContext]:
         """The weight, and the fitted context with the weight as a matrix in the role of its axis."""
         if axis not in (0, 1):
             raise InvalidValueError("axis", axis, "0 (rows compute the neurons) or 1 (columns read them)")
-        context, w = self._context, np.asarray(weight, dtype=np.float64)
+        context, w = self._context, _real("weights", weight)
         neurons = len(context.weights[_ROLES[0]])
         if w.ndim < 2 or w.shape[axis] != neurons:
             expected = f"({neurons}, in, ...)" if axis == 0 else f"(out, {neurons}, ...)"
@@ -281,13 +284,20 @@ class NeuronRank(Parameters):
         return w, replace(context, norms={"gate_proj": np.repeat(norm, matrix.shape[1] // len(norm))})
 
 
-def _matrix(name: str, values: ArrayLike, *, rows: int | None = None, columns: int | None = None) -> Vector:
-    """Flatten to a matrix with axis 1 as columns and all other axes as rows, and check its size."""
+def _real(name: str, values: ArrayLike) -> Vector:
+    """The values as float64; raises InputError for arrays that would lose something."""
     if hasattr(values, "toarray"):
         raise InputError(f"{name} are sparse, and sparse input is not supported", hint="call their toarray()")
+    if np.ma.isMaskedArray(values):
+        raise InputError(f"{name} are masked, and masks are not supported", hint="leave out the masked rows")
     if np.iscomplexobj(values):
         raise InputError(f"Complex data not supported: {name} are complex")
-    array = np.asarray(values, dtype=np.float64)
+    return np.asarray(values, dtype=np.float64)
+
+
+def _matrix(name: str, values: ArrayLike, *, rows: int | None = None, columns: int | None = None) -> Vector:
+    """Flatten to a matrix with axis 1 as columns and all other axes as rows, and check its size."""
+    array = _real(name, values)
     matrix = np.moveaxis(array, 1, -1).reshape(-1, array.shape[1]) if array.ndim > 2 else array
     if matrix.ndim != 2 or rows not in (None, len(matrix)) or columns not in (None, matrix.shape[1]):
         expected = f"{rows or 'any'} rows of {columns or 'any'} columns (axis 1)"

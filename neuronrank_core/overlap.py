@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,4 +69,4 @@ def overlap(zero_a: Any, zero_b: Any) -> Overlap:
         True where a weight is zero.
     """
     zeros = int(zero_a.sum()), int(zero_b.sum())
-    return Overlap(zero_a.shape[0] * zero_a.shape[1], zeros, int((zero_a & zero_b).sum()))
+    return Overlap(math.prod(zero_a.shape), zeros, int((zero_a & zero_b).sum()))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
-from neuronrank_core.methods import check_recipe, decided, method_of, without_effect
+from neuronrank_core.methods import check_recipe, decided, exponents, without_effect
 from neuronrank_core.recipe import MODES, PRESETS, Exponents, Recipe
 
 #: Lowest value, highest value and step. Steps keep recipes readable and include 0, which omits a factor.
@@ -142,7 +142,8 @@ class _Known:
 def canonical(recipe: Recipe) -> Recipe:
     """Reset settings without effect to their defaults, so that equivalent recipes are equal."""
     defaults: dict[str, Any] = {f.name: f.default for f in fields(Recipe)}
-    own = {**asdict(Exponents()), **method_of(recipe).defaults}
+    unset: dict[str, Any] = dict.fromkeys(asdict(Exponents()))
+    own = asdict(exponents(replace(recipe, **unset)))
     dead = {*without_effect(recipe, defaults), *(name for name in own if getattr(recipe, name) == own[name])}
     complete = replace(recipe, **{name: defaults[name] for name in dead})
     check_recipe(complete)

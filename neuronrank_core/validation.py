@@ -23,12 +23,14 @@ def number(
 
     def hint(value: Any) -> str:
         """A percentage in place of a fraction gets a hint."""
-        return f"did you mean {value / 100:g}?" if value >= 2 and check(value / 100) else ""
+        return f"did you mean {value / 100:g}?" if 2 <= value <= 100 and check(value / 100) else ""
 
     def check(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
             return False
-        return math.isfinite(value) and (low < value < high if open_ends else low <= value <= high)
+        # Of whole numbers, what fits in 64 bits.
+        finite = abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
+        return finite and (low < value < high if open_ends else low <= value <= high)
 
     return field(default=default, metadata={"check": check, "allowed": allowed, "hint": hint if high == 1 else None})
 

@@ -142,7 +142,9 @@ def typical_gain(gains: ArrayLike, layer: int | str = "?") -> float:
     """
     gains = np.asarray(gains, dtype=np.float64)
     if np.isnan(gains).all():
-        raise MissingStatisticsError(layer, "error_gain was measured in none of the documents")
+        raise MissingStatisticsError(
+            layer, "error_gain was measured in none of the documents", hint="collect more documents, or merge them"
+        )
     return float(np.nanmean(gains))
 
 

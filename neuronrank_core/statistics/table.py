@@ -225,9 +225,14 @@ def document_statistics(
     NonFiniteError
         If a signal, gate or input contains NaN or Inf, or its square is too large for float32.
     InvalidValueError
-        If there are no tokens, the arrays differ in their numbers of tokens or neurons, or a signal is negative.
+        If there are no tokens, the arrays differ in their numbers of tokens or neurons or have other shapes than these,
+        or a signal is negative.
+    InputError
+        If an array is masked.
     """
     real = slice(None) if padding is None else ~np.asarray(padding, dtype=bool)
+    if not isinstance(real, slice) and real.ndim != 1:
+        raise InvalidValueError("padding", real.shape, "of shape (tokens,)")
     seen = {name: _finite(values, real, name, layer) for name, values in (inputs or {}).items()}
     a = None if signal is None else _finite(signal, real, "signal", layer)
     g = a if gate is None else _finite(gate, real, "gate", layer)
@@ -260,7 +265,11 @@ def document_statistics(
 
 
 def _finite(values: ArrayLike, real: slice | NDArray[np.bool_], name: str, layer: int | str) -> NDArray[np.float64]:
+    if np.ma.isMaskedArray(values):
+        raise InputError(f"the {name} of layer {layer} is a masked array", hint="pass its filled(), and padding")
     array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2:
+        raise InvalidValueError(name, array.shape, "of shape (tokens, features)")
     if not isinstance(real, slice) and len(real) != len(array):
         raise InvalidValueError("padding", len(real), f"{len(array)}, the number of tokens of the {name}")
     array = array[real]

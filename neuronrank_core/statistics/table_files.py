@@ -71,6 +71,6 @@ def load_statistics(path: Path | str, kinds: Collection[str] = KINDS) -> tuple[L
             names = [name for name in file.keys() if not name.startswith(left)]  # noqa: SIM118 (no mapping)
             columns = {name: file.get_tensor(name) for name in names}
             return LayerStatistics.from_columns(columns), json.loads(metadata.get("header", "{}"))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         hint = (error.hint if isinstance(error, InputError) else "") or "the file is missing or damaged: collect again"
         raise InputError(f"cannot read statistics from {path}: {error}", hint=hint) from error

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from neuronrank_core import Recipe
-from neuronrank_core.methods import check_recipe, needs_text
+from neuronrank_core.methods import check_method, check_recipe, needs_text
 from neuronrank_core.selection.layers import removed_layers
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
 from neuronrank_torch.distributed.ranks import ALONE
@@ -62,7 +62,8 @@ def plan_prune(
     InputError
         If the output, the texts or the model's configuration cannot be used.
     """
-    check_recipe(recipe)
+    # With statistics, the rest is checked when they are read.
+    (check_recipe if job.stats is None else check_method)(recipe)
     inputs = read_inputs(job, recipe)
     job, recipe, statistics = inputs.job, inputs.recipe, inputs.statistics
     streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)

@@ -79,8 +79,8 @@ class Candidates:
             return found
         why = "; ".join(f"{kind}: {reason}" for kind, reason in self.left_out.items())
         raise InputError(
-            f"nothing that can be removed leaves {share - SLACK:.0%} to {share:.0%} of the parameters outside the"
-            f" embeddings{f' ({why})' if why else ''}",
+            f"nothing that can be removed leaves {max(0, share - SLACK):.0%} to {share:.0%} of the parameters outside"
+            f" the embeddings{f' ({why})' if why else ''}",
             hint=f"choose another {self.target.flag}, or a smaller --multiple-of or --divisible-by",
         )
 

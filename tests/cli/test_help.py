@@ -74,7 +74,7 @@ def test_the_list_of_commands_is_not_cut(run: Run) -> None:
         ("--nr-q-active", "0.6"),
         ("--weight-exp", "1"),
         ("--tf-exp", "1; 0.5 for dass; 0.5 for neuronrank_wanda"),
-        ("--idf-exp", "1; 0 for neuronrank_wanda"),
+        ("--idf-exp", "1; 0 for neuronrank_wanda; 0.5 for the experts of neuronrank_wanda"),
         ("--nr-spikiness-exp", "0"),
         ("--nsamples", "128"),
         ("--seed", "0"),

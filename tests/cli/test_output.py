@@ -183,6 +183,10 @@ def test_the_verdict_counts_removed_biases(run: Run, small: list[object], tmp_pa
 def test_the_verdict_names_earlier_zeros(run: Run, small: list[object], holed: Path) -> None:
     shown = run("prune", "--model", holed, *small[2:], "--save", "out").stdout
     assert re.search(r"^weights: 12,288 zero, .* whole model; 300 of them were zero before$", shown, re.MULTILINE)
+    shown = run("prune", *small, "--sparsity_ratio", 0, "--save", "same").stdout
+    assert re.search(
+        r"^weights: 0 zero, 0.00% of the [\d,]+ parameters of the whole model; none is new$", shown, re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize("update", ["none", "least-squares"])

@@ -165,6 +165,7 @@ def test_settings_of_numpy() -> None:
     rank = NeuronRank(tfidf_mode="topic", **grid).fit(A)
     plain = NeuronRank(tfidf_mode="topic", tfidf_k=5, tf_exp=0.5, q_active=0.7, seed=1).fit(A)
     assert np.array_equal(rank.neuron_scores(), plain.neuron_scores())
+    assert np.array_equal(rank.neuron_mask(np.float32(0.5)), plain.neuron_mask(0.5))
 
 
 def test_as_many_topics_as_rows() -> None:
@@ -255,11 +256,19 @@ A, LABELS = data()
             for kind in ("heads", "layers", "experts")
         ),
         ({"tfidf_mode": "topic", "tfidf_k": 41}, {}, r"tfidf_k is 41, allowed: \[1, 40\]"),
+        ({"idf_exp": 0}, {"activations": np.ma.masked_greater(A, 0.5)}, "activations are masked"),
+        ({"idf_exp": 0}, {"inputs": A + 1j}, "inputs are complex"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        NeuronRank(**settings).fit(**{"activations": A, **arguments}).neuron_mask(0.5)
+        NeuronRank(**settings).fit(**{"activations": A, **arguments})
+
+
+@pytest.mark.parametrize("weight", [np.ma.masked_greater(np.ones((6, 2)), 0), np.ones((6, 2)) * 1j])
+def test_a_weight_that_would_lose_something_is_refused(weight: np.ndarray) -> None:
+    with pytest.raises(InputError, match="weights are"):
+        NeuronRank().fit(A, LABELS).mask(weight, np.float32(0.5))
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import InputTags, Tags, TargetTags
 from sklearn.utils.estimator_checks import check_estimator
+from sklearn.utils.validation import check_is_fitted
 
 from neuronrank_core import InputError, NeuronRank
 
@@ -91,3 +93,11 @@ def test_it_is_the_last_step_of_a_pipeline() -> None:
 def test_activations_that_hold_nothing_or_too_much_are_refused(values: np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=message):
         NeuronRank("neuronrank_wanda").fit(values)
+
+
+def test_a_pipeline_shows_itself_and_knows_whether_it_is_fitted() -> None:
+    pipeline = Pipeline([("scale", StandardScaler()), ("rank", NeuronRank("neuronrank_wanda"))])
+    with pytest.raises(NotFittedError):
+        check_is_fitted(pipeline)
+    assert "NeuronRank" in pipeline.fit(X)._repr_html_()
+    check_is_fitted(pipeline)

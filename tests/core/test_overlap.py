@@ -10,8 +10,10 @@ from hypothesis.extra.numpy import arrays
 
 from neuronrank_core.overlap import Overlap, overlap
 
-masks = st.tuples(st.integers(1, 4), st.integers(1, 5)).flatmap(
-    lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape))
+masks = (
+    st.lists(st.integers(1, 4), min_size=1, max_size=4)
+    .map(tuple)
+    .flatmap(lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape)))
 )
 
 

@@ -82,7 +82,9 @@ def test_a_percentage_in_place_of_a_fraction_gets_a_hint(field: str, value: obje
     assert error.value.hint == hint
 
 
-@pytest.mark.parametrize("value", [math.nan, INF, -INF, True, False, "0.5", [0.5], 1j], ids=repr)
+@pytest.mark.parametrize(
+    "value", [math.nan, INF, -INF, 10**400, True, False, "0.5", [0.5], 1j], ids=lambda v: str(v)[:9]
+)
 @pytest.mark.parametrize("field", [*REAL, "q_active", *WHOLE])
 def test_what_is_no_finite_number_is_refused(field: str, value: object) -> None:
     refused(field, value)

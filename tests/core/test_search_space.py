@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from contextlib import suppress
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
 
-from neuronrank_core import METHODS, PRESETS, Recipe
-from neuronrank_core.methods import exponents, without_effect
+from neuronrank_core import METHODS, PRESETS, InvalidValueError, Recipe
+from neuronrank_core.methods import ALL_METHODS, exponents, without_effect
 from neuronrank_core.search_space import Space, canonical
 
 BASE = Recipe(nsamples=4, seqlen=32, propagate="dense")
@@ -50,6 +51,17 @@ def test_every_draw_is_a_valid_recipe_asked_for_no_more_than_it_reads(methods: t
             chosen = getattr(exponents(recipe), name) if name.endswith("_exp") else getattr(recipe, name)
             assert chosen == pytest.approx(value)
         assert space.parameters(recipe) == pytest.approx(dice.asked)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["unstructured", "neurons", "experts"])
+def test_the_shortest_form_of_a_recipe_has_the_same_exponents(kind: Any, exponent: float) -> None:
+    for method in ALL_METHODS:
+        recipe = Recipe(method, sparsity_type=kind, idf_exp=exponent)
+        with suppress(InvalidValueError):  # Of a method that cannot rank these.
+            short, read = canonical(recipe), ALL_METHODS[method].reads
+            before, after = (asdict(exponents(each)) for each in (recipe, short))
+            assert {name: after[name] for name in after if name in read} == {n: before[n] for n in before if n in read}
 
 
 @pytest.mark.parametrize("signal", ["gate", "product"])

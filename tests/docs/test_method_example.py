@@ -17,7 +17,9 @@ CODE = next(code for code in PAGE if "METHOD = " in code)
 TEST = next(code for code in PAGE if "def test_" in code)
 
 CORE = [ROOT / "tests/core" / name for name in ("methods", "test_flags_are_read.py", "test_estimator.py")]
-CORE.append(Path("test_loud.py"))
+#: Not the name on the page, under which the file may be in the repository.
+COPY = Path("test_loud_of_the_page.py")
+CORE.append(COPY)
 TORCH = ["-k", "loud", ROOT / "tests/torch/pruning"]
 
 
@@ -26,7 +28,7 @@ def test_it_passes_the_tests_of_all_methods(tmp_path: Path, tests: list[object])
     core = tmp_path / "neuronrank_core"
     shutil.copytree(ROOT / "neuronrank_core", core, ignore=shutil.ignore_patterns("__pycache__"))
     (core / "methods" / "loud.py").write_text(CODE, encoding="utf-8")
-    (tmp_path / "test_loud.py").write_text(TEST, encoding="utf-8")
+    (tmp_path / COPY).write_text(TEST, encoding="utf-8")
     options = ["-v", "-p", "no:cacheprovider", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"]
     # Run in the copy's folder, which is then first on the path.
     done = subprocess.run(

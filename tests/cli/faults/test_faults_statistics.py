@@ -119,3 +119,17 @@ def test_damaged(run: Run, small: Flags, stats: Path, damage: str) -> None:
     act(stats)
     arguments = ["--model", small[1], "--prune_method", "neuronrank_tfidf", "--stats", "stats", "--eval"]
     refused(run, "prune", *arguments, code=2, says=says, hint=hint)
+
+
+@pytest.mark.usefixtures("stats")
+def test_topics_are_limited_by_the_tokens_of_the_statistics(run: Run, small: Flags) -> None:
+    topics = ["--prune_method", "neuronrank_tfidf", "--nr-tfidf-mode", "topic", "--nsamples", 1, "--nr-tfidf-k"]
+    arguments = ["prune", *small, "--stats", "stats", "--dry-run", *topics]
+    run(*arguments, 128)  # 4 documents of 32 tokens, whatever --nsamples says.
+    refused(run, *arguments, 129, code=2, says="tfidf-k is 129, allowed: [1, 128]")
+
+
+def test_ratios_need_a_document_with_a_gain(run: Run, small: Flags) -> None:
+    run("collect", *small, "--batch-size", 1, "--documents", "1:4", "--save", "some")
+    arguments = ["prune", *small, "--stats", "some", "--allocate", "neuronrank", "--save", "out"]
+    refused(run, *arguments, code=2, says="error_gain was measured in none of the documents", hint="merge them")

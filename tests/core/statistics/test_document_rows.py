@@ -66,6 +66,12 @@ def test_a_closed_gate_is_one_at_the_threshold() -> None:
     ("given_", "message"),
     [
         ({"signal": np.ones((3, 2)), "padding": [True, False]}, "padding is 2, allowed: 3"),
+        (
+            {"signal": np.ones((3, 2)), "padding": np.zeros((3, 2))},
+            r"padding is \(3, 2\), allowed: of shape \(tokens,\)",
+        ),
+        ({"signal": np.ones(3)}, r"signal is \(3,\), allowed: of shape \(tokens, features\)"),
+        ({"inputs": {"x": np.ones((1, 3, 2))}}, r"x is \(1, 3, 2\), allowed: of shape \(tokens, features\)"),
         ({"signal": np.ones((3, 2)), "gate": np.ones((3, 5))}, r"gate is \(3, 5\), allowed: \(3, 2\)"),
         ({"signal": [[1.0], [-0.5]]}, "signal is -0.5, allowed: values >= 0"),
     ],

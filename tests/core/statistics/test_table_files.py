@@ -7,9 +7,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from layers import ragged, random_layer, random_row, same_bits, seeds
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 
 from neuronrank_core import InputError, Recipe, document_statistics, load_statistics, merge, save_statistics
 from neuronrank_core.statistics.table_files import FORMAT_VERSION
@@ -72,6 +74,13 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 def test_other_tensors_are_refused(tmp_path: Path, columns: dict, metadata: dict | None) -> None:
     with pytest.raises(InputError, match="other"):
         load_statistics(write(tmp_path / "other", columns, metadata))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_types_that_numpy_does_not_have_are_refused(tmp_path: Path, dtype: str) -> None:
+    save_torch({"tokens": torch.zeros(1).to(getattr(torch, dtype))}, tmp_path / "other", {"format": "1"})
+    with pytest.raises(InputError, match="other"):
+        load_statistics(tmp_path / "other")
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x04pickle", b"\xff" * 64])
