@@ -101,6 +101,8 @@ def _single(parameter: click.Parameter) -> _Kind:
         return lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"
     if isinstance(parameter.type, click.types.FloatParamType):
         return lambda v: isinstance(v, (int, float)) and not isinstance(v, bool), "a number"
+    if parameter.type.name == "share":
+        return lambda v: isinstance(v, (int, float, str)) and not isinstance(v, bool), "a number or a percentage"
     return lambda v: isinstance(v, str), "a string"
 
 

@@ -192,7 +192,8 @@ def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> 
     preset = PRESETS.get(flags["preset"], {})
     if preset and len(without_effect(recipe, preset)) == len(preset):
         warn(f"--preset has no effect on {recipe.method}")
-    idle = _without_text(recipe, flags)
+    compares = sized or (flags["effort"] == "best" and len(candidates(recipe, options.given(ctx, flags))) > 1)
+    idle = {} if compares else _without_text(recipe, flags)
     if flags["effort"] in ("fast", "good") and "update" in options.given(ctx, flags):
         idle["effort"] = "with --update"
     if not flags["evaluate"]:

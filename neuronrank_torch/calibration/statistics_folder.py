@@ -7,6 +7,8 @@ from typing import Any
 
 from neuronrank_core import InputError, InvalidValueError, LayerStatistics, Recipe, load_statistics
 from neuronrank_core.methods import check_recipe, without_effect
+from neuronrank_core.selection.allocation import typical_gain
+from neuronrank_core.statistics.table import RESIDUAL
 from neuronrank_core.statistics.table_files import FORMAT_VERSION, KINDS
 from neuronrank_torch.files.durable import STATISTICS
 from neuronrank_torch.files.journal import differences
@@ -154,6 +156,8 @@ class StatisticsFolder:
             bos=self.header["bos"],
         )
         check_recipe(fitted)
+        if fitted.differs_by_layer:
+            typical_gain(self.table(0, {RESIDUAL}).require("error_gain", 0), 0)
         return fitted
 
     def unlike(self, recipe: Recipe) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def plan_prune(
     """
     # With statistics, the rest is checked when they are read.
     (check_recipe if job.stats is None else check_method)(recipe)
-    inputs = read_inputs(job, recipe)
+    inputs = read_inputs(job, recipe, compares=compared is not None)
     job, recipe, statistics = inputs.job, inputs.recipe, inputs.statistics
     streamed, tokenizer, source = open_model(job.model, dtype=job.dtype, device=job.device)
     saved: list[str] = []

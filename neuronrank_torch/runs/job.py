@@ -125,11 +125,13 @@ class Inputs:
     statistics: StatisticsFolder | None
     documents: Documents | None
     eval_documents: Documents | None
+    #: Whether recipes are compared on a part of the calibration text.
+    compares: bool
 
     @property
     def writes_text(self) -> bool:
         """Whether the model has to write its calibration text."""
-        return _reads_text(self.job, self.recipe) and self.job.dataset == SELF
+        return _reads_text(self.job, self.recipe, self.compares) and self.job.dataset == SELF
 
     def texts(self, tokenizer: Any) -> tuple[str, str]:
         """Calibration and evaluation text, each empty if not needed or not written yet."""
@@ -140,8 +142,8 @@ class Inputs:
         return text(self.documents), text(self.eval_documents)
 
 
-def _reads_text(job: Job, recipe: Recipe) -> bool:
-    return needs_text(recipe) and job.stats is None
+def _reads_text(job: Job, recipe: Recipe, compares: bool) -> bool:
+    return (needs_text(recipe) or compares) and job.stats is None
 
 
 def check_apart(
@@ -155,10 +157,13 @@ def check_apart(
     return target
 
 
-def read_inputs(job: Job, recipe: Recipe, ranks: Ranks = ALONE) -> Inputs:
-    """Check the output folder, then read statistics and texts; raises InputError if one cannot be used."""
+def read_inputs(job: Job, recipe: Recipe, ranks: Ranks = ALONE, *, compares: bool = False) -> Inputs:
+    """Check the output folder, then read statistics and texts; raises InputError if one cannot be used.
+
+    With ``compares``, recipes are compared on a part of the calibration text, which is read whatever they need.
+    """
     if job.save is not None:
-        calibration = job.dataset if _reads_text(job, recipe) else None
+        calibration = job.dataset if _reads_text(job, recipe, compares) else None
         evaluation = job.evaluation.dataset if job.evaluation else None
         ranks.from_first(partial(check_apart, job.save, job.force, calibration, evaluation))
     statistics = None if job.stats is None else StatisticsFolder(job.stats)
@@ -166,8 +171,9 @@ def read_inputs(job: Job, recipe: Recipe, ranks: Ranks = ALONE) -> Inputs:
 
     def texts() -> tuple[Documents | None, Documents | None]:
         """Calibration and evaluation text."""
-        read = _reads_text(job, recipe) and job.dataset != SELF
+        read = _reads_text(job, recipe, compares) and job.dataset != SELF
         documents = read_documents(job.dataset, "calibration") if read else None
         return documents, read_documents(job.evaluation.dataset, "evaluation") if job.evaluation else None
 
-    return Inputs(replace(job, device=choose_device(job.device)), recipe, statistics, *ranks.from_first(texts))
+    documents = ranks.from_first(texts)
+    return Inputs(replace(job, device=choose_device(job.device)), recipe, statistics, *documents, compares)

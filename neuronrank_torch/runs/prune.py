@@ -88,7 +88,7 @@ def run_prune(
     """
     with launched() as ranks:
         # First, so that a missing file is reported before the model is loaded.
-        inputs = read_inputs(job, recipe, ranks)
+        inputs = read_inputs(job, recipe, ranks, compares=bool(candidates) or target is not None)
         progress(f"loading {job.model}", 0, 1, "models")
         unsaved: list[str] = []
         layout = None

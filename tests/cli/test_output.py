@@ -369,6 +369,15 @@ def test_a_dry_run_plans_how_many_layers_go(run: Run, small: list[object], tmp_p
     assert "which layers go is measured during the run" in shown.stderr
 
 
+@pytest.mark.parametrize("way", [["--save", "out"], ["--dry-run"]], ids=["run", "dry run"])
+@pytest.mark.parametrize("asked", [["--target-params", 0.8], ["--max-loss", 0.5], ["--effort", "best"]], ids=str)
+def test_candidates_are_compared_on_text_that_the_method_does_not_need(
+    run: Run, small: list[object], asked: list[object], way: list[object]
+) -> None:
+    by_weights = ["--prune_method", "magnitude", "--update", "none", "--nsamples", 16]
+    assert "no effect" not in run("prune", *small, *asked, *by_weights, *way).stderr
+
+
 def test_a_target_says_what_it_chose_and_why(run: Run, small: list[object], tmp_path: Path) -> None:
     arguments = [*small, "--nsamples", 16, "--target-params", "80%"]
     planned = run("prune", *arguments, "--save", "out", "--dry-run")

@@ -83,4 +83,7 @@ class MlpLayout:
         }
         if len(projections) < len(parts):
             return None
+        # One layer may be gate and up together, or up alone.
+        if len({p.weight.shape[axis] for p, axis in ((projections["up_proj"], 0), (projections["down_proj"], 1))}) > 1:
+            return None
         return Mlp(where, module, projections, activation_name=self.activation)

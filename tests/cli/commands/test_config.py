@@ -27,8 +27,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     def run_prune(job: Job, recipe: Recipe, *others: Any) -> PruneResult:
-        del others
-        seen.update(job=job, recipe=recipe)
+        seen.update(job=job, recipe=recipe, target=others[-1])
         return RESULT
 
     monkeypatch.setattr(neuronrank_torch.runs.prune, "run_prune", run_prune)
@@ -53,6 +52,12 @@ def test_every_flag_can_stand_in_a_file(run: Run, asked: dict[str, Any], name: s
         assert asked["recipe"] == Recipe(**{name: value})
     else:
         assert asked["job"] == JOBS[name][1]
+
+
+@pytest.mark.parametrize("share", ["0.8", '"80%"'])
+def test_a_share_may_be_a_number_or_a_percentage(run: Run, asked: dict[str, Any], share: str) -> None:
+    run("prune", *BASE, "--config", write(f"[prune]\ntarget-params = {share}\n"))
+    assert asked["target"].target_params == 0.8
 
 
 def test_flags_beat_environment_beats_file_beats_preset_beats_default(run: Run, asked: dict[str, Any]) -> None:

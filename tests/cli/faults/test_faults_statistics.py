@@ -129,7 +129,8 @@ def test_topics_are_limited_by_the_tokens_of_the_statistics(run: Run, small: Fla
     refused(run, *arguments, 129, code=2, says="tfidf-k is 129, allowed: [1, 128]")
 
 
-def test_ratios_need_a_document_with_a_gain(run: Run, small: Flags) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_ratios_need_a_document_with_a_gain(run: Run, small: Flags, way: Flags) -> None:
     run("collect", *small, "--batch-size", 1, "--documents", "1:4", "--save", "some")
-    arguments = ["prune", *small, "--stats", "some", "--allocate", "neuronrank", "--save", "out"]
+    arguments = ["prune", *small, "--stats", "some", "--allocate", "neuronrank", *way]
     refused(run, *arguments, code=2, says="error_gain was measured in none of the documents", hint="merge them")

@@ -10,10 +10,11 @@ import torch
 from pruning import MLP, pruned, recipe, small, zeros
 from torch import nn
 from torch.nn.functional import silu
-from transformers import GraniteMoeSharedConfig, Lfm2Config, ModernBertDecoderConfig, Phi3Config
+from transformers import GraniteMoeSharedConfig, Lfm2Config, ModernBertDecoderConfig, MoshiConfig, Phi3Config
 from transformers.models.granitemoeshared.modeling_granitemoeshared import GraniteMoeSharedMLP
 from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
 from transformers.models.modernbert_decoder.modeling_modernbert_decoder import ModernBertDecoderMLP
+from transformers.models.moshi.modeling_moshi import MoshiGatingMLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from neuronrank_core import InputError, MissingStatisticsError
@@ -52,6 +53,7 @@ class Experts(nn.Module):
         Lfm2MLP(Lfm2Config(hidden_size=32, intermediate_size=64)),
         GraniteMoeSharedMLP(GraniteMoeSharedConfig(hidden_size=32, shared_intermediate_size=48)),
         Phi3MLP(Phi3Config(hidden_size=32, intermediate_size=64, pad_token_id=None)),
+        MoshiGatingMLP(MoshiConfig(hidden_size=32, ffn_dim=128)),
         ModernBertDecoderMLP(
             ModernBertDecoderConfig(hidden_size=32, intermediate_size=64, hidden_activation="silu")
         ).eval(),
