@@ -117,7 +117,9 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     """
     target = target_of(ctx, flags)
     recipe = options.recipe_of(ctx, flags)
-    _warn_of_idle(ctx, recipe, flags)
+    given = options.given(ctx, flags)
+    compared = candidates(recipe, given) if flags["effort"] == "best" else {}
+    _warn_of_idle(ctx, recipe, flags, compares=target is not None or len(compared) > 1)
     if flags["effort"] in ("good", "best") and flags["stats"]:
         raise click.UsageError(
             f"--effort {flags['effort']} needs a calibration text: leave out --stats, or use --effort fast", ctx
@@ -130,10 +132,9 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
     if not (flags["save"] or flags["dry_run"]):
         warn("without --save, the pruned model is measured and not saved")
 
-    given = options.given(ctx, flags)
     with Stages() as stages:
         try:
-            result = _run(recipe, target, given, flags, stages, command_line(ctx))
+            result = _run(recipe, target, compared, given, flags, stages, command_line(ctx))
         except InputError as error:
             raise _by_effort(error, given, flags["effort"]) from error.__cause__
     if not without_effect(recipe, ["signal"]):
@@ -146,7 +147,13 @@ def prune(ctx: click.Context, /, **flags: Any) -> None:
 
 
 def _run(
-    recipe: Recipe, target: Target | None, given: Collection[str], flags: dict[str, Any], stages: Stages, command: str
+    recipe: Recipe,
+    target: Target | None,
+    compared: dict[str, Recipe],
+    given: Collection[str],
+    flags: dict[str, Any],
+    stages: Stages,
+    command: str,
 ) -> PruneResult:
     """Prune or plan. Imports torch here, because --help does not need it."""
     from neuronrank_torch.hub import check_repository
@@ -160,13 +167,13 @@ def _run(
         check_repository(flags["push_to_hub"])
     evaluation = Evaluation(flags["eval_dataset"], recipe.seqlen, flags["eval_windows"], recipe.bos)
     job = Job(**options.fields_of(Job, flags), evaluation=evaluation if flags["evaluate"] else None)
-    compared = candidates(recipe, given) if flags["effort"] == "best" else {}
     if flags["dry_run"] and target is not None:
         return plan_smaller(job, recipe, target)
     if flags["dry_run"]:
         timed = flags["effort"] and not flags["stats"]
         efforts = passes_by_effort(recipe, given) if timed else {}
-        result = plan_prune(job, recipe, efforts, compared=check_comparison if len(compared) > 1 else None)
+        check = partial(check_comparison, recipe) if len(compared) > 1 else None
+        result = plan_prune(job, recipe, efforts, compared=check)
         if result.plan and timed:
             result = replace(result, plan=replace(result.plan, seconds=result.plan.efforts[flags["effort"]]))
         return result
@@ -184,15 +191,17 @@ def _by_effort(error: InputError, given: Collection[str], effort: str | None) ->
     return InputError(reworded, hint=error.hint)
 
 
-def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any]) -> None:
-    """Warn of the flags that the user set and that have no effect on this run, with the reason."""
+def _warn_of_idle(ctx: click.Context, recipe: Recipe, flags: dict[str, Any], *, compares: bool) -> None:
+    """Warn of the flags that the user set and that have no effect on this run, with the reason.
+
+    A run that ``compares`` recipes reads the calibration text for that alone.
+    """
     sized = flags["target_params"] is not None or flags["max_loss"] is not None
     for name in without_effect(recipe, options.given(ctx, flags).keys() - ({"divisible_by"} if sized else set())):
         warn(f"{options.SPELLING[name]} has no effect on {_ignoring(recipe, name)}")
     preset = PRESETS.get(flags["preset"], {})
     if preset and len(without_effect(recipe, preset)) == len(preset):
         warn(f"--preset has no effect on {recipe.method}")
-    compares = sized or (flags["effort"] == "best" and len(candidates(recipe, options.given(ctx, flags))) > 1)
     idle = {} if compares else _without_text(recipe, flags)
     if flags["effort"] in ("fast", "good") and "update" in options.given(ctx, flags):
         idle["effort"] = "with --update"

@@ -11,45 +11,48 @@ from neuronrank_core.errors import NonFiniteError
 from neuronrank_core.selection.allocation import error_gain, random_error
 from neuronrank_torch.calibration.layerwise import LayerRun, split_output
 from neuronrank_torch.distributed.ranks import Ranks
+from neuronrank_torch.model.blocks import Mlp
 
 #: One out of this many documents is measured: those whose identifier is a multiple.
 EVERY = 32
 
 
-def error_gains(run: LayerRun, outputs: Sequence[nn.Module], ranks: Ranks, first: int = 0) -> NDArray[np.float32]:
-    """Measure :func:`neuronrank_core.selection.allocation.error_gain` at the outputs of modules of a layer.
+def error_gains(run: LayerRun, mlps: Sequence[Mlp], ranks: Ranks, first: int = 0) -> NDArray[np.float32]:
+    """Measure :func:`neuronrank_core.selection.allocation.error_gain` at the outputs of MLPs of a layer.
 
     Parameters
     ----------
     run : LayerRun
         At the input of the layer.
-    outputs : sequence of modules
+    mlps : sequence of Mlp
     ranks : Ranks
     first : int
         Identifier of the first document of all ranks.
 
     Returns
     -------
-    float32 array, shape (documents, outputs)
-        NaN for documents in which it is not measured.
+    float32 array, shape (documents, mlps)
+        Routed experts share the gain of their sum. NaN for documents in which it is not measured.
 
     Raises
     ------
     NonFiniteError
         If the layer's output is NaN or Inf.
     """
+    outputs = [run.layer.output_of(mlp) for mlp in mlps]
     rows: list[NDArray[np.float32]] = []
     for index, sequence in enumerate(run.hidden, start=first + run.first):
         row = np.full(len(outputs), np.nan, dtype=np.float32)
         if index % EVERY == 0:
-            before = _output(run, sequence)
-            for place, module in enumerate(outputs):
+            before, gains = _output(run, sequence), {}
+            for module in dict.fromkeys(outputs):
                 probe = _Probe(index)
                 with module.register_forward_hook(probe.disturb):
                     change = _output(run, sequence) - before
                 if not np.isfinite(change).all():
                     raise NonFiniteError(f"NaN or Inf in the output of layer {run.index}", hint="try --dtype float32")
-                row[place] = error_gain(change, probe.error)
+                gains[module] = error_gain(change, probe.error)
+            row[:] = [gains[module] for module in outputs]
         rows.append(row)
     every = ranks.union(rows)
     return np.stack(every)

@@ -50,15 +50,12 @@ class AllocationPass:
         if run.layer not in self.layers:
             run.feed(keep=True)
             return
-        outputs = [*dict.fromkeys(map(run.layer.output_of, run.layer.mlps))]
-        gains = error_gains(run, outputs, self.ranks)
+        gains = [typical_gain(column, run.index) for column in error_gains(run, run.layer.mlps, self.ranks).T]
         squares = SquaredFactors(run.layer.experts)
         with LayerCollector(run.layer, run.layer.mlps, self.statistics, run.hidden.shape[1]) as collector, squares:
             run.feed(keep=True, after=lambda start: collector.add_documents(start, run.hidden.shape[1]))
         tables = collector.statistics(self.ranks)
-        typical = dict(zip(outputs, (typical_gain(column, run.index) for column in gains.T), strict=True))
-        gain_of = [typical[run.layer.output_of(mlp)] for mlp in run.layer.mlps]
-        self.count(run.layer, tables, residual_norm(run.hidden, self.ranks), gain_of, squares.mean(self.ranks))
+        self.count(run.layer, tables, residual_norm(run.hidden, self.ranks), gains, squares.mean(self.ranks))
 
     def count(
         self,

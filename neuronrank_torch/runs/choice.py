@@ -93,7 +93,7 @@ def held_out_windows(tokenizer: Any, recipe: Recipe, text: str, asked: str = "--
     return cut[:: max(1, len(cut) // wanted)][:wanted]
 
 
-def check_comparison(tokenizer: Any, recipe: Recipe, text: str) -> None:
+def check_comparison(recipe: Recipe, tokenizer: Any, text: str) -> None:
     """Check that recipes can be compared on a part of a text; raises InputError or InvalidValueError."""
     calibration, rest = split_text(text)
     held_out_windows(tokenizer, recipe, rest)

@@ -289,8 +289,7 @@ class _CollectRun:
 
         gains = None
         if mixture is None:
-            outputs = [run.layer.output_of(run.layer.mlp)]
-            gains = error_gains(run, outputs, self.ranks, self.documents.start)[:, 0]
+            gains = error_gains(run, [run.layer.mlp], self.ranks, self.documents.start)[:, 0]
 
         def batch_done(start: int) -> None:
             collector.add_documents(self.documents.start + start, run.hidden.shape[1])

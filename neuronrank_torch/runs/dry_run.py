@@ -39,7 +39,7 @@ def plan_prune(
     recipe: Recipe,
     efforts: Mapping[str, Sequence[Recipe]] | None = None,
     *,
-    compared: Callable[[Any, Recipe, str], None] | None = None,
+    compared: Callable[[Any, str], None] | None = None,
 ) -> PruneResult:
     """Check all inputs, and plan what :func:`neuronrank_torch.runs.prune.run_prune` would do.
 
@@ -50,7 +50,7 @@ def plan_prune(
     efforts : dict, optional
         The recipes that each effort level runs one after another, to estimate their time.
     compared : callable, optional
-        If the run compares recipes on held-out calibration text: ``compared(tokenizer, recipe, text)`` checks the text.
+        If the run compares recipes on held-out calibration text: ``compared(tokenizer, text)`` checks the text.
 
     Returns
     -------
@@ -94,7 +94,7 @@ def plan_prune(
         if recipe.removes_layers:
             check_number(sequences)
         if compared is not None:
-            compared(tokenizer, recipe, text)
+            compared(tokenizer, text)
     dense = ModelSize.of(source, sum(p.numel() for p in model.parameters()))
     removed = removed_parameters(streamed, recipe)
     if recipe.removes_layers:

@@ -125,13 +125,8 @@ class Inputs:
     statistics: StatisticsFolder | None
     documents: Documents | None
     eval_documents: Documents | None
-    #: Whether recipes are compared on a part of the calibration text.
-    compares: bool
-
-    @property
-    def writes_text(self) -> bool:
-        """Whether the model has to write its calibration text."""
-        return _reads_text(self.job, self.recipe, self.compares) and self.job.dataset == SELF
+    #: Whether the model has to write its calibration text.
+    writes_text: bool
 
     def texts(self, tokenizer: Any) -> tuple[str, str]:
         """Calibration and evaluation text, each empty if not needed or not written yet."""
@@ -140,10 +135,6 @@ class Inputs:
             return "" if documents is None else documents.text(tokenizer)
 
         return text(self.documents), text(self.eval_documents)
-
-
-def _reads_text(job: Job, recipe: Recipe, compares: bool) -> bool:
-    return (needs_text(recipe) or compares) and job.stats is None
 
 
 def check_apart(
@@ -162,18 +153,19 @@ def read_inputs(job: Job, recipe: Recipe, ranks: Ranks = ALONE, *, compares: boo
 
     With ``compares``, recipes are compared on a part of the calibration text, which is read whatever they need.
     """
+    needed = (needs_text(recipe) or compares) and job.stats is None
     if job.save is not None:
-        calibration = job.dataset if _reads_text(job, recipe, compares) else None
+        calibration = job.dataset if needed else None
         evaluation = job.evaluation.dataset if job.evaluation else None
         ranks.from_first(partial(check_apart, job.save, job.force, calibration, evaluation))
+    written = needed and job.dataset == SELF
     statistics = None if job.stats is None else StatisticsFolder(job.stats)
     recipe = recipe if statistics is None else statistics.fitted(recipe)
 
     def texts() -> tuple[Documents | None, Documents | None]:
         """Calibration and evaluation text."""
-        read = _reads_text(job, recipe, compares) and job.dataset != SELF
-        documents = read_documents(job.dataset, "calibration") if read else None
+        documents = read_documents(job.dataset, "calibration") if needed and not written else None
         return documents, read_documents(job.evaluation.dataset, "evaluation") if job.evaluation else None
 
     documents = ranks.from_first(texts)
-    return Inputs(replace(job, device=choose_device(job.device)), recipe, statistics, *documents, compares)
+    return Inputs(replace(job, device=choose_device(job.device)), recipe, statistics, *documents, written)

@@ -1,7 +1,7 @@
 """Plans a run with a target: what would be compared, with estimates of memory and time."""
 
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 from neuronrank_core import Recipe
 from neuronrank_core.mixes import COMPARED_AT, REHEARSED, Target, described, left, passes
@@ -25,12 +25,7 @@ def plan_smaller(job: Job, recipe: Recipe, target: Target) -> PruneResult:
     compared = candidates.mixes(target.target_params or COMPARED_AT)
     mix = next(iter(compared.values()))
     own = passes(mix, recipe)
-
-    def check(tokenizer: Any, last: Recipe, text: str) -> None:
-        del last
-        check_text(tokenizer, candidates, compared.values(), text)
-
-    result = plan_prune(job, own[-1], compared=check)
+    result = plan_prune(job, own[-1], compared=partial(check_text, candidates, compared.values()))
     assert result.plan is not None
     assert result.source is not None
     # Two models are in memory, and every candidate is pruned with a part of the text.

@@ -97,7 +97,7 @@ class Candidates:
         )
 
 
-def check_text(tokenizer: Any, candidates: Candidates, mixes: Iterable[Mix], text: str) -> None:
+def check_text(candidates: Candidates, mixes: Iterable[Mix], tokenizer: Any, text: str) -> None:
     """Check that mixes can be compared on a part of a text; raises InputError."""
     calibration, rest = split_text(text)
     [few] = rehearsed([candidates.recipe])

@@ -83,7 +83,6 @@ class MlpLayout:
         }
         if len(projections) < len(parts):
             return None
-        # One layer may be gate and up together, or up alone.
-        if len({p.weight.shape[axis] for p, axis in ((projections["up_proj"], 0), (projections["down_proj"], 1))}) > 1:
-            return None
+        if projections["up_proj"].weight.shape[0] != projections["down_proj"].weight.shape[1]:
+            return None  # Under one name, a linear layer is up alone in some families, and gate and up in others.
         return Mlp(where, module, projections, activation_name=self.activation)
