@@ -28,6 +28,10 @@ Others = tuple[Any, ...] | None
 Handler = Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any]
 
 
+class NotLayerByLayerError(UnsupportedModelError):
+    """A model that runs as a whole, but not one layer at a time."""
+
+
 class LayerRun:
     """All calibration sequences at the input of one layer.
 
@@ -115,9 +119,10 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
 
     Raises
     ------
+    NotLayerByLayerError
+        If the model passes its layers arguments that depend on the text, so that they differ between sequences.
     InputError
-        If the model passes its layers arguments that depend on the text, so that they differ between sequences; or as
-        :func:`neuronrank_torch.model.limits.check_tokens`.
+        If the model does not run on tokens alone; or as :func:`neuronrank_torch.model.limits.check_tokens`.
     """
     check_tokens(decoder.body, sequences)
     seen: list[tuple[Any, ...]] = []
@@ -148,7 +153,8 @@ def embed(decoder: Decoder, sequences: Tensor, room: Room = in_memory) -> Tensor
             except (TypeError, ValueError) as error:  # From the model's checks of its arguments.
                 if isinstance(error, NeuronRankError):
                     raise
-                raise _unsupported(decoder, f"does not run on tokens alone: {first_line(error)}") from error
+                name = type(decoder.body).__name__
+                raise UnsupportedModelError(f"{name} does not run on tokens alone: {first_line(error)}") from error
     return hidden[0]
 
 
@@ -195,9 +201,10 @@ def run_layers(
 
     Raises
     ------
+    NotLayerByLayerError
+        If the model does not call each layer once, or passes more than hidden states between them; or as :func:`embed`.
     UnsupportedModelError
-        If the model does not call each layer once, passes more than hidden states between them, or has layers whose
-        output for a sequence depends on the other sequences of a micro-batch; or as :func:`embed`.
+        If layers have an output for a sequence that depends on the other sequences of a micro-batch.
     """
     hidden = embed(decoder, sequences, room)
     last = len(decoder.layers) - 1
@@ -218,7 +225,8 @@ def run_layers(
             if batch_size > 1 and len(hidden) and kind not in kinds:
                 kinds.append(kind)
                 if _mixes(bound, hidden[:1]):
-                    raise _unsupported(decoder, "mixes the sequences of a batch", hint="use --batch-size 1")
+                    name = type(decoder.body).__name__
+                    raise UnsupportedModelError(f"{name} mixes the sequences of a batch", hint="use --batch-size 1")
             visit(run)
         if len([*numbers((args[1:], kwargs))]) != received:  # A layer keeps keys and values for later ones.
             raise _unsupported(decoder, "passes more than hidden states from layer to layer")
@@ -249,8 +257,8 @@ def _mixes(forward: Forward, sequence: Tensor) -> bool:
     return bool((first - second).abs().max() > 0.01 * first.abs().max())
 
 
-def _unsupported(decoder: Decoder, what: str, **hint: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{type(decoder.body).__name__} {what}", **hint)
+def _unsupported(decoder: Decoder, what: str) -> NotLayerByLayerError:
+    return NotLayerByLayerError(f"{type(decoder.body).__name__} {what}")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from neuronrank_core.errors import InvalidValueError, NonFiniteError
-from neuronrank_torch.calibration.layerwise import LayerRun, Others, layers_done, run_layers
+from neuronrank_torch.calibration.layerwise import LayerRun, NotLayerByLayerError, Others, layers_done, run_layers
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.kernels import kl_divergence, same_top
 from neuronrank_torch.model.eval_mode import eval_mode
@@ -57,7 +57,8 @@ class Evaluated:
     ) -> AbstractContextManager[None]:
         """Run windows through the layers of a streamed model; in the returned context, its forward goes on from there.
 
-        Only the head is in memory in that context. A model that is not streamed runs as a whole there.
+        Only the head is in memory in that context. A model that is not streamed runs as a whole there, and so does one
+        that does not run one layer at a time, with all its weights in memory.
         """
         if self.decoder is None or self.resident is None:
             return nullcontext()
@@ -69,13 +70,24 @@ class Evaluated:
             run.feed(keep=True)
             others = run.others
 
-        hidden = run_layers(self.decoder, windows, visit, batch_size=batch_size, resident=self.resident)
+        try:
+            hidden = run_layers(self.decoder, windows, visit, batch_size=batch_size, resident=self.resident)
+        except NotLayerByLayerError:
+            return _whole(self.decoder, self.resident)
         return _at_head(self.decoder, hidden, others, self.resident)
 
 
 @contextmanager
 def _at_head(decoder: Decoder, hidden: torch.Tensor, others: Others, resident: Resident) -> Iterator[None]:
     with layers_done(decoder, hidden, others), resident(HEAD):
+        yield
+
+
+@contextmanager
+def _whole(decoder: Decoder, resident: Resident) -> Iterator[None]:
+    with ExitStack() as units:
+        for unit in (*range(len(decoder.layers)), HEAD):
+            units.enter_context(resident(unit))
         yield
 
 

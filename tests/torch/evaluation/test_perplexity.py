@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import sem
 from tiny import BOS, VOCAB, tiny_model, tiny_tokenizer
+from tiny_types import tiny_type
 
 from neuronrank_core.errors import InputError, NonFiniteError
 from neuronrank_torch.evaluation import windows as module
@@ -81,6 +82,15 @@ def test_a_layer_at_a_time_is_the_same(family, tied, monkeypatch):
     # Blocks of 4 and 3 windows through 2 layers and the head.
     stages = ["p: layer 1 of 2", "p: layer 2 of 2", "p: output head"]
     assert seen == [(s, done, 4, "layers") for s, done in zip(2 * stages, [0, 1, 2, 2, 3, 4], strict=True)]
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "glm_moe_dsa", "zaya"])
+def test_what_does_not_run_a_layer_at_a_time_runs_as_a_whole(name):
+    model, windows = tiny_type(name).eval(), random_windows(5)
+    expected = nll_by_hand(model, windows)
+    streamed = StreamedModel(model, LoadedWeights(model), torch.device("cpu"))
+    assert perplexity(model, windows, resident=streamed.resident).nll == pytest.approx(expected, rel=1e-5)
+    assert next(streamed.decoder.layers[0].module.parameters()).is_meta
 
 
 def test_what_a_model_does_with_its_logits_is_left_to_it():
