@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import init_empty_weights
 from torch import nn
+from transformers import DynamicCache
 
 from neuronrank_core.errors import InputError, first_line
 from neuronrank_torch.model.families.layout import at_path
@@ -120,6 +121,29 @@ def check_depth(model: Any, decoder: Decoder, kept: Sequence[int]) -> None:
             f"with {len(kept)} layers, {type(model).__name__} would build layers of another kind",
             hint=_HINT,
         )
+
+
+def check_cache(model: Any, decoder: Decoder, kept: Sequence[int]) -> None:
+    """Refuse layers to keep if none of them is of attention, in a hybrid model; raises InputError.
+
+    The cache of transformers counts tokens by a layer of attention, so the model could not generate text.
+    """
+    before = _counts_tokens(model.config)
+    with with_layers(decoder, kept):
+        after = _counts_tokens(model.config)
+    if before and not after:
+        raise InputError(
+            f"{type(model).__name__} cannot generate text without layers of attention", hint="remove fewer layers"
+        )
+
+
+def _counts_tokens(config: Any) -> bool:
+    """Whether the cache of transformers can tell how many tokens it has seen."""
+    try:
+        DynamicCache(config=config.get_text_config(decoder=True)).get_seq_length()
+    except (AttributeError, KeyError, ValueError):  # No layer of attention, or a model with a cache of its own.
+        return False
+    return True
 
 
 def _described(layer: nn.Module) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from neuronrank_core.selection.layers import removed_layers
 from neuronrank_core.update.least_squares import linear_map
 from neuronrank_torch.calibration.layerwise import split_output
 from neuronrank_torch.kernels import inverse, kl_divergence, layer_signal
-from neuronrank_torch.model.depth import check_depth, keep_layers, with_layers
+from neuronrank_torch.model.depth import check_cache, check_depth, keep_layers, with_layers
 from neuronrank_torch.model.structure import Decoder, Layer, find_decoder
 from neuronrank_torch.progress import Progress
 from neuronrank_torch.pruning.result import WHOLE, Calibration, LayerReport, ModuleReport, Report
@@ -165,11 +165,19 @@ class LayerRemoval:
         ]
 
     def _first_allowed(self, order: Iterable[int]) -> int:
-        """The first layer without which the model's class would build the same model; raises InputError if none is."""
+        """The first layer without which the model's class would build the same model, and could generate text.
+
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
         refused: InputError | None = None
         for index in order:
+            kept = [i for i in self.kept if i != index]
             try:
-                check_depth(self.model, self.decoder, [i for i in self.kept if i != index])
+                check_depth(self.model, self.decoder, kept)
+                check_cache(self.model, self.decoder, kept)
             except InputError as error:
                 refused = refused or error
             else:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from pruning import TEXT, pruned, recipe, same_state, small, state
 from tiny import tiny_config, tiny_model, tiny_tokenizer
+from tiny_types import tiny_type
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -197,6 +198,17 @@ def test_layers_that_would_be_built_otherwise_stay() -> None:
         model.model.layers[1].mlp.down_proj.weight.zero_()
     report = pruned(model, recipe(**{**HALF, "sparsity_ratio": 0.25}))
     assert order_of(report.notes)[0] == [3]  # The second would cost nothing.
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
+def test_a_hybrid_keeps_a_layer_of_attention_and_generates(family: str) -> None:
+    model = tiny_type(family).eval()
+    with torch.no_grad():  # So that the layer of attention, the last one, would go first.
+        for parameter in model.model.layers[-1].parameters():
+            parameter.mul_(0.01)
+    pruned(model, recipe(**{**HALF, "sparsity_ratio": 0.7 if len(model.model.layers) == 3 else 0.5}))
+    assert len(model.model.layers) == 1
+    assert model.generate(TOKENS[:1], max_new_tokens=4, min_new_tokens=4).shape == (1, 36)
 
 
 @pytest.mark.parametrize(
