@@ -10,10 +10,11 @@ from neuronrank_core import InputError, Recipe
 from neuronrank_core.mixes import Sizes
 from neuronrank_core.recipe import HEADS
 from neuronrank_core.selection.heads import head_steps
+from neuronrank_core.selection.layers import removed_layers
 from neuronrank_core.selection.patterns import exact_ratio
 from neuronrank_torch.model.structure import Decoder, find_decoder
 from neuronrank_torch.pruning.prune import prune
-from neuronrank_torch.pruning.result import LayerReport, Report
+from neuronrank_torch.pruning.result import WHOLE, LayerReport, Report
 from neuronrank_torch.pruning.scope import planned_layers
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
 from neuronrank_torch.pruning.sparsity_types.neurons import aligned
@@ -30,20 +31,44 @@ def prune_in_passes(model: Any, tokenizer: Any, recipes: Sequence[Recipe], texts
 
 def _joined(first: Report, then: Report) -> Report:
     """The report of two runs, the second one of which numbers the layers that the first one left."""
-    layers = {layer.layer: layer for layer in first.layers}
-    stay = [number for number, layer in layers.items() if not layer.removed]
-    for number, later in zip(stay, then.layers, strict=True):
-        before = {} if first.recipe.removes_layers else layers[number].modules
-        seconds, notes = layers[number].seconds + later.seconds, (*layers[number].notes, *later.notes)
-        layers[number] = LayerReport(number, before | later.modules, seconds, notes)
     return Report.of(
         then.recipe,
-        list(layers.values()),
+        _joined_layers(first.layers, then.layers),
         then.total.parameters,
         then.calibration,
         round(first.seconds + then.seconds, 3),
         (*first.notes, *then.notes),
     )
+
+
+def _joined_layers(first: Sequence[LayerReport], then: Sequence[LayerReport]) -> list[LayerReport]:
+    layers = {layer.layer: layer for layer in first}
+    stay = [number for number, layer in layers.items() if not layer.removed]
+    for number, later in zip(stay, then, strict=True):
+        before = {name: module for name, module in layers[number].modules.items() if name != WHOLE}
+        seconds, notes = layers[number].seconds + later.seconds, (*layers[number].notes, *later.notes)
+        layers[number] = LayerReport(number, before | later.modules, seconds, notes)
+    return list(layers.values())
+
+
+def planned_passes(model: Any, recipes: Sequence[Recipe]) -> list[LayerReport]:
+    """The layers after each recipe in turn, as far as they are known before; of layers that go, the first ones.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        May be on the meta device.
+    recipes : sequence of Recipe
+    """
+    layers: list[LayerReport] = []
+    for recipe in recipes:
+        planned = planned_layers(model, recipe)[0]
+        if recipe.removes_layers:
+            goes = removed_layers(len(planned), recipe)
+            planned[:goes] = [whole_layer(layer, removed=True) for layer in find_decoder(model).layers[:goes]]
+        gone = sum(layer.removed for layer in layers)
+        layers = _joined_layers(layers, planned[gone:]) if layers else planned
+    return layers
 
 
 def outside_embeddings(model: Any) -> int:

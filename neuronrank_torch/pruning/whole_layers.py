@@ -76,10 +76,20 @@ def check_whole_layers(model: Any, decoder: Decoder, recipe: Recipe) -> None:
     check_depth(model, decoder, range(depth - removed_layers(depth, recipe)))
 
 
-def whole_layer(layer: Layer, *, removed: bool = False) -> LayerReport:
-    """The report of a layer that stays or goes as a whole."""
+def whole_layer(layer: Layer, *, removed: bool = False, zeros_before: int | None = None) -> LayerReport:
+    """The report of a layer that stays or goes as a whole. Without its weights in memory, they count as other than zero.
+
+    Parameters
+    ----------
+    layer : Layer
+    removed : bool
+    zeros_before : int, optional
+        Zeros before pruning, if it has changed the layer.
+    """
     size = sum(p.numel() for p in layer.module.parameters())
-    return LayerReport(layer.index, {WHOLE: ModuleReport(size, 0, size * removed)})
+    zeros = sum(int((p == 0).sum()) for p in layer.module.parameters() if not p.is_meta)
+    before = zeros if zeros_before is None else zeros_before
+    return LayerReport(layer.index, {WHOLE: ModuleReport(size, 0 if removed else zeros, size * removed, before)})
 
 
 class LayerRemoval:
@@ -134,6 +144,7 @@ class LayerRemoval:
 
     def _run(self) -> list[LayerReport]:
         dense = [self._log_probabilities(batch) for batch in self.held_out]
+        zeros = {layer.index: whole_layer(layer).sum("zeros") for layer in self.decoder.layers}
         ranked = self._by_influence() if self.recipe.sparsity_type == "layers-by-influence" else []
         gone: dict[int, tuple[float, float]] = {}
         while len(gone) < self.goes:
@@ -160,7 +171,10 @@ class LayerRemoval:
         order = ", ".join(f"{index} ({cost:.4g})" for index, (cost, _) in gone.items())
         self.notes.insert(0, f"layers removed, in this order, and the KL divergence on held-out text then: {order}")
         return [
-            replace(whole_layer(layer, removed=layer.index in gone), seconds=gone.get(layer.index, (0, 0.0))[1])
+            replace(
+                whole_layer(layer, removed=layer.index in gone, zeros_before=zeros[layer.index]),
+                seconds=gone.get(layer.index, (0, 0.0))[1],
+            )
             for layer in self.decoder.layers
         ]
 

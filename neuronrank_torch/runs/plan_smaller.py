@@ -6,6 +6,7 @@ from functools import partial
 from neuronrank_core import Recipe
 from neuronrank_core.mixes import COMPARED_AT, REHEARSED, Target, described, left, passes
 from neuronrank_torch.model.open import open_model
+from neuronrank_torch.pruning.passes import planned_passes
 from neuronrank_torch.runs.dry_run import plan_prune
 from neuronrank_torch.runs.job import Job
 from neuronrank_torch.runs.prune_result import PruneResult
@@ -29,11 +30,14 @@ def plan_smaller(job: Job, recipe: Recipe, target: Target) -> PruneResult:
     assert result.plan is not None
     assert result.source is not None
     # Two models are in memory, and every candidate is pruned with a part of the text.
-    layers = 2 * sum(map(model.bytes, range(len(model.decoder.layers))))
+    twice = 2 * sum(map(model.bytes, range(len(model.decoder.layers))))
     seconds = result.plan.seconds * len(own) * (1 + REHEARSED * len(compared))
-    plan = replace(result.plan, memory={**result.plan.memory, "layers": layers}, seconds=seconds)
-    removed = candidates.sizes.parameters - left(candidates.sizes, mix)
-    total = replace(result.total, parameters=result.source.parameters - removed, removed=removed)
+    plan = replace(result.plan, memory={**result.plan.memory, "layers": twice}, seconds=seconds)
+    parameters = result.source.parameters - candidates.sizes.parameters + left(candidates.sizes, mix)
+    layers = planned_passes(model.model, own)
+    prunable, removed = (sum(layer.sum(what) for layer in layers) for what in ("size", "removed"))
+    total = replace(result.total, parameters=parameters, prunable=prunable, removed=removed)
     names = ", or ".join(map(described, compared.values()))
     notes = *result.notes, f"the run measures which costs least: {names}; planned is the first"
-    return replace(result, plan=plan, total=total, choice=candidates.result(mix, perplexity={}), notes=notes)
+    choice = candidates.result(mix, perplexity={})
+    return replace(result, plan=plan, layers=tuple(layers), total=total, choice=choice, notes=notes)

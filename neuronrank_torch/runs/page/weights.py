@@ -47,10 +47,11 @@ def saved_zeros(model: StreamedModel, result: PruneResult, *, progress: Progress
         raise InputError("the layers of the model are not those of neuronrank.json", hint="prune again")
     for index, layer in zip(stay, layers, strict=True):
         progress("counting zeros", layer.index, len(layers), "layers")
-        if result.recipe.removes_layers:
-            modules = {WHOLE: {"size": whole_layer(layer).sum("size"), "zeros": 0}}
-        else:
-            with model.resident(layer.index):
+        with model.resident(layer.index):
+            if result.recipe.removes_layers:
+                whole = whole_layer(layer)
+                modules = {WHOLE: {what: whole.sum(what) for what in ("size", "zeros")}}
+            else:
                 modules = _counted([b for one in recipes for b in sparsity_type_of(one).blocks(layer, one)])
         counted.append({"layer": index, "modules": modules})
     return sorted(counted, key=lambda one: one["layer"])

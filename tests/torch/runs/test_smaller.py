@@ -25,11 +25,12 @@ from neuronrank_core.mixes import COMPARED_AT, SHARES, SLACK, Target, described,
 from neuronrank_torch import prune
 from neuronrank_torch.evaluation.perplexity import perplexity
 from neuronrank_torch.model.open import load_model, open_model
-from neuronrank_torch.pruning.passes import sizes_of
+from neuronrank_torch.pruning.passes import planned_passes, prune_in_passes, sizes_of
 from neuronrank_torch.pruning.whole_layers import LayerRemoval
 from neuronrank_torch.runs.choice import held_out_windows, split_text
 from neuronrank_torch.runs.job import Evaluation, Job
 from neuronrank_torch.runs.page.weights import saved_zeros
+from neuronrank_torch.runs.plan_smaller import plan_smaller
 from neuronrank_torch.runs.prune import run_prune
 from neuronrank_torch.runs.prune_result import PruneResult
 
@@ -430,6 +431,42 @@ def test_the_report_counts_what_every_pass_left(
         assert {name: module["size"] for name, module in row["modules"].items()} == own
         reported = result.layers[row["layer"]].modules
         assert {name: module.size - module.removed for name, module in reported.items()} == own
+
+
+@pytest.mark.parametrize(
+    "kinds", [("query-heads", "neurons"), ("layers-by-influence", "neurons"), ("layers-by-influence", "query-heads")]
+)
+def test_a_plan_counts_what_every_pass_removes(job: dict[str, Any], kinds: tuple[str, ...]) -> None:
+    recipes = [replace(HOW, sparsity_type=kind, sparsity_ratio=0.5 if kind[:4] != "laye" else 0.4) for kind in kinds]
+    planned = planned_passes(open_model(job["model"])[0].model, recipes)
+    model, tokenizer, _ = load_model(job["model"])
+    report = prune_in_passes(model, tokenizer, recipes, TEXT, batch_size=4)
+    assert report.total.removed > 0
+    for what, total in (("size", "prunable"), ("removed", "removed")):
+        assert sum(layer.sum(what) for layer in planned) == getattr(report.total, total)
+
+
+def test_a_plan_for_a_target_names_no_more_than_there_is(job: dict[str, Any]) -> None:
+    result = plan_smaller(Job(**job), HOW, Target(target_params=0.24))
+    assert result.choice is not None
+    assert len(result.choice.passes) == 2
+    assert result.total.removed == sum(layer.sum("removed") for layer in result.layers) < result.total.prunable
+
+
+def test_zeros_of_layers_that_stay_are_counted(job: dict[str, Any], tmp_path: Path) -> None:
+    model, tokenizer, _ = load_model(job["model"])
+    prune(model, tokenizer, recipe(method="magnitude", sparsity_ratio=0.5))
+    model.save_pretrained(job["model"])
+    zeros = [sum(int((p == 0).sum()) for p in layer.parameters()) for layer in model.model.layers]
+    result = run_prune(Job(**job, save=str(tmp_path / "out")), LAYERS)
+    saved, _, _ = load_model(str(tmp_path / "out"))
+    left = iter([sum(int((p == 0).sum()) for p in layer.parameters()) for layer in saved.model.layers])
+    left_by_layer = [0 if layer.removed else next(left) for layer in result.layers]
+    assert [layer.sum("zeros_before") for layer in result.layers] == zeros
+    assert [layer.sum("zeros") for layer in result.layers] == left_by_layer
+    counted = saved_zeros(open_model(str(tmp_path / "out"))[0], result)
+    assert [layer["modules"]["layer"]["zeros"] for layer in counted] == left_by_layer
+    assert sum(left_by_layer) > 0.3 * sum(zeros)
 
 
 def test_a_text_with_few_tokens_in_its_first_characters(job: dict[str, Any]) -> None:
