@@ -77,7 +77,7 @@ def check_whole_layers(model: Any, decoder: Decoder, recipe: Recipe) -> None:
 
 
 def whole_layer(layer: Layer, *, removed: bool = False, zeros_before: int | None = None) -> LayerReport:
-    """The report of a layer that stays or goes as a whole. Without its weights in memory, they count as other than zero.
+    """The report of a layer that stays or goes as a whole; on the meta device, no weight counts as zero.
 
     Parameters
     ----------
