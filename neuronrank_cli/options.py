@@ -300,12 +300,17 @@ def warn_of_signal(ctx: click.Context, chosen: str, measured: str) -> None:
         warn(f"--nr-signal {chosen} has no effect on MLPs without a gate: their signal is always the {measured}")
 
 
+def settings_of_target(values: dict[str, Any]) -> dict[str, Any]:
+    """What --target-params or --max-loss, if there is one, sets in a recipe."""
+    asked = any(values.get(name) is not None for name in ("target_params", "max_loss"))
+    return {"sparsity_type": "neurons", "update": "least-squares"} if asked else {}
+
+
 def recipe_of(ctx: click.Context, values: dict[str, Any]) -> Recipe:
     """The recipe for the values of a command. Values that the user set take precedence over preset and effort."""
     effort = values.get("effort")
     chosen: dict[str, Any] = {} if effort is None else effort_settings(effort, values["sparsity_type"])
-    if values.get("target_params") is not None or values.get("max_loss") is not None:
-        chosen = {"sparsity_type": "neurons", "update": "least-squares"}
+    chosen |= settings_of_target(values)
     recipe = Recipe.from_preset(values.get("preset"), **{**chosen, **given(ctx, fields_of(Recipe, values))})
     # Statistics bring their own number of tokens, by which the rest is checked when they are read.
     (check_recipe if values.get("stats") is None else check_method)(recipe)

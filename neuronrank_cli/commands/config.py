@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from neuronrank_cli.command import OUTPUT, Command, origin
 from neuronrank_cli.console import print_table, show
-from neuronrank_cli.options import flag, json_flag, recipe_of
+from neuronrank_cli.options import flag, json_flag, recipe_of, settings_of_target
 from neuronrank_core.effort import effort_settings
 from neuronrank_core.methods import decided
 from neuronrank_core.recipe import PRESETS
@@ -23,7 +23,7 @@ _SOURCES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """The value of a flag, and its source: flag, environment, file, preset, effort or default."""
+    """The value of a flag, and its source: flag, environment, file, preset, target, effort or default."""
 
     value: Any
     source: str
@@ -87,14 +87,23 @@ def _setting(ctx: click.Context, parameter: click.Parameter, value: Any) -> Sett
         return Setting(value, "preset", str(preset))
     if effort and parameter.name in effort_settings(effort, ctx.params["sparsity_type"]):
         return Setting(value, "effort", effort)
-    return Setting(value, "default")
+    if parameter.name in settings_of_target(ctx.params):
+        return Setting(value, "target")
+    unset = value is None or value == ()
+    return Setting(value, "default", getattr(parameter, "default_text", "") if unset else "")
 
 
 def print_settings(settings: dict[str, Setting]) -> None:
     """Print a line for each flag; a dash stands for a value that is not set."""
     headings = ("flag", "value", "from")
     rows = [
-        [name, "-" if setting.value is None else str(setting.value), f"{setting.source} {setting.where}".strip()]
+        [name, _shown(setting.value), (": " if setting.source == "default" else " ").join(filter(None, origin))]
         for name, setting in settings.items()
+        for origin in [(setting.source, setting.where)]
     ]
     print_table(headings, rows, left=headings)
+
+
+def _shown(value: Any) -> str:
+    values = value if isinstance(value, tuple) else (value,)
+    return ", ".join("-" if one is None else str(one) for one in values) or "-"

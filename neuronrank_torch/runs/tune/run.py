@@ -275,8 +275,14 @@ class _TuneRun:
         notes = evaluation_notes(calibration, self.texts[0], self.statistics)
         if not calibration and not notes:
             notes.append("the calibration text was not found, so its overlap with the evaluation text is unknown")
-        if self.texts[1] and overlap(self.texts[1], self.texts[0]) >= NOTABLE:
-            notes.append("the test text shares passages with the evaluation text")
+        if self.texts[1]:
+            same = text_fingerprint(self.texts[1]) == self.statistics.header["text_sha256"]
+            if same or overlap(self.texts[1], calibration) >= NOTABLE:
+                notes.append("the test text shares passages with the calibration text")
+            if overlap(self.texts[1], self.texts[0]) >= NOTABLE:
+                notes.append("the test text shares passages with the evaluation text")
+        if self.space.base.sparsity_type == "unstructured" and len(self.space.allocations) == 1:
+            notes.append("--allocate neuronrank was not tried, because the statistics have no gains of errors")
         return notes
 
 

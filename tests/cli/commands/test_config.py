@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,21 @@ def test_flags_beat_environment_beats_file_beats_preset_beats_default(run: Run, 
     assert {*settings} == {p.opts[0] for p in PARAMETERS.values()}
 
 
+@pytest.mark.parametrize("target", [("--target-params", "0.8"), ("--max-loss", "10%")])
+def test_config_shows_what_a_target_sets(run: Run, target: tuple[str, str]) -> None:
+    file = write("[prune]\nupdate = 'none'\n")
+    for flags, update in (([], ["least-squares", "target"]), (["--config", file], ["none", "file"])):
+        shown = json.loads(run("config", "--show", "prune", *target, *flags, "--json").stdout)
+        assert [shown["--sparsity_type"][key] for key in ("value", "source")] == ["neurons", "target"]
+        assert [shown["--update"][key] for key in ("value", "source")] == update
+
+
+def test_config_says_what_an_unset_flag_stands_for(run: Run) -> None:
+    shown = run("config", "--show", "tune").stdout
+    assert re.search(r"--seqlen +- +default: as in the statistics", shown)
+    assert "()" not in run("config", "--show", "sweep").stdout
+
+
 def test_config_shows_every_command(run: Run) -> None:
     for name, command in cli.commands.items():
         if name == "config":
@@ -94,7 +110,7 @@ def test_config_shows_every_command(run: Run) -> None:
                 assert f" {parameter.opts[0]} " in shown
     file = write('[merge]\nfolders = ["a[0]", "b"]\n')
     shown = run("config", "--show", "merge", "--config", file).stdout
-    assert "('a[0]', 'b')" in shown
+    assert " a[0], b " in shown
     assert "file run.toml, [merge]" in shown
     assert "is -1, allowed" in run("config", "--show", "prune", "--seed", "-1", code=2).stderr
     assert "'config' is not a command with settings" in run("config", "--show", "config", code=2).stderr

@@ -331,9 +331,25 @@ def test_tables_and_warnings(run: Run, searched: list[object], text: Path) -> No
     at = searched.index("valid.txt")
     shown = run(*searched[:at], text, *searched[at + 1 :], "--save", "best.toml")
     assert "Warning: the evaluation text is the calibration text" in shown.stderr
+    assert "the test text" not in shown.stderr
+    assert "--allocate neuronrank was not tried" not in shown.stderr
     assert "documented rank" in shown.stdout
     assert shown.stdout.splitlines()[-1] == "saved to: best.toml"
     assert "[prune]" in Path("best.toml").read_text().splitlines()
+
+
+def test_a_used_test_text_and_ratios_that_are_not_tried_are_named(
+    run: Run, small: list[object], searched: list[object], text: Path
+) -> None:
+    run("collect", *small, "--batch-size", 1, "--documents", "1:4", "--save", "part")
+    searched[searched.index("--stats") + 1] = "part"
+    shown = run(*searched, "--save", "best.toml", "--test-dataset", text, "--test-windows", 1)
+    assert "Warning: the test text shares passages with the calibration text" in shown.stderr
+    assert shown.stderr.count("the test text shares") == 1
+    assert (
+        "Warning: --allocate neuronrank was not tried, because the statistics have no gains of errors" in shown.stderr
+    )
+    assert "allocate neuronrank" not in shown.stdout
 
 
 @pytest.mark.parametrize(
