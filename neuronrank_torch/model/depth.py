@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import DynamicCache
@@ -121,6 +122,20 @@ def check_depth(model: Any, decoder: Decoder, kept: Sequence[int]) -> None:
             f"with {len(kept)} layers, {type(model).__name__} would build layers of another kind",
             hint=_HINT,
         )
+
+
+@torch.no_grad()
+def check_all_run(model: Any, decoder: Decoder, tokens: torch.Tensor) -> None:
+    """Refuse a model that skips layers where it gets tokens alone, without a picture; raises InputError."""
+    ran: list[nn.Module] = []
+    hooks = [layer.module.register_forward_pre_hook(lambda layer, _: ran.append(layer)) for layer in decoder.layers]
+    try:
+        model(input_ids=tokens, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if skipped := [str(layer.index) for layer in decoder.layers if layer.module not in ran]:
+        raise InputError(f"{type(model).__name__} does not run layers {', '.join(skipped)} on text alone", hint=_HINT)
 
 
 def check_cache(model: Any, decoder: Decoder, kept: Sequence[int]) -> None:

@@ -24,7 +24,7 @@ from neuronrank_core.selection.layers import removed_layers
 from neuronrank_core.update.least_squares import linear_map
 from neuronrank_torch.calibration.layerwise import split_output
 from neuronrank_torch.kernels import inverse, kl_divergence, layer_signal
-from neuronrank_torch.model.depth import check_cache, check_depth, keep_layers, with_layers
+from neuronrank_torch.model.depth import check_all_run, check_cache, check_depth, keep_layers, with_layers
 from neuronrank_torch.model.structure import Decoder, Layer, find_decoder
 from neuronrank_torch.progress import Progress
 from neuronrank_torch.pruning.result import WHOLE, Calibration, LayerReport, ModuleReport, Report
@@ -143,6 +143,7 @@ class LayerRemoval:
                 keep_layers(self.decoder, self.kept)
 
     def _run(self) -> list[LayerReport]:
+        check_all_run(self.model, self.decoder, self.held_out[0][:1, :2])
         dense = [self._log_probabilities(batch) for batch in self.held_out]
         zeros = {layer.index: whole_layer(layer).sum("zeros") for layer in self.decoder.layers}
         ranked = self._by_influence() if self.recipe.sparsity_type == "layers-by-influence" else []

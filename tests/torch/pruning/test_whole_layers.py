@@ -200,6 +200,15 @@ def test_layers_that_would_be_built_otherwise_stay() -> None:
     assert order_of(report.notes)[0] == [3]  # The second would cost nothing.
 
 
+@pytest.mark.parametrize("kind", ["layers", "layers-by-influence"])
+def test_a_model_that_skips_layers_on_text_is_left_as_it_was(kind: str) -> None:
+    model = tiny_type("mllama").eval()
+    before = state(model)
+    with pytest.raises(InputError, match=r"^MllamaForCausalLM does not run layers 1 on text alone$"):
+        pruned(model, recipe(**{**HALF, "sparsity_type": kind}))
+    assert same_state(before, state(model))
+
+
 @pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
 def test_a_hybrid_keeps_a_layer_of_attention_and_generates(family: str) -> None:
     model = tiny_type(family).eval()
