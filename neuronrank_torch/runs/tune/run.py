@@ -1,5 +1,6 @@
 """A search, from the name of a model and a folder of statistics to the best recipe: what the command line calls."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -116,7 +117,8 @@ def run_tune(job: TuneJob, recipe: Recipe, progress: Progress = silent) -> tuple
     model, tokenizer, source = load_model(job.model, dtype=job.dtype, device=job.device)
     texts = [documents.text(tokenizer) if documents else "" for documents in read]
     statistics.check_model(source)
-    run = _TuneRun(job, space, MaskedModel(model, tokenizer, statistics, space.base), texts, progress)
+    masked = MaskedModel(model, tokenizer, statistics, space.base)
+    run = _TuneRun(job, space, masked, texts, source.notes, progress)
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -139,8 +141,17 @@ def space_of(statistics: StatisticsFolder, recipe: Recipe, methods: tuple[str, .
 class _TuneRun:
     """A search with its inputs loaded."""
 
-    def __init__(self, job: TuneJob, space: Space, masked: MaskedModel, texts: list[str], progress: Progress) -> None:
+    def __init__(
+        self,
+        job: TuneJob,
+        space: Space,
+        masked: MaskedModel,
+        texts: list[str],
+        notes: Sequence[str],
+        progress: Progress,
+    ) -> None:
         self.job, self.space, self.masked, self.texts, self.progress = job, space, masked, texts, progress
+        self.notes = notes
         self.statistics, self.tokenizer = masked.statistics, masked.tokenizer
         self.seqlen = job.seqlen or space.base.seqlen
         cut = partial(evaluation_windows, self.tokenizer, seqlen=self.seqlen, bos_mode=space.base.bos)
@@ -182,7 +193,7 @@ class _TuneRun:
         measured = study.measured()
         if not measured:
             raise InputError("no recipe could be measured", hint="try a lower --sparsity_ratio")
-        notes = self._notes()
+        notes = [*self.notes, *self._notes()]
         if exhausted:
             notes.append(f"no recipes are left to try after {len(study.done())} trials")
         missing = study.starts.keys() - {trial.user_attrs.get(START) for trial in study.done()}

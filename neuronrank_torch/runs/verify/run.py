@@ -84,10 +84,10 @@ def run_verify(
     def compare(observed: Observed) -> None:
         costs.append(cost(outcomes[observed.index], outcome(observed)))
 
-    def observe_layers(precision: Dtype, stage: str, look: Callable[[Observed], None]) -> str:
-        """Load the model, and show ``look`` every layer after it has run; returns the precision of the model."""
+    def observe_layers(precision: Dtype, stage: str, look: Callable[[Observed], None]) -> tuple[str, tuple[str, ...]]:
+        """Load the model, and show ``look`` every layer after it has run; returns the model's precision, and notes."""
         progress(f"loading {model}", 0, 1, "models")
-        loaded, tokenizer, _ = load_model(model, dtype=precision, device=device)
+        loaded, tokenizer, source = load_model(model, dtype=precision, device=device)
         total = len(find_decoder(loaded).layers[:layers])
 
         def each(observed: Observed) -> None:
@@ -96,9 +96,9 @@ def run_verify(
 
         sequences = calibration_sequences(tokenizer, recipe, documents.text(tokenizer)).to(device)
         observe(loaded, sequences, recipe, layers=total, batch_size=batch_size, look=each)
-        return str(next(loaded.parameters()).dtype).removeprefix("torch.")
+        return str(next(loaded.parameters()).dtype).removeprefix("torch."), source.notes
 
-    used = observe_layers(dtype, "verifying", check)
+    used, notes = observe_layers(dtype, "verifying", check)
     if outcomes:
         observe_layers("float32", "comparing with float32:", compare)
     return VerifyResult(
@@ -113,4 +113,5 @@ def run_verify(
         layers=tuple(LayerChecks(i, {check.name: check for check in checks}) for i, checks in enumerate(checked)),
         cost=tuple(LayerCost(i, changed) for i, changed in enumerate(costs)),
         versions=versions(),
+        notes=notes,
     )

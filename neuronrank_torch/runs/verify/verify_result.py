@@ -64,6 +64,8 @@ class VerifyResult:
         Empty in float32.
     versions : dict of str
         Version of each package that influences the result.
+    notes : tuple of str
+        Warnings.
     schema : int
         Version of this format.
     """
@@ -79,4 +81,5 @@ class VerifyResult:
     layers: tuple[LayerChecks, ...]
     cost: tuple[LayerCost, ...]
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
     schema: int = 1

@@ -186,6 +186,17 @@ def test_eval(run: Run, text: Path, tmp_path: Path, kind: str) -> None:
     assert (figures["notes"], expected["notes"]) == ([f"the {kind.upper()} {SAID.format(model)}"], [])
 
 
+def test_tune_and_verify(run: Run, drawn: Flags, text: Path, tmp_path: Path) -> None:
+    quantised, _ = write_both(tmp_path, "llama")
+    run("collect", "--model", quantised, *drawn, "--save", tmp_path / "stats")
+    searched = ["--model", quantised, "--stats", tmp_path / "stats", "--eval-dataset", text, "--eval-windows", 1]
+    one = ["--prune_method", "wanda", "--trials", 1, "--save", tmp_path / "best.toml"]
+    for command in (["tune", *searched, *one], ["verify", "--model", quantised, *drawn, "--layers", 1]):
+        result = run(*command, "--json")
+        assert f"the FP8 {SAID.format(quantised)}" in json.loads(result.stdout)["notes"]
+        assert f"Warning: the FP8 {SAID.format(quantised)}" in " ".join(result.stderr.split())
+
+
 def test_damaged(run: Run, drawn: Flags, both: tuple[Path, Path], tmp_path: Path) -> None:
     edit(both[0], lambda tensors: tensors.pop("model.layers.1.mlp.down_proj.weight_scale_inv"))
     before = sorted(tmp_path.rglob("*"))
