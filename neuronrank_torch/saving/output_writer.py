@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from neuronrank_core.errors import NeuronRankError, UnreachableError, add_note
+from neuronrank_core.errors import InputError, NeuronRankError, UnreachableError, UnsupportedModelError, add_note
 from neuronrank_torch.calibration.hidden_states import HiddenStates, room
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
 from neuronrank_torch.files.durable import MODEL, check_output, flush_folder, rename_into_place, write_durably
@@ -27,8 +27,8 @@ class OutputWriter:
     """What the writers of a model and of statistics share: a context manager that holds the folder's lock.
 
     If an exception leaves the context after a layer is finished or a candidate is measured, the folder is kept for the
-    same run to resume from, and the exception gets a note that says so. Otherwise, and after an UnreachableError, the
-    folder is removed. A killed process leaves it as it is; the system releases its lock.
+    same run to resume from, and the exception gets a note that says so. Otherwise, and after an error that the same run
+    would meet again, the folder is removed. A killed process leaves it as it is; the system releases its lock.
 
     Parameters
     ----------
@@ -47,6 +47,8 @@ class OutputWriter:
 
     Raises
     ------
+    InputError
+        On entering, if the folder cannot be created.
     NeuronRankError
         On entering, if another process holds the lock, or an unfinished run differs from this one.
     """
@@ -70,8 +72,14 @@ class OutputWriter:
         self._lock = FileLock(self.folder / _LOCK)
 
     def __enter__(self) -> Any:
+        self._parents = [parent for parent in self.folder.parents if not parent.exists()]
         try:
-            # Creates the folder. Fails also if the run that held the lock has just removed the file.
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"cannot create {self.target}: {reason}", hint="choose another output folder") from error
+        try:
+            # Fails also if the run that held the lock has just removed the folder.
             self._lock.acquire(timeout=0)
         except (Timeout, FileNotFoundError) as error:
             raise NeuronRankError(
@@ -112,7 +120,8 @@ class OutputWriter:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         text, compared = SELF_FILE in self.journal.shards, self.compared()
         done = len(self.journal.shards) - text
-        if error is None or isinstance(error, UnreachableError) or not (done or compared or text):
+        again = isinstance(error, (UnreachableError, UnsupportedModelError))
+        if error is None or again or not (done or compared or text):
             self._remove()
         else:
             layers = f"{min(done, self.layers)} of {self.layers} layers are finished and saved"
@@ -126,7 +135,7 @@ class OutputWriter:
         return len(self.journal.measured.keys() - {"before"})
 
     def _remove(self) -> None:
-        """Remove the folder and release the lock."""
+        """Remove the folder, and its parents if they are new and empty, and release the lock."""
         shutil.rmtree(self.folder, ignore_errors=True)
         lock = self.folder / _LOCK
         left = lock.exists()
@@ -135,6 +144,9 @@ class OutputWriter:
             with suppress(OSError):
                 lock.unlink(missing_ok=True)
                 self.folder.rmdir()
+        with suppress(OSError):
+            for parent in self._parents:
+                parent.rmdir()
 
     def finished(self, file: Path) -> bool:
         """Whether this process or an earlier one finished a file, and it is still complete."""

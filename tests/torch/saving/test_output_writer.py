@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from neuronrank_core.errors import NeuronRankError
+from neuronrank_core.errors import InputError, NeuronRankError, UnreachableError, UnsupportedModelError
 from neuronrank_torch.saving.output_writer import OutputWriter
 
 HOLD = """
@@ -115,6 +115,30 @@ def test_the_lock_is_released_after_an_error(tmp_path: Path, finished: bool) -> 
     assert getattr(caught.value, "__notes__", []) == [note] * finished
     with folder_of(tmp_path) as folder:
         assert list(folder.journal.shards) == ["shard"] * finished
+
+
+@pytest.mark.parametrize("notes", [False, True])
+@pytest.mark.parametrize("error", [UnreachableError, UnsupportedModelError])
+def test_nothing_is_kept_after_an_error_that_the_same_run_would_meet_again(
+    tmp_path: Path, error: type[NeuronRankError], notes: bool
+) -> None:
+    def failing() -> None:
+        with OutputWriter(tmp_path / "new" / "er" / "out", {}, 2) as folder:
+            finish_layer(folder)
+            if notes:
+                (tmp_path / "new" / "notes.txt").write_text("mine")
+            raise error("so it is")
+
+    with pytest.raises(error) as caught:
+        failing()
+    assert not getattr(caught.value, "__notes__", [])
+    assert [*tmp_path.rglob("*")] == [tmp_path / "new", tmp_path / "new" / "notes.txt"] * notes
+
+
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match="^cannot create .*out: .*Not a directory"):
+        OutputWriter(tmp_path / "file" / "out", {}, 2).__enter__()
 
 
 def test_the_lock_is_released_if_the_output_exists_by_now(tmp_path: Path) -> None:
