@@ -22,6 +22,7 @@ _SEPARATOR = "\n\n"
 _EVALUATION_STRIDE = 4
 #: Files that would be read with all their punctuation.
 _TABLES = {".json", ".csv", ".parquet"}
+_PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip"}
 _TEXT_SUFFIXES = {".txt", ".text", ".md", ".jsonl", *_TABLES}
 _JSONL_HINT = f'each line must look like {{"text": "..."}} or {MESSAGES_HINT}'
 _HUB_HINT = "convert it to .jsonl with a `text` or `messages` field"
@@ -123,6 +124,8 @@ def _documents(spec: str, split: Split) -> Iterable[str | Conversation]:
     if path.exists():
         if path.suffix.lower() in _TABLES:
             raise InputError(f"{spec} is not a text", hint=f"convert it to .jsonl: {_JSONL_HINT}")
+        if path.suffix.lower() in _PACKED:
+            raise InputError(f"{spec} is not a text", hint="unpack it first")
         return _jsonl_documents(path) if path.suffix.lower() == ".jsonl" else [_read_utf8(path)]
     if is_path(spec):
         raise InputError(f"file not found: {spec}", hint="check the path, or use `builtin`")

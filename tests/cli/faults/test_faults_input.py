@@ -31,6 +31,7 @@ TEXTS: dict[str, tuple[str, bytes, str, str]] = {
         "remove what is left of it",
     ),
     "a table": ("t.json", b'[{"text": "fine"}]', "t.json is not a text", "convert it to .jsonl"),
+    "packed": ("t.txt.gz", b"\x1f\x8b\x08", "t.txt.gz is not a text", "unpack it first"),
     "no text field": ("t.jsonl", b'{"body": "x"}\n', "line 1: no `text` field", '{"text": "..."}'),
     "no messages": (
         "t.jsonl",

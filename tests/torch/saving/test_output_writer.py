@@ -137,7 +137,7 @@ def test_nothing_is_kept_after_an_error_that_the_same_run_would_meet_again(
 
 def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(InputError, match="^cannot create .*out: .*Not a directory"):
+    with pytest.raises(InputError, match=r"^cannot create .*out: .*Not a directory"):
         OutputWriter(tmp_path / "file" / "out", {}, 2).__enter__()
 
 
