@@ -19,6 +19,7 @@ from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.evaluation.seen_text import calibration_text, evaluation_notes
 from neuronrank_torch.files.durable import lock_beside
+from neuronrank_torch.files.journal import JOURNAL_FORMAT
 from neuronrank_torch.model.device import choose_device
 from neuronrank_torch.model.open import Dtype, load_model
 from neuronrank_torch.model.source import ModelSource
@@ -165,7 +166,7 @@ class _Sweep:
             "evaluation": {**asdict(job.evaluation), "text": text_fingerprint(self.eval_text)},
             "device": choose_device(job.device),
             **{name: getattr(job, name) for name in ("dtype", "batch_size")},
-            "version of": versions(),
+            "version of": {**versions(), "journal": JOURNAL_FORMAT},
         }
 
     def cells(self) -> tuple[Perplexity, tuple[Cell, ...]]:

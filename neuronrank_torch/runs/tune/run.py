@@ -18,6 +18,7 @@ from neuronrank_core.statistics.table import RESIDUAL
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.evaluation.perplexity import from_windows
 from neuronrank_torch.evaluation.seen_text import NOTABLE, calibration_text, evaluation_notes, overlap
+from neuronrank_torch.files.journal import JOURNAL_FORMAT
 from neuronrank_torch.model.open import Dtype, load_model
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.result import versions
@@ -171,7 +172,7 @@ class _TuneRun:
             "methods": list(self.space.methods),
             "dtype": self.job.dtype,
             "proxy": self.job.proxy,
-            "version": __version__,
+            "version": {"neuronrank": __version__, "journal": JOURNAL_FORMAT},
         }
 
     def search(self, study: TuningStudy) -> tuple[Recipe, TuneResult]:
