@@ -209,7 +209,10 @@ class _Sweep:
                     keep(asdict(cells[key]))
         except BaseException as error:
             done = sum(key in cells for key in self.recipes)
-            add_note(error, f"{done} of {total} cells are finished and kept; rerun the same command to resume")
+            if done or not isinstance(error, InputError):
+                add_note(error, f"{done} of {total} cells are finished and kept; rerun the same command to resume")
+            elif self.ranks.first:  # The same sweep would meet the error again.
+                stored.abandon()
             raise
         return dense, tuple(cells[key] for key in self.recipes)
 

@@ -9,7 +9,6 @@ from neuronrank_core import InputError
 from neuronrank_torch.evaluation.perplexity import Perplexity
 from neuronrank_torch.files.durable import write_durably
 from neuronrank_torch.files.journal import differences
-from neuronrank_torch.model.device import choose_device
 
 #: Name of the calibration text in what a cell depends on; null where none of the methods reads it.
 TEXT = "calibration text"
@@ -114,11 +113,6 @@ class CellFile:
 
     def _changes(self, setup: dict[str, Any]) -> list[str]:
         """How a cell's setup differs. Cells of methods that read no calibration text go with those of any."""
-        # Cells of earlier versions name the device as it was given, and what statistics take the place of.
-        setup = {**setup, "device": choose_device(setup.get("device", "auto"))}
-        if setup.get("statistics"):
-            idle = ("nsamples", "propagate")
-            setup["recipe"] = {name: value for name, value in setup["recipe"].items() if name not in idle}
         without = {name: value for name, value in setup.items() if name != TEXT}
         either = setup.get(TEXT) is None or self.setup[TEXT] is None
         return differences({**without, TEXT: self.setup[TEXT]} if either else setup, self.setup)
@@ -127,6 +121,11 @@ class CellFile:
     def lines(self) -> list[dict[str, Any]]:
         """What was measured."""
         return [line for _, line in self.stored]
+
+    def abandon(self) -> None:
+        """Delete the file if it holds no cell, only the perplexity of the unpruned model."""
+        if all("dense" in line for line in self.lines):
+            self.file.unlink(missing_ok=True)
 
     def add(self, line: dict[str, Any]) -> None:
         """Keep one more."""

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from command import Run
 from safetensors.torch import load_file, save_file
+from tiny_files import write_model
+from tiny_types import tiny_type
 
 import neuronrank_cli.commands.sweep
 import neuronrank_torch.runs.sweep
@@ -343,12 +345,11 @@ def test_a_damaged_cell_is_no_file_of_cells(run: Run, swept: list[object]) -> No
     assert "cells.jsonl is not a file of cells" in run(*swept, code=2).stderr
 
 
-def test_cells_of_an_earlier_version_are_read(run: Run, swept: list[object], small: list[object]) -> None:
-    run("collect", *small, "--save", "stats")
-    run(*swept, "--stats", "stats")
-    for line in (before := lines()):
-        line["setup"]["device"] = "auto"
-        line["setup"]["recipe"] |= {"nsamples": 4, "propagate": "pruned"}
-    Path("cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before))
-    run(*swept, "--stats", "stats")
-    assert lines() == before
+def test_a_model_that_cannot_be_pruned_leaves_no_file(run: Run, swept: list[object], tmp_path: Path) -> None:
+    swept[swept.index("--model") + 1] = write_model(tmp_path / "whole", tiny_type("zaya"))
+    swept.remove("magnitude")  # It needs no text to run through the model.
+    swept.remove("--prune_method")
+    refused = run(*swept, code=2).stderr
+    assert "ZayaModel passes more than hidden states from layer to layer" in refused
+    assert "resume" not in refused
+    assert not Path("cells.jsonl").exists()
