@@ -96,14 +96,15 @@ def _setting(ctx: click.Context, parameter: click.Parameter, value: Any) -> Sett
 def print_settings(settings: dict[str, Setting]) -> None:
     """Print a line for each flag; a dash stands for a value that is not set."""
     headings = ("flag", "value", "from")
-    rows = [
-        [name, _shown(setting.value), (": " if setting.source == "default" else " ").join(filter(None, origin))]
-        for name, setting in settings.items()
-        for origin in [(setting.source, setting.where)]
-    ]
+    rows = [[name, _shown(setting.value), _origin(setting)] for name, setting in settings.items()]
     print_table(headings, rows, left=headings)
 
 
 def _shown(value: Any) -> str:
     values = value if isinstance(value, tuple) else (value,)
     return ", ".join("-" if one is None else str(one) for one in values) or "-"
+
+
+def _origin(setting: Setting) -> str:
+    between = ": " if setting.source == "default" and setting.where else " "
+    return f"{setting.source}{between}{setting.where}".strip()
