@@ -166,11 +166,16 @@ def size_text(size: int) -> str:
     return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
 
 
+def decimal(value: float) -> str:
+    """A perplexity, or its error, with four decimals; of a model that predicts nothing, only its size."""
+    return f"{value:.4f}" if value < 1e6 else f"{value:.4g}"
+
+
 def perplexity_text(measured: Perplexity) -> str:
     """A perplexity with its standard error."""
     if measured.standard_error is None:
-        return f"{measured.perplexity:.4f}"
-    return f"{measured.perplexity:.4f} (standard error {measured.standard_error:.4f})"
+        return decimal(measured.perplexity)
+    return f"{decimal(measured.perplexity)} (standard error {decimal(measured.standard_error)})"
 
 
 def kl_texts(measured: Divergence) -> tuple[str, str]:

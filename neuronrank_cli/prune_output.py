@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from neuronrank_cli.console import perplexity_text, print_table, protocol, say, size_text
+from neuronrank_cli.console import decimal, perplexity_text, print_table, protocol, say, size_text
 from neuronrank_cli.verdict import changed, verdict
 from neuronrank_core.selection.layers import removed_layers
 
@@ -71,9 +71,9 @@ def _print_summary(result: PruneResult) -> None:
 
 def _print_choice(choice: Choice) -> None:
     good, best = choice.perplexity["good"], choice.perplexity[choice.chosen]
-    others = ", ".join(f"{name} {value:.4f}" for name, value in choice.perplexity.items() if name != choice.chosen)
+    others = ", ".join(f"{name} {decimal(value)}" for name, value in choice.perplexity.items() if name != choice.chosen)
     gain = "" if choice.chosen == "good" else f", {1 - best / good:.2%} below good"
-    say(f"effort best: chose {choice.chosen}: held-out perplexity {best:.4f}{gain}; others: {others or 'none'}")
+    say(f"effort best: chose {choice.chosen}: held-out perplexity {decimal(best)}{gain}; others: {others or 'none'}")
     _print_left_out(choice)
 
 
@@ -81,11 +81,13 @@ def _print_sized(choice: Choice) -> None:
     """Print what was removed to reach a size, why, and what was compared."""
     if choice.dense is not None:
         own = choice.perplexity[choice.chosen]
-        why = f"held-out perplexity {own:.4f}, {own / choice.dense - 1:+.2%} from the dense {choice.dense:.4f}"
+        why = (
+            f"held-out perplexity {decimal(own)}, {own / choice.dense - 1:+.2%} from the dense {decimal(choice.dense)}"
+        )
         say(f"chose: {choice.chosen}: {why}")
         for name, value in choice.perplexity.items():
             if name != choice.chosen:
-                say(f"compared: {name}: {value:.4f}, {value / choice.dense - 1:+.2%}")
+                say(f"compared: {name}: {decimal(value)}, {value / choice.dense - 1:+.2%}")
     _print_left_out(choice)
     share = f"{choice.kept / choice.parameters:.2%} of the {choice.parameters:,} parameters outside the embeddings"
     say(f"size: {share}; the width of the MLPs is a multiple of {choice.multiple_of}")

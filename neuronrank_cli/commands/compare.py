@@ -10,7 +10,7 @@ import click
 
 from neuronrank_cli import options
 from neuronrank_cli.command import Command
-from neuronrank_cli.console import Stages, kl_texts, print_table, protocol, say, show, size_text
+from neuronrank_cli.console import Stages, decimal, kl_texts, print_table, protocol, say, show, size_text
 from neuronrank_core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -110,9 +110,9 @@ def _print_figures(a: ModelFigures, b: ModelFigures) -> None:
         "zero": lambda m: f"{1 - m.nonzero / m.parameters:.2%}",
     }
     if a.perplexity:
-        rows["perplexity"] = lambda m: f"{m.perplexity.perplexity:.4f}" if m.perplexity else ""
+        rows["perplexity"] = lambda m: decimal(m.perplexity.perplexity) if m.perplexity else ""
         rows["its standard error"] = lambda m: (
-            f"{m.perplexity.standard_error:.4f}" if m.perplexity and m.perplexity.standard_error is not None else ""
+            decimal(m.perplexity.standard_error) if m.perplexity and m.perplexity.standard_error is not None else ""
         )
     rows["weights in memory"] = lambda m: size_text(m.memory)
     for task, name in TASKS.items():

@@ -8,7 +8,7 @@ import click
 
 from neuronrank_cli import options
 from neuronrank_cli.command import Command
-from neuronrank_cli.console import Stages, kl_texts, perplexity_text, print_table, protocol, say, show
+from neuronrank_cli.console import Stages, decimal, kl_texts, perplexity_text, print_table, protocol, say, show
 from neuronrank_core import InputError
 from neuronrank_core.recipe import Recipe
 
@@ -109,4 +109,4 @@ def print_tasks(result: TasksResult) -> None:
 
 
 def _figure(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
+    return decimal(value) if isinstance(value, float) else "" if value is None else str(value)

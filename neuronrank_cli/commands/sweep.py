@@ -9,7 +9,7 @@ import click
 
 from neuronrank_cli import options
 from neuronrank_cli.command import OUTPUT, Command
-from neuronrank_cli.console import Stages, print_table, protocol, say, show, warn
+from neuronrank_cli.console import Stages, decimal, print_table, protocol, say, show, warn
 from neuronrank_cli.output_file import check_output_file, check_writable
 from neuronrank_core import InputError
 from neuronrank_core.methods import ALL_METHODS
@@ -138,11 +138,11 @@ def print_sweep(result: SweepResult) -> None:
     rows = _rows(result)
     ratios = [f"{cell.ratio:g}" for cell in next(iter(rows.values()))]
     values = [
-        [*key, *("failed" if cell.perplexity is None else f"{cell.perplexity:.4f}" for cell in cells)]
+        [*key, *("failed" if cell.perplexity is None else decimal(cell.perplexity) for cell in cells)]
         for key, cells in rows.items()
     ]
     print_table(("method", "update", *ratios), values, left=("method", "update"))
-    say(f"perplexity by ratio, {result.sparsity_type}; unpruned: {result.dense.perplexity:.4f}")
+    say(f"perplexity by ratio, {result.sparsity_type}; unpruned: {decimal(result.dense.perplexity)}")
     say(f"measured on: {protocol(result.evaluated_on, result.dense)}")
     say(f"results: {result.out}")
 

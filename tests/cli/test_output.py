@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neuronrank_torch.runs.prune
 from neuronrank_cli import console
-from neuronrank_cli.console import Stages, size_text
+from neuronrank_cli.console import Stages, decimal, perplexity_text, size_text
 from neuronrank_cli.prune_output import _duration
-from neuronrank_torch.evaluation.perplexity import evaluate
+from neuronrank_torch.evaluation.perplexity import Perplexity, evaluate
 from neuronrank_torch.text.sources import load_text
 
 
@@ -576,3 +576,11 @@ def test_long_lines_are_wrapped_at_spaces_on_a_terminal(
         assert len([line for line in shown.splitlines() if line.startswith("  ")]) >= 1  # Folded.
         assert all(len(line) <= 80 or " " not in line.strip() for line in shown.splitlines())
         assert "99th percentile" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(27.43671, "27.4367"), (999_999.0, "999999.0000"), (1.23456e48, "1.235e+48"), (0.0, "0.0000")]
+)
+def test_a_perplexity_has_four_decimals_unless_it_is_huge(value: float, text: str) -> None:
+    assert decimal(value) == text
+    assert perplexity_text(Perplexity(value, 1.0, 31, 1, 32, None)) == text
