@@ -11,7 +11,7 @@ from neuronrank_cli.command import OUTPUT, Flag
 from neuronrank_cli.console import warn
 from neuronrank_core.effort import effort_settings
 from neuronrank_core.methods import ALL_METHODS, METHODS, check_method, check_recipe
-from neuronrank_core.recipe import ALLOCATIONS, COMPARE, MODES, SIGNALS, UPDATES, Exponents, Recipe
+from neuronrank_core.recipe import ALLOCATIONS, COMPARE, MODES, SIGNALS, UPDATE_TARGETS, UPDATES, Exponents, Recipe
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -160,6 +160,13 @@ RECIPE_FLAGS = {
             "--update-iterations",
             int,
             "Iterations of --update on weights. Fewer take less time and fit worse.",
+        ),
+        RecipeFlag(
+            "update_target",
+            "--update-target",
+            Name(UPDATE_TARGETS),
+            "What --update fits the outputs of an MLP to: those of the original layer on the same inputs, or what "
+            "brings the hidden states back to those of the original model.",
         ),
         RecipeFlag(
             "propagate",

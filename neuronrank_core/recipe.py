@@ -26,6 +26,9 @@ COMPARE = ("module", "row", "column")
 UPDATES = ("none", "least-squares", "gradual")
 #: Default number of iterations of the update (ADMM); more do not reduce the error noticeably (docs/measured/log.md).
 UPDATE_ITERATIONS = 16
+#: What an update fits the outputs of an MLP to: those of the dense layer on the same inputs, or what brings the hidden
+#: states back to those of the dense model.
+UPDATE_TARGETS = ("layer", "model")
 #: Shares of the zeros: equal; fewer in ``down_proj``; more in layers where pruning costs less; or the last two.
 ALLOCATIONS = ("uniform", "modules", "neuronrank", "both")
 
@@ -103,6 +106,7 @@ class Recipe:
 
     update: str = one_of("none", UPDATES)
     update_iterations: int = number(UPDATE_ITERATIONS, 1, integer=True)
+    update_target: str = one_of("layer", UPDATE_TARGETS)
     propagate: str = one_of("pruned", ("pruned", "dense"))
     nsamples: int = number(128, 1, integer=True)
     seqlen: int = number(512, 2, integer=True)
@@ -119,6 +123,8 @@ class Recipe:
 
         if self.allocate != "uniform" and self.sparsity_type != "unstructured":
             raise InvalidValueError("allocate", self.allocate, f"uniform with sparsity_type {self.sparsity_type}")
+        if self.update_target == "model" and self.propagate == "dense":
+            raise InvalidValueError("propagate", self.propagate, "pruned with update_target model")
         if self.structured:
             self._check_structured()
 
@@ -132,6 +138,8 @@ class Recipe:
             raise InvalidValueError("update", self.update, f"none {kind}")
         if self.update == "gradual":
             raise InvalidValueError("update", self.update, f"none or least-squares {kind}")
+        if self.update_target != "layer":
+            raise InvalidValueError("update_target", self.update_target, f"layer {kind}")
         if self.ratio == 1:
             raise InvalidValueError("sparsity_ratio", self.ratio, f"below 1 {kind}, so that something stays")
         if not self.whole_neurons and self.propagate == "dense":

@@ -234,7 +234,7 @@ def _ignoring(recipe: Recipe, name: str) -> str:
     """The part of a recipe that ignores a field: its sparsity type, its method, or the method in its mode."""
     if name in ("compare", "multiple_of", "divisible_by") or recipe.removes_layers:
         return recipe.sparsity_type
-    if name == "update_iterations":
+    if name in ("update_iterations", "update_target"):
         return recipe.sparsity_type if recipe.structured else "a run without --update"
     if name not in ALL_METHODS[recipe.method].reads:
         return recipe.method

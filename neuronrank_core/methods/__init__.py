@@ -88,7 +88,7 @@ def without_effect(recipe: Recipe, names: Iterable[str]) -> list[str]:
     if recipe.removes_layers:  # No method scores them.
         dead |= method_of(recipe).reads
     if recipe.update == "none" or recipe.structured:  # Whole units are re-fitted in closed form.
-        dead |= {"update_iterations"}
+        dead |= {"update_iterations", "update_target"}
     if not recipe.whole_neurons:
         dead |= {"multiple_of"}
     if not recipe.removes_heads:

@@ -44,7 +44,7 @@ class DenseOutputs(ExitStack):
 
     def __init__(self, block: Block, kept: Tensor) -> None:
         super().__init__()
-        self.block, self._kept, self._next = block, kept.flatten(0, 1), 0
+        self.block, self.kept, self._next = block, kept.flatten(0, 1), 0
 
     def __enter__(self) -> DenseOutputs:
         self.callback(self.block.projections["down_proj"].on_output(self._keep).remove)
@@ -57,8 +57,13 @@ class DenseOutputs(ExitStack):
     def take(self, tokens: int) -> Tensor:
         """The outputs of the next tokens, shape (tokens, out_features); from the first on again after the last."""
         first = self._next
-        self._next = (first + tokens) % len(self._kept)
-        return self._kept[first : first + tokens]
+        self._next = (first + tokens) % len(self.kept)
+        return self.kept[first : first + tokens]
+
+    def last(self, tokens: int) -> Tensor:
+        """The outputs of the last tokens that were taken, shape (tokens, out_features)."""
+        end = self._next or len(self.kept)
+        return self.kept[end - tokens : end]
 
 
 class GramCollector(ExitStack):

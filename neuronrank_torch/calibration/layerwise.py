@@ -69,7 +69,13 @@ class LayerRun:
         #: attention weights, which depend on the text.
         self.others: Others = None
 
-    def feed(self, *, keep: bool, after: Callable[[int], None] = lambda first: None) -> None:
+    def feed(
+        self,
+        *,
+        keep: bool,
+        after: Callable[[int], None] = lambda first: None,
+        see: Callable[[slice, Tensor], None] = lambda batch, output: None,
+    ) -> None:
         """Run every micro-batch through the layer.
 
         Parameters
@@ -78,12 +84,15 @@ class LayerRun:
             Replace the hidden states by the layer's output.
         after : callable
             Called after each micro-batch with the index of its first sequence.
+        see : callable
+            Called with the place of each micro-batch in ``hidden``, and the layer's output for it.
         """
         for start in range(0, len(self.hidden), self.batch_size):
             batch = self.hidden[start : start + self.batch_size]
             with suppress(StopForward):  # From a hook that has seen all that it needs.
                 output, others = split_output(self.forward(batch))
                 self.others = others and tuple(map(unusable, others))
+                see(slice(start, start + len(batch)), output)
                 if keep:
                     batch.copy_(output)
             after(self.first + start)

@@ -4,12 +4,16 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext
 from neuronrank_core.methods import method_of, mode
 from neuronrank_torch.calibration.attention_outputs import AttentionOutputs
 from neuronrank_torch.calibration.collector import LayerCollector
+from neuronrank_torch.calibration.dense_stream import DenseStream, check_adds
 from neuronrank_torch.calibration.gram import DenseOutputs, GramCollector
 from neuronrank_torch.calibration.layerwise import LayerRun
 from neuronrank_torch.distributed.ranks import Ranks
@@ -37,11 +41,14 @@ class LayerPlan:
     kernels : TorchKernels
     ratio : float, optional
         Share of the MLP's weights to remove; by default the recipe's ratio.
+    first : bool
+        Whether no layer before it is pruned.
     """
 
     recipe: Recipe
     kernels: TorchKernels
     ratio: float | None = None
+    first: bool = False
 
     @property
     def sparsity_type(self) -> SparsityType:
@@ -64,7 +71,8 @@ class LayerPlan:
     def passes(self, layer: Layer, *, outputs_needed: bool) -> int:
         """Number of passes of the calibration text through a layer."""
         stages = self.stages(self.sparsity_type.blocks(layer, self.recipe))
-        return len(stages) + (outputs_needed and self.recipe.propagate == "pruned")
+        streams = self.updating and self.recipe.update_target == "model"
+        return len(stages) + streams + (outputs_needed and self.recipe.propagate == "pruned")
 
     def context(self, block: Block, table: Table) -> ScoringContext:
         """Scoring context of a block with its current weights."""
@@ -99,10 +107,12 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     collector = LayerCollector(run.layer, blocks, plan.recipe, seqlen, output_needed=output_needed)
     gram = GramCollector(whole, inputs, stop=inputs == ("down_proj",) and not (keep or experts))
     outputs = _dense_outputs(run, whole) if later else None
+    stream = _dense_stream(run, plan, whole) if outputs else None
+    see = partial(stream.aim, outputs) if stream and outputs else _unseen
     attention = _attention_outputs(run, plan) if later else None
     recorded = attention.recorded() if attention else nullcontext()
     with collector, gram, outputs or nullcontext(), recorded, experts.recorded(inputs) if experts else nullcontext():
-        run.feed(keep=keep, after=lambda start: collector.add_documents(start, seqlen))
+        run.feed(keep=keep, after=lambda start: collector.add_documents(start, seqlen), see=see)
     tables = collector.statistics(ranks)
     gram.sum_over(ranks)
 
@@ -148,6 +158,22 @@ def _dense_outputs(run: LayerRun, blocks: Sequence[Block]) -> DenseOutputs | Non
     """Room for the outputs of the layer's MLP at all tokens; None if it has only experts."""
     mlps = [block for block in blocks if isinstance(block, Mlp)]
     return DenseOutputs(mlps[0], run.spare("down_proj", len(mlps[0].weights["down_proj"]))) if mlps else None
+
+
+def _dense_stream(run: LayerRun, plan: LayerPlan, blocks: Sequence[Block]) -> DenseStream | None:
+    """The dense model's hidden states after the layer, if the update aims at them."""
+    if plan.recipe.update_target != "model":
+        return None
+    for mlp in blocks:
+        if isinstance(mlp, Mlp):
+            check_adds(run, mlp)
+    stream = DenseStream(run, first=plan.first)
+    stream.advance()
+    return stream
+
+
+def _unseen(batch: slice, output: Tensor) -> None:
+    """Nothing is done with the layer's output."""
 
 
 def _attention_outputs(run: LayerRun, plan: LayerPlan) -> AttentionOutputs | None:

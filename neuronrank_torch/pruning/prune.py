@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from neuronrank_core.methods import check_recipe, needs_text, requires
 from neuronrank_core.selection.allocation import typical_gain
 from neuronrank_core.statistics.table import INPUTS, RESIDUAL, LayerStatistics
 from neuronrank_torch.calibration.collector import head_statistics
+from neuronrank_torch.calibration.dense_stream import DenseStream
 from neuronrank_torch.calibration.layerwise import LayerRun, Others, run_layers
 from neuronrank_torch.calibration.statistics_folder import StatisticsFolder
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
@@ -162,7 +164,7 @@ class _PruneRun:
 
     def plan(self, unit: Unit) -> LayerPlan:
         """The plan for a layer or the head."""
-        return LayerPlan(self.recipe, self.kernels, self.ratios.get(unit))
+        return LayerPlan(self.recipe, self.kernels, self.ratios.get(unit), first=unit == self.layers[0].index)
 
     def by_statistics(self, statistics: StatisticsFolder | None) -> None:
         """Prune by existing statistics, or by the weights alone."""
@@ -291,19 +293,35 @@ class _PruneRun:
 
     def _visit(self, run: LayerRun) -> None:
         """Prune one layer; if it is finished or not to be pruned, only run the text through it."""
-        self._prune_or_feed(run)
-        self.others = run.others
-        self.after(run)
+        with ExitStack() as self.reloaded:
+            self._prune_or_feed(run)
+            self.others = run.others
+            self.after(run)
 
     def _prune_or_feed(self, run: LayerRun) -> None:
         needed = self._outputs_needed(run.index)
         if not self.store.done(run.index) and run.index in self.pruned:
             self._record(run.index, prune_layer(run, self.plan(run.index), self.ranks, outputs_needed=needed))
             return
+        if self.recipe.update_target == "model" and self.recipe.update != "none":
+            self._advance(run)
         if needed:
             run.feed(keep=True)
         if not self._recalled(run.index):
             self._record(run.index, None)
+
+    def _advance(self, run: LayerRun) -> None:
+        """Run the dense model's hidden states through a layer that is finished or not to be pruned."""
+        first = self.layers[0].index
+        if run.index < first:
+            return
+        stream = DenseStream(run, first=run.index == first)
+        if not self.store.done(run.index):
+            stream.advance()
+            return
+        with self.store.original(run.index):
+            stream.advance()
+        self.reloaded.enter_context(self.store.resident(run.index))
 
     def _outputs_needed(self, index: int) -> bool:
         return index + 1 < self.depth or self._head_left()

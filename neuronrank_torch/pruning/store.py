@@ -27,6 +27,10 @@ class LayerStore(Protocol):
         """Context in which the weights of a unit are loaded."""
         ...
 
+    def original(self, unit: Unit) -> AbstractContextManager[None]:
+        """Context in which a finished unit has its original weights; afterwards it has none."""
+        ...
+
     def done(self, unit: Unit) -> bool:
         """Whether an earlier process finished a unit, so that text only needs to be propagated through it."""
         ...
@@ -76,6 +80,10 @@ class InMemory:
         """See :class:`LayerStore`."""
         del unit
         return nullcontext()
+
+    def original(self, unit: Unit) -> AbstractContextManager[None]:
+        """Never called, because no unit is done."""
+        raise KeyError(unit)
 
     def done(self, unit: Unit) -> bool:
         """Return False: nothing is stored."""

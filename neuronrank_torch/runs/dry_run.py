@@ -167,7 +167,7 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
         # The outputs of the dense MLP and, on a CPU, those of attention are kept too; and the inputs of the experts.
         stages = len(LayerPlan(recipe, TorchKernels(model.device)).stages(blocks))
         kept = (stages > 1) * (1 + (model.device.type == "cpu" and not recipe.include_attention))
-        calibration *= 1 + kept + any(map(routed, blocks))
+        calibration *= 1 + kept + any(map(routed, blocks)) + (recipe.update_target == "model")
     evaluation = (1 if whole else 2) * min(eval_tokens, STREAMED_TOKENS)
     widest = max(weight.shape[1] for weight in weights)
     copies = 0 if weights[0].dtype == torch.float32 else 4 * sum(weight.numel() for weight in weights)
@@ -199,7 +199,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     """
     layers = len(model.decoder.layers)
     # One micro-batch may hold fewer tokens than there are topics.
-    plan = LayerPlan(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device))
+    plan = LayerPlan(replace(recipe, tfidf_mode="doc"), TorchKernels(model.device), first=True)
     passes: float
     if recipe.removes_layers:
         passes = _removal_passes(layers, recipe)

@@ -120,6 +120,10 @@ class ModelWriter(OutputWriter, LayerStore):
         """Context in which a unit has the weights through which calibration text is propagated."""
         return self.model.resident(unit) if self.propagate_dense else self.pruned(unit)
 
+    def original(self, unit: Unit) -> AbstractContextManager[None]:
+        """Context in which a unit has its original weights."""
+        return self.model.resident(unit)
+
     def pruned(self, unit: Unit) -> AbstractContextManager[None]:
         """Context in which a unit has its pruned weights if it is finished, otherwise its original ones."""
         return self.model.resident(unit, from_first(self.ranks, self.source(unit)) if self.done(unit) else None)

@@ -84,6 +84,10 @@ class Receiver(LayerStore):
         """Context in which a unit has the weights through which calibration text is propagated."""
         return self.model.resident(unit) if self.propagate_dense else self.pruned(unit)
 
+    def original(self, unit: Unit) -> AbstractContextManager[None]:
+        """Context in which a unit has its original weights."""
+        return self.model.resident(unit)
+
     def pruned(self, unit: Unit) -> AbstractContextManager[None]:
         """Context in which a unit has its pruned weights if it is finished, otherwise its original ones."""
         return self.model.resident(unit, from_first(self.ranks) if self.done(unit) else None)
