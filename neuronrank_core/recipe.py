@@ -123,7 +123,7 @@ class Recipe:
 
         if self.allocate != "uniform" and self.sparsity_type != "unstructured":
             raise InvalidValueError("allocate", self.allocate, f"uniform with sparsity_type {self.sparsity_type}")
-        if self.update_target == "model" and self.propagate == "dense":
+        if self.update_target == "model" and self.update != "none" and self.propagate == "dense":
             raise InvalidValueError("propagate", self.propagate, "pruned with update_target model")
         if self.structured:
             self._check_structured()

@@ -56,6 +56,8 @@ def check_adds(run: LayerRun, mlp: Mlp) -> None:
     ------
     UnsupportedModelError
     """
+    if not len(run.hidden):  # A rank without text.
+        return
     module, sequence = run.layer.output_of(mlp), run.hidden[:1]
     before = split_output(run.forward(sequence))[0].float()
     generator = torch.Generator().manual_seed(0)

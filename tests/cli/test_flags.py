@@ -307,6 +307,8 @@ def test_flags_of_eval(run: Run, asked: dict[str, Any]) -> None:
         ("--sparsity_type 2:4 --compare row", ["--compare has no effect on 2:4"]),
         ("--update-iterations 8", ["--update-iterations has no effect on a run without --update"]),
         ("--update-iterations 8 --update gradual", []),
+        ("--update-target model", ["--update-target has no effect on a run without --update"]),
+        ("--update-target model --update gradual", []),
         (
             "--update-iterations 8 --sparsity_type neurons --update least-squares",
             ["--update-iterations has no effect on neurons"],

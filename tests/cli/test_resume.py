@@ -78,6 +78,8 @@ def test_killed_at_three_moments(model: Path, text: Path, tmp_path: Path) -> Non
         "",
         "--propagate dense --nr-include-attention",
         "--update least-squares",
+        "--update gradual --update-target model",
+        "--update least-squares --update-target model --pruning_last 3",
         "--sparsity_type neurons --sparsity_ratio 0.25",
         "--sparsity_type heads --update least-squares",
         "--sparsity_type query-heads",

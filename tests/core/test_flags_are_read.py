@@ -40,6 +40,7 @@ VALUES = {
     "token_weight": (0.0, 1.0),
     "update": ("least-squares", "gradual"),
     "update_iterations": (16, 4),
+    "update_target": ("layer", "model"),
     "propagate": ("pruned", "dense"),
     "allocate": ("uniform", "modules"),
     "nsamples": (128, 4),

@@ -41,6 +41,7 @@ CHOICES = {
     "tfidf_mode": "topic",
     "signal": "product",
     "propagate": "dense",
+    "update_target": "model",
     "bos": "text",
 }
 FLAGS = ("include_attention", "prune_lm_head")

@@ -53,6 +53,7 @@ RECIPE = {
     "token_weight": 0.6,
     "update": "least-squares",
     "update_iterations": 9,
+    "update_target": "model",
     "propagate": "dense",
     "allocate": "neuronrank",
     "nsamples": 5,

@@ -35,6 +35,7 @@ RECIPES: dict[str, tuple[dict[str, Any], int]] = {
     "heads with update": ({"sparsity_type": "heads", "update": "least-squares"}, 1),
     "update": ({"update": "least-squares"}, 1),
     "gradual update": ({"update": "gradual"}, 1),
+    "update toward the model, and a rank without text": ({"update": "least-squares", "update_target": "model"}, 4),
     "update, dense propagation, and a rank without text": ({"update": "least-squares", "propagate": "dense"}, 4),
     "neurons with update": ({"sparsity_type": "neurons", "sparsity_ratio": 0.25, "update": "least-squares"}, 1),
     "experts": ({"method": "neuronrank_tfidf", "tfidf_mode": "doc"}, 1),

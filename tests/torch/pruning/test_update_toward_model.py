@@ -1,0 +1,98 @@
+"""``--update-target model``: the outputs of each MLP make up for what the hidden states have lost before it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pruning import TEXT, pruned, recipe, same_state, small, state
+from tiny import tiny_tokenizer
+from torch import Tensor, nn
+
+from neuronrank_core import InputError
+from neuronrank_core.update.least_squares import least_squares_update
+from neuronrank_torch.text.sequences import calibration_sequences
+
+CHOSEN: dict[str, Any] = {"nsamples": 32, "update": "least-squares", "update_target": "model"}
+
+
+@torch.no_grad()
+def seen(model: nn.Module, layer: int) -> dict[str, Tensor]:
+    """What a plain forward pass over the calibration text shows of a layer, in float64, one row for each token."""
+    found: dict[str, Tensor] = {}
+    own = model.model.layers[layer]
+    hooks = [
+        own.register_forward_hook(lambda _, args, out: found.update(out=out)),
+        own.mlp.register_forward_hook(lambda _, args, out: found.update(mlp=out)),
+        own.mlp.down_proj.register_forward_pre_hook(lambda _, args: found.update(x=args[0])),
+    ]
+    model.model(calibration_sequences(tiny_tokenizer(), recipe(**CHOSEN), TEXT), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return {name: tensor.flatten(0, 1).double() for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_down_is_fitted_to_what_brings_the_dense_hidden_states_back(layer: int) -> None:
+    dense = small("llama", layers=3)
+    model = copy.deepcopy(dense)
+    pruned(model, recipe(**CHOSEN))
+    own, was = (one.model.layers[layer].mlp.down_proj for one in (model, dense))
+    after, before = seen(model, layer), seen(dense, layer)
+    x = after["x"].numpy()
+    goal = (before["out"] - (after["out"] - after["mlp"])).numpy()  # Without the MLP, the rest is there already.
+    weight = was.weight.detach().double().numpy()
+    if was.bias is not None:
+        x, weight = np.hstack([x, np.ones((len(x), 1))]), np.column_stack([weight, was.bias.detach().double().numpy()])
+    mask = (own.weight == 0).numpy()
+    expected = least_squares_update(weight, mask, x.T @ x, np.linalg.inv, target=goal.T @ x)
+    np.testing.assert_allclose(own.weight.detach().numpy(), expected[:, : mask.shape[1]], rtol=2e-2, atol=2e-4)
+    if was.bias is not None:
+        np.testing.assert_allclose(own.bias.detach().numpy(), expected[:, -1], rtol=2e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize("update", ["least-squares", "gradual"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_the_hidden_states_come_closer_to_those_of_the_dense_model(family: Any, update: str) -> None:
+    dense, errors = small(family, layers=4), {}
+    for target in ("layer", "model"):
+        model = copy.deepcopy(dense)
+        pruned(model, recipe(**CHOSEN | {"update": update, "update_target": target}))
+        errors[target] = float((seen(model, 3)["out"] - seen(dense, 3)["out"]).norm())
+    assert errors["model"] < 0.95 * errors["layer"], errors
+
+
+def test_layers_before_the_first_pruned_one_count_too() -> None:
+    dense = small("llama", layers=4)
+    models = [copy.deepcopy(dense) for _ in range(2)]
+    for model, target in zip(models, ("layer", "model"), strict=True):
+        pruned(model, recipe(**CHOSEN | {"update_target": target}, pruning_last=1))
+    assert same_state(state(models[0]), state(models[1]))  # Nothing is lost before the only pruned layer.
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("gemma3", "layer 0 has a norm or a factor behind it"),
+        ("granite", "layer 0 has a norm or a factor behind it"),
+        ("qwen3_moe", "a mixture of experts"),
+    ],
+)
+def test_other_layers_are_refused_and_left_as_they_were(family: Any, message: str) -> None:
+    model = small(family, layers=2)
+    before = state(model)
+    with pytest.raises(InputError, match=f"^--update-target model .*{message}"):
+        pruned(model, recipe(**CHOSEN))
+    assert same_state(before, state(model))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "field"),
+    [({"propagate": "dense"}, "propagate"), ({"sparsity_type": "neurons"}, "update_target")],
+)
+def test_what_cannot_be_asked(chosen: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError, match=f"^{field} is "):
+        recipe(**CHOSEN | chosen)
