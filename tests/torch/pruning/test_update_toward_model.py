@@ -39,7 +39,7 @@ def seen(model: nn.Module, layer: int) -> dict[str, Tensor]:
 def test_down_is_fitted_to_what_brings_the_dense_hidden_states_back(layer: int) -> None:
     dense = small("llama", layers=3)
     model = copy.deepcopy(dense)
-    pruned(model, recipe(**CHOSEN))
+    pruned(model, recipe(**CHOSEN), batch_size=3)
     own, was = (one.model.layers[layer].mlp.down_proj for one in (model, dense))
     after, before = seen(model, layer), seen(dense, layer)
     x = after["x"].numpy()
