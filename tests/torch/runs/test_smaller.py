@@ -37,11 +37,17 @@ from neuronrank_torch.runs.prune_result import PruneResult
 HOW = recipe(sparsity_type="neurons", update="least-squares", nsamples=32)
 
 
-@pytest.fixture(params=["llama", "granite"])
+@pytest.fixture
 def job(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
-    write_model(tmp_path / "source", tiny_model(request.param, layers=5, hidden=32, intermediate=96))
+    """A job on a model whose layers can be folded into the ones before, unless a test asks for another."""
+    family = getattr(request, "param", "llama")
+    write_model(tmp_path / "source", tiny_model(family, layers=5, hidden=32, intermediate=96))
     (tmp_path / "text.txt").write_text(TEXT)
     return {"model": str(tmp_path / "source"), "dataset": str(tmp_path / "text.txt"), "batch_size": 4}
+
+
+#: Tests of what depends on biases, multipliers and on whether layers can be folded.
+both_families = pytest.mark.parametrize("job", ["llama", "granite"], indirect=True)
 
 
 def outside(model: Any) -> int:
@@ -63,6 +69,7 @@ def held_out(model: Any) -> float:
     return perplexity(model, held_out_windows(tiny_tokenizer(True), few, split_text(TEXT)[1])).perplexity
 
 
+@both_families
 def test_a_target_size_is_reached_by_what_costs_least(job: dict[str, Any], tmp_path: Path) -> None:
     result = run_prune(Job(**job, save=str(tmp_path / "out")), HOW, target=Target(target_params=0.8))
     choice = result.choice
@@ -81,6 +88,7 @@ def test_a_target_size_is_reached_by_what_costs_least(job: dict[str, Any], tmp_p
     assert sum(p.numel() for p in dense.parameters()) - result.total.parameters == choice.parameters - choice.kept
 
 
+@both_families
 def test_layers_keep_the_numbers_of_the_original_model(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +177,7 @@ def test_an_interrupted_choice_measures_what_is_missing(
 
 
 @pytest.mark.parametrize(("at", "measured"), [(("removing layer 2 of 2", 2), 7), (("saving", 0), 9)])
+@both_families
 def test_an_interrupted_removal_of_layers_measures_what_is_missing(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int], measured: int
 ) -> None:
@@ -410,6 +419,7 @@ def test_a_perplexity_that_was_measured_is_not_measured_again(
     assert not [note for note in unstructured.notes if "no longer predicts" in note]
 
 
+@both_families
 def test_the_report_counts_what_every_pass_left(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +443,7 @@ def test_the_report_counts_what_every_pass_left(
         assert {name: module.size - module.removed for name, module in reported.items()} == own
 
 
+@both_families
 @pytest.mark.parametrize(
     "kinds", [("query-heads", "neurons"), ("layers-by-influence", "neurons"), ("layers-by-influence", "query-heads")]
 )
@@ -446,6 +457,7 @@ def test_a_plan_counts_what_every_pass_removes(job: dict[str, Any], kinds: tuple
         assert sum(layer.sum(what) for layer in planned) == getattr(report.total, total)
 
 
+@both_families
 def test_a_plan_for_a_target_names_no_more_than_there_is(job: dict[str, Any]) -> None:
     result = plan_smaller(Job(**job), HOW, Target(target_params=0.24))
     assert result.choice is not None
@@ -453,6 +465,7 @@ def test_a_plan_for_a_target_names_no_more_than_there_is(job: dict[str, Any]) ->
     assert result.total.removed == sum(layer.sum("removed") for layer in result.layers) < result.total.prunable
 
 
+@both_families
 def test_zeros_of_layers_that_stay_are_counted(job: dict[str, Any], tmp_path: Path) -> None:
     model, tokenizer, _ = load_model(job["model"])
     prune(model, tokenizer, recipe(method="magnitude", sparsity_ratio=0.5))
