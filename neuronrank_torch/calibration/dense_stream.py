@@ -1,4 +1,8 @@
-"""The hidden states of the dense model, beside those of the pruned one."""
+"""The hidden states of the dense model, beside those of the pruned one, as a target of the update.
+
+Arai and Ichikawa 2025, "Quantization error propagation", arXiv 2504.09629, move the targets of layers toward their outputs
+in the dense model. Here the target is what brings back the hidden states after the layer.
+"""
 
 import torch
 from torch import Tensor
@@ -33,6 +37,7 @@ class DenseStream:
         for start in range(0, len(self.states), self.run.batch_size):
             batch = self.states[start : start + self.run.batch_size]
             batch.copy_(split_output(self.run.forward(batch))[0])
+            self.run.on_batch(self.run.index)
 
     def aim(self, outputs: DenseOutputs, batch: slice, output: Tensor) -> None:
         """Move the outputs of the dense MLP, of the last micro-batch, by what the dense layer's output lacks.

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from neuronrank_core import LayerStatistics, Recipe, ScoringContext
 from neuronrank_core.methods import method_of, mode
 from neuronrank_torch.calibration.attention_outputs import AttentionOutputs
@@ -108,11 +106,11 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     gram = GramCollector(whole, inputs, stop=inputs == ("down_proj",) and not (keep or experts))
     outputs = _dense_outputs(run, whole) if later else None
     stream = _dense_stream(run, plan, whole) if outputs else None
-    see = partial(stream.aim, outputs) if stream and outputs else _unseen
+    aim: dict[str, Any] = {"see": partial(stream.aim, outputs)} if stream and outputs else {}
     attention = _attention_outputs(run, plan) if later else None
     recorded = attention.recorded() if attention else nullcontext()
     with collector, gram, outputs or nullcontext(), recorded, experts.recorded(inputs) if experts else nullcontext():
-        run.feed(keep=keep, after=lambda start: collector.add_documents(start, seqlen), see=see)
+        run.feed(keep=keep, after=lambda start: collector.add_documents(start, seqlen), **aim)
     tables = collector.statistics(ranks)
     gram.sum_over(ranks)
 
@@ -170,10 +168,6 @@ def _dense_stream(run: LayerRun, plan: LayerPlan, blocks: Sequence[Block]) -> De
     stream = DenseStream(run, first=plan.first)
     stream.advance()
     return stream
-
-
-def _unseen(batch: slice, output: Tensor) -> None:
-    """Nothing is done with the layer's output."""
 
 
 def _attention_outputs(run: LayerRun, plan: LayerPlan) -> AttentionOutputs | None:

@@ -248,7 +248,7 @@ class _PruneRun:
     def _passes(self, index: int, *, done: bool) -> int:
         """Number of passes of the calibration text through layer ``index``."""
         if index not in self.pruned or done:
-            return int(self._outputs_needed(index))
+            return self._outputs_needed(index) + (self._has_stream and index >= self.layers[0].index)
         return self.plan(index).passes(self.decoder.layers[index], outputs_needed=self._outputs_needed(index))
 
     def _run_layers(self, sequences: Tensor, visit: Callable[[LayerRun], None], batch_size: int, what: str) -> Tensor:
@@ -303,12 +303,16 @@ class _PruneRun:
         if not self.store.done(run.index) and run.index in self.pruned:
             self._record(run.index, prune_layer(run, self.plan(run.index), self.ranks, outputs_needed=needed))
             return
-        if self.recipe.update_target == "model" and self.recipe.update != "none":
+        if self._has_stream:
             self._advance(run)
         if needed:
             run.feed(keep=True)
         if not self._recalled(run.index):
             self._record(run.index, None)
+
+    @property
+    def _has_stream(self) -> bool:
+        return self.recipe.update_target == "model" and self.recipe.update != "none"
 
     def _advance(self, run: LayerRun) -> None:
         """Run the dense model's hidden states through a layer that is finished or not to be pruned."""

@@ -96,3 +96,18 @@ def test_other_layers_are_refused_and_left_as_they_were(family: Any, message: st
 def test_what_cannot_be_asked(chosen: dict[str, Any], field: str) -> None:
     with pytest.raises(InputError, match=f"^{field} is "):
         recipe(**CHOSEN | chosen)
+
+
+@pytest.mark.parametrize("update", ["least-squares", "gradual"])
+@pytest.mark.parametrize("last", [None, 2])
+def test_progress_adds_up(last: int | None, update: str) -> None:
+    heard: list[tuple[int, int]] = []
+    chosen = recipe(**CHOSEN | {"update": update}, pruning_last=last)
+
+    pruned(
+        small("llama", layers=3),
+        chosen,
+        batch_size=5,
+        progress=lambda stage, done, total, unit: heard.append((done, total)),
+    )
+    assert heard == [(done, len(heard)) for done in range(1, len(heard) + 1)]
