@@ -1,7 +1,7 @@
 """The hidden states of the dense model, beside those of the pruned one, as a target of the update.
 
-Arai and Ichikawa 2025, "Quantization error propagation", arXiv 2504.09629, move the targets of layers toward their outputs
-in the dense model. Here the target is what brings back the hidden states after the layer.
+Arai and Ichikawa 2025, "Quantization error propagation", arXiv 2504.09629, move the targets of layers toward their
+outputs in the dense model. Here the target is what brings back the hidden states after the layer.
 """
 
 import torch
