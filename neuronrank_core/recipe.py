@@ -123,7 +123,7 @@ class Recipe:
 
         if self.allocate != "uniform" and self.sparsity_type != "unstructured":
             raise InvalidValueError("allocate", self.allocate, f"uniform with sparsity_type {self.sparsity_type}")
-        if self.update_target == "model" and self.update != "none" and self.propagate == "dense":
+        if self.updates_toward_model and self.propagate == "dense":
             raise InvalidValueError("propagate", self.propagate, "pruned with update_target model")
         if self.structured:
             self._check_structured()
@@ -166,6 +166,11 @@ class Recipe:
     def differs_by_layer(self) -> bool:
         """Whether each layer has a ratio of its own."""
         return self.allocate in ("neuronrank", "both")
+
+    @property
+    def updates_toward_model(self) -> bool:
+        """Whether an update brings the hidden states back to those of the dense model."""
+        return self.update != "none" and self.update_target == "model"
 
     @property
     def whole_neurons(self) -> bool:

@@ -4,10 +4,10 @@ Arai and Ichikawa 2025, "Quantization error propagation", arXiv 2504.09629, move
 outputs in the dense model. Here the target is what brings back the hidden states after the layer.
 """
 
-import torch
 from torch import Tensor
 
 from neuronrank_core.errors import UnsupportedModelError
+from neuronrank_torch.calibration.error_gain import shifted
 from neuronrank_torch.calibration.gram import DenseOutputs
 from neuronrank_torch.calibration.layerwise import LayerRun, split_output
 from neuronrank_torch.model.blocks import Mlp
@@ -40,7 +40,7 @@ class DenseStream:
             self.run.on_batch(self.run.index)
 
     def aim(self, outputs: DenseOutputs, batch: slice, output: Tensor) -> None:
-        """Move the outputs of the dense MLP, of the last micro-batch, by what the dense layer's output lacks.
+        """Move the outputs of the dense MLP, of a micro-batch, by what the dense layer's output lacks.
 
         Parameters
         ----------
@@ -51,7 +51,8 @@ class DenseStream:
             Of the dense layer, on the hidden states of the pruned model.
         """
         lost = self.states[batch].to(output.device) - output
-        outputs.last(lost.flatten(0, 1).shape[0]).add_(lost.flatten(0, 1).to(outputs.kept.device))
+        kept = outputs.kept.view_as(self.states)[batch]
+        kept += lost.to(kept.device)
 
 
 def check_adds(run: LayerRun, mlp: Mlp) -> None:
@@ -63,12 +64,7 @@ def check_adds(run: LayerRun, mlp: Mlp) -> None:
     """
     if not len(run.hidden):  # A rank without text.
         return
-    module, sequence = run.layer.output_of(mlp), run.hidden[:1]
-    before = split_output(run.forward(sequence))[0].float()
-    generator = torch.Generator().manual_seed(0)
-    shift = torch.randn(before.shape[-1], generator=generator).to(before) * before.square().mean().sqrt()
-    with module.register_forward_hook(lambda _, args, out: out + shift.to(out.dtype)):
-        change = split_output(run.forward(sequence))[0].float() - before
+    change, shift = shifted(lambda: split_output(run.forward(run.hidden[:1]))[0], run.layer.output_of(mlp))
     if float((change - shift).norm()) > _ROUNDING * float(change.norm()):
         raise UnsupportedModelError(
             f"--update-target model needs layers that add the output of their MLP as it is; layer {run.index} has a"

@@ -1,9 +1,10 @@
 """How much of an error of an MLP's output reaches the layer's output, measured on the layer's own forward."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -56,6 +57,28 @@ def error_gains(run: LayerRun, mlps: Sequence[Mlp], ranks: Ranks, first: int = 0
         rows.append(row)
     every = ranks.union(rows)
     return np.stack(every)
+
+
+def shifted(output: Callable[[], Tensor], module: nn.Module) -> tuple[Tensor, Tensor]:
+    """What a shift of a module's output, as large as a layer's output, changes in the layer's output.
+
+    Parameters
+    ----------
+    output : callable
+        Runs the layer and returns its output, shape (sequences, seqlen, hidden_size).
+    module : torch.nn.Module
+        In the layer; its output has as many features.
+
+    Returns
+    -------
+    change : float32 Tensor, shape (sequences, seqlen, hidden_size)
+    shift : float32 Tensor, shape (hidden_size,)
+    """
+    before = output()
+    scale, features = before.float().square().mean().sqrt(), before.shape[-1]
+    shift = (scale * torch.linspace(-1, 1, features, device=before.device)).to(before.dtype)
+    with module.register_forward_hook(lambda _, args, out: out + shift):
+        return output().float() - before.float(), shift.float()
 
 
 def _output(run: LayerRun, sequence: Tensor) -> NDArray[Any]:

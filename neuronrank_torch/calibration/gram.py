@@ -60,11 +60,6 @@ class DenseOutputs(ExitStack):
         self._next = (first + tokens) % len(self.kept)
         return self.kept[first : first + tokens]
 
-    def last(self, tokens: int) -> Tensor:
-        """The outputs of the last tokens that were taken, shape (tokens, out_features)."""
-        end = self._next or len(self.kept)
-        return self.kept[end - tokens : end]
-
 
 class GramCollector(ExitStack):
     """Sums ``X' X`` over the calibration tokens while they run through a layer; a context manager.

@@ -84,6 +84,13 @@ class StreamedModel:
         finally:
             self._release(unit)
 
+    @contextmanager
+    def original(self, unit: Unit, read: Callable[[str], Tensor]) -> Iterator[None]:
+        """Context in which a unit that is in memory has its original weights; ``read`` brings back its own."""
+        with self.resident(unit):
+            yield
+        self._bring(unit, read)
+
     def tensors(self, unit: Unit) -> dict[str, Tensor]:
         """The current tensors of a unit by name."""
         return {name: self._get(name).detach() for name in self.units[unit]}

@@ -69,8 +69,8 @@ class LayerPlan:
     def passes(self, layer: Layer, *, outputs_needed: bool) -> int:
         """Number of passes of the calibration text through a layer."""
         stages = self.stages(self.sparsity_type.blocks(layer, self.recipe))
-        streams = self.updating and self.recipe.update_target == "model"
-        return len(stages) + streams + (outputs_needed and self.recipe.propagate == "pruned")
+        propagates = outputs_needed and self.recipe.propagate == "pruned"
+        return len(stages) + self.recipe.updates_toward_model + propagates
 
     def context(self, block: Block, table: Table) -> ScoringContext:
         """Scoring context of a block with its current weights."""
@@ -160,7 +160,7 @@ def _dense_outputs(run: LayerRun, blocks: Sequence[Block]) -> DenseOutputs | Non
 
 def _dense_stream(run: LayerRun, plan: LayerPlan, blocks: Sequence[Block]) -> DenseStream | None:
     """The dense model's hidden states after the layer, if the update aims at them."""
-    if plan.recipe.update_target != "model":
+    if not plan.recipe.updates_toward_model:
         return None
     for mlp in blocks:
         if isinstance(mlp, Mlp):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -248,7 +248,7 @@ class _PruneRun:
     def _passes(self, index: int, *, done: bool) -> int:
         """Number of passes of the calibration text through layer ``index``."""
         if index not in self.pruned or done:
-            return self._outputs_needed(index) + (self._has_stream and index >= self.layers[0].index)
+            return self._outputs_needed(index) + (self.recipe.updates_toward_model and index >= self.layers[0].index)
         return self.plan(index).passes(self.decoder.layers[index], outputs_needed=self._outputs_needed(index))
 
     def _run_layers(self, sequences: Tensor, visit: Callable[[LayerRun], None], batch_size: int, what: str) -> Tensor:
@@ -293,26 +293,21 @@ class _PruneRun:
 
     def _visit(self, run: LayerRun) -> None:
         """Prune one layer; if it is finished or not to be pruned, only run the text through it."""
-        with ExitStack() as self.reloaded:
-            self._prune_or_feed(run)
-            self.others = run.others
-            self.after(run)
+        self._prune_or_feed(run)
+        self.others = run.others
+        self.after(run)
 
     def _prune_or_feed(self, run: LayerRun) -> None:
         needed = self._outputs_needed(run.index)
         if not self.store.done(run.index) and run.index in self.pruned:
             self._record(run.index, prune_layer(run, self.plan(run.index), self.ranks, outputs_needed=needed))
             return
-        if self._has_stream:
+        if self.recipe.updates_toward_model:
             self._advance(run)
         if needed:
             run.feed(keep=True)
         if not self._recalled(run.index):
             self._record(run.index, None)
-
-    @property
-    def _has_stream(self) -> bool:
-        return self.recipe.update_target == "model" and self.recipe.update != "none"
 
     def _advance(self, run: LayerRun) -> None:
         """Run the dense model's hidden states through a layer that is finished or not to be pruned."""
@@ -320,12 +315,8 @@ class _PruneRun:
         if run.index < first:
             return
         stream = DenseStream(run, first=run.index == first)
-        if not self.store.done(run.index):
+        with self.store.original(run.index) if self.store.done(run.index) else nullcontext():
             stream.advance()
-            return
-        with self.store.original(run.index):
-            stream.advance()
-        self.reloaded.enter_context(self.store.resident(run.index))
 
     def _outputs_needed(self, index: int) -> bool:
         return index + 1 < self.depth or self._head_left()

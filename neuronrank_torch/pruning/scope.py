@@ -122,7 +122,7 @@ def refuse_modes(model: Any, decoder: Decoder, recipe: Recipe) -> None:
     asked = [mode for mode, set_ in modes.items() if set_]
     mixture = next((layer.experts for layer in decoder.layers if layer.experts is not None), None)
     fitted = [mode for mode in asked if mode != "--sparsity_type neurons"]
-    if mixture is not None and recipe.update != "none" and recipe.update_target == "model":
+    if mixture is not None and recipe.updates_toward_model:
         raise InputError(
             f"--update-target model cannot be used on {type(mixture.module).__name__}, a mixture of experts",
             hint="leave it out",

@@ -28,7 +28,7 @@ class LayerStore(Protocol):
         ...
 
     def original(self, unit: Unit) -> AbstractContextManager[None]:
-        """Context in which a finished unit has its original weights; afterwards it has none."""
+        """Context, inside :meth:`resident`, in which a finished unit has its original weights."""
         ...
 
     def done(self, unit: Unit) -> bool:

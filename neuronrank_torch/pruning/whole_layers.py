@@ -22,6 +22,7 @@ from neuronrank_core import InputError, NonFiniteError, Recipe
 from neuronrank_core.effort import HELD_OUT
 from neuronrank_core.selection.layers import removed_layers
 from neuronrank_core.update.least_squares import linear_map
+from neuronrank_torch.calibration.error_gain import shifted
 from neuronrank_torch.calibration.layerwise import split_output
 from neuronrank_torch.kernels import inverse, kl_divergence, layer_signal
 from neuronrank_torch.model.depth import check_all_run, check_cache, check_depth, keep_layers, with_layers
@@ -76,20 +77,15 @@ def check_whole_layers(model: Any, decoder: Decoder, recipe: Recipe) -> None:
     check_depth(model, decoder, range(depth - removed_layers(depth, recipe)))
 
 
-def whole_layer(layer: Layer, *, removed: bool = False, zeros_before: int | None = None) -> LayerReport:
-    """The report of a layer that stays or goes as a whole; on the meta device, no weight counts as zero.
-
-    Parameters
-    ----------
-    layer : Layer
-    removed : bool
-    zeros_before : int, optional
-        Zeros before pruning, if it has changed the layer.
-    """
+def whole_layer(layer: Layer, *, removed: bool = False, zeros: int = 0, zeros_before: int = 0) -> LayerReport:
+    """The report of a layer that stays or goes as a whole."""
     size = sum(p.numel() for p in layer.module.parameters())
-    zeros = sum(int((p == 0).sum()) for p in layer.module.parameters() if not p.is_meta)
-    before = zeros if zeros_before is None else zeros_before
-    return LayerReport(layer.index, {WHOLE: ModuleReport(size, 0 if removed else zeros, size * removed, before)})
+    return LayerReport(layer.index, {WHOLE: ModuleReport(size, zeros, size * removed, zeros_before)})
+
+
+def zeros_of(layer: Layer) -> int:
+    """Number of zeros in a layer that is in memory."""
+    return sum(int((p == 0).sum()) for p in layer.module.parameters())
 
 
 class LayerRemoval:
@@ -145,7 +141,7 @@ class LayerRemoval:
     def _run(self) -> list[LayerReport]:
         check_all_run(self.model, self.decoder, self.held_out[0][:1, :2])
         dense = [self._log_probabilities(batch) for batch in self.held_out]
-        zeros = {layer.index: whole_layer(layer).sum("zeros") for layer in self.decoder.layers}
+        before = {layer.index: zeros_of(layer) for layer in self.decoder.layers}
         ranked = self._by_influence() if self.recipe.sparsity_type == "layers-by-influence" else []
         gone: dict[int, tuple[float, float]] = {}
         while len(gone) < self.goes:
@@ -171,13 +167,13 @@ class LayerRemoval:
             gone[best] = cost, round(time.perf_counter() - started, 3)
         order = ", ".join(f"{index} ({cost:.4g})" for index, (cost, _) in gone.items())
         self.notes.insert(0, f"layers removed, in this order, and the KL divergence on held-out text then: {order}")
-        return [
-            replace(
-                whole_layer(layer, removed=layer.index in gone, zeros_before=zeros[layer.index]),
-                seconds=gone.get(layer.index, (0, 0.0))[1],
-            )
-            for layer in self.decoder.layers
-        ]
+        reports = []
+        for layer in self.decoder.layers:
+            removed = layer.index in gone
+            counts = {"zeros": 0 if removed else zeros_of(layer), "zeros_before": before[layer.index]}
+            report = whole_layer(layer, removed=removed, **counts)
+            reports.append(replace(report, seconds=gone[layer.index][1] if removed else 0.0))
+        return reports
 
     def _first_allowed(self, order: Iterable[int]) -> int:
         """The first layer without which the model's class would build the same model, and could generate text.
@@ -301,15 +297,15 @@ class LayerRemoval:
         """Whether what ``down_proj`` puts out is added to the residual stream as it is, without a norm or a factor."""
         if len(layer.mlps) != 1 or layer.experts is not None:
             return False
-        down, seen = layer.mlp.projections["down_proj"], []
-        shift = torch.zeros_like(down.weight[:, 0])
-        with layer.module.register_forward_hook(lambda _, args, out: seen.append(split_output(out)[0].float())):
-            for _ in range(2):
-                with down.module.register_forward_hook(lambda _, args, out, shift=shift: out + shift):
-                    self.model(input_ids=self.held_out[0][:1, :8], use_cache=False)
-                scale = seen[0].square().mean().sqrt()
-                shift = (scale * torch.linspace(-1, 1, len(shift), device=shift.device)).to(shift.dtype)
-        error = (seen[1] - seen[0] - shift).norm(dim=-1) / shift.float().norm()
+        seen: list[Tensor] = []
+
+        def output() -> Tensor:
+            self.model(input_ids=self.held_out[0][:1, :8], use_cache=False)
+            return seen.pop()
+
+        with layer.module.register_forward_hook(lambda _, args, out: seen.append(split_output(out)[0])):
+            change, shift = shifted(output, layer.output_of(layer.mlp))
+        error = (change - shift).norm(dim=-1) / shift.norm()
         return bool(error.median() < 0.1)
 
 

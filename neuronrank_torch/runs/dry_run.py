@@ -167,7 +167,7 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
         # The outputs of the dense MLP and, on a CPU, those of attention are kept too; and the inputs of the experts.
         stages = len(LayerPlan(recipe, TorchKernels(model.device)).stages(blocks))
         kept = (stages > 1) * (1 + (model.device.type == "cpu" and not recipe.include_attention))
-        calibration *= 1 + kept + any(map(routed, blocks)) + (recipe.update_target == "model")
+        calibration *= 1 + kept + any(map(routed, blocks)) + recipe.updates_toward_model
     evaluation = (1 if whole else 2) * min(eval_tokens, STREAMED_TOKENS)
     widest = max(weight.shape[1] for weight in weights)
     copies = 0 if weights[0].dtype == torch.float32 else 4 * sum(weight.numel() for weight in weights)

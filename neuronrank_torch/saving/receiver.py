@@ -85,8 +85,8 @@ class Receiver(LayerStore):
         return self.model.resident(unit) if self.propagate_dense else self.pruned(unit)
 
     def original(self, unit: Unit) -> AbstractContextManager[None]:
-        """Context in which a unit has its original weights."""
-        return self.model.resident(unit)
+        """Context, inside :meth:`resident`, in which a finished unit has its original weights."""
+        return self.model.original(unit, from_first(self.ranks))
 
     def pruned(self, unit: Unit) -> AbstractContextManager[None]:
         """Context in which a unit has its pruned weights if it is finished, otherwise its original ones."""

@@ -22,9 +22,13 @@ _SEPARATOR = "\n\n"
 _EVALUATION_STRIDE = 4
 #: Files that would be read with all their punctuation.
 _TABLES = {".json", ".csv", ".parquet"}
-_PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip"}
 _TEXT_SUFFIXES = {".txt", ".text", ".md", ".jsonl", *_TABLES}
 _JSONL_HINT = f'each line must look like {{"text": "..."}} or {MESSAGES_HINT}'
+#: What to do with files that are no texts.
+_NO_TEXTS = {
+    **dict.fromkeys(_TABLES, f"convert it to .jsonl: {_JSONL_HINT}"),
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), "unpack it first"),
+}
 _HUB_HINT = "convert it to .jsonl with a `text` or `messages` field"
 #: JSON can have the escape of one without the other, which no tokenizer takes.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -122,10 +126,8 @@ def _documents(spec: str, split: Split) -> Iterable[str | Conversation]:
     if path.is_dir():
         raise InputError(f"{spec} is a folder", hint="give the path of a .txt or .jsonl file")
     if path.exists():
-        if path.suffix.lower() in _TABLES:
-            raise InputError(f"{spec} is not a text", hint=f"convert it to .jsonl: {_JSONL_HINT}")
-        if path.suffix.lower() in _PACKED:
-            raise InputError(f"{spec} is not a text", hint="unpack it first")
+        if hint := _NO_TEXTS.get(path.suffix.lower()):
+            raise InputError(f"{spec} is not a text", hint=hint)
         return _jsonl_documents(path) if path.suffix.lower() == ".jsonl" else [_read_utf8(path)]
     if is_path(spec):
         raise InputError(f"file not found: {spec}", hint="check the path, or use `builtin`")

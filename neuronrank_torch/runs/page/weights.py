@@ -17,7 +17,7 @@ from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.layer import module_reports
 from neuronrank_torch.pruning.result import WHOLE
 from neuronrank_torch.pruning.sparsity_types import sparsity_type_of
-from neuronrank_torch.pruning.whole_layers import whole_layer
+from neuronrank_torch.pruning.whole_layers import whole_layer, zeros_of
 from neuronrank_torch.runs.prune_result import PruneResult
 
 #: Name of the saved model in the list of methods.
@@ -49,8 +49,7 @@ def saved_zeros(model: StreamedModel, result: PruneResult, *, progress: Progress
         progress("counting zeros", layer.index, len(layers), "layers")
         with model.resident(layer.index):
             if result.recipe.removes_layers:
-                whole = whole_layer(layer)
-                modules = {WHOLE: {what: whole.sum(what) for what in ("size", "zeros")}}
+                modules = {WHOLE: {"size": whole_layer(layer).sum("size"), "zeros": zeros_of(layer)}}
             else:
                 modules = _counted([b for one in recipes for b in sparsity_type_of(one).blocks(layer, one)])
         counted.append({"layer": index, "modules": modules})
