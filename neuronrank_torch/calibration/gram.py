@@ -18,6 +18,10 @@ from neuronrank_torch.model.blocks import Block, by_input
 from neuronrank_torch.model.early_stop import StopForward
 
 
+#: Parts of a Gram matrix, summed one after another, each without what lies below it: 9/16 of the products.
+_PARTS = 8
+
+
 class Sums(Protocol):
     """Sums over tokens by which a block is fitted."""
 
@@ -61,8 +65,30 @@ class DenseOutputs(ExitStack):
         return self.kept[first : first + tokens]
 
 
+def add_gram(gram: Tensor, rows: Tensor) -> None:
+    """Add ``X' X`` on and above the diagonal; :func:`mirrored` completes it after all rows.
+
+    Parameters
+    ----------
+    gram : float32 Tensor, shape (columns, columns)
+        Sum so far, changed in place. What it has below the diagonal means nothing.
+    rows : float32 Tensor, shape (tokens, columns)
+        X.
+    """
+    width = -(-len(gram) // _PARTS)
+    for first in range(0, len(gram), width):
+        gram[first : first + width, first:].addmm_(rows[:, first : first + width].T, rows[:, first:])
+
+
+def mirrored(gram: Tensor) -> Tensor:
+    """The symmetric matrix with the values that ``gram`` has on and above the diagonal."""
+    return gram.triu() + gram.triu(1).T
+
+
 class GramCollector(ExitStack):
     """Sums ``X' X`` over the calibration tokens while they run through a layer; a context manager.
+
+    The sums are complete after :meth:`sum_over`.
 
     Where a matrix has a bias, its inputs X have a last column of ones.
 
@@ -118,13 +144,13 @@ class GramCollector(ExitStack):
             raise NonFiniteError(
                 f"NaN or Inf in the inputs of layer {self.blocks[0].where}", hint="try --dtype float32"
             )
-        self.gram = {name: ranks.sum_in_order(gram) for name, gram in self.gram.items()}
+        self.gram = {name: mirrored(ranks.sum_in_order(gram)) for name, gram in self.gram.items()}
         self.target = None if self.target is None else ranks.sum_in_order(self.target)
 
     def _see(self, role: str, x: Tensor) -> None:
         rows = x.flatten(0, -2).float()
         rows = pad(rows, (0, 1), value=1.0) if role in self.with_bias else rows
-        self.gram[role].addmm_(rows.T, rows)
+        add_gram(self.gram[role], rows)
         if role == "down_proj" and self.target is not None and self.outputs is not None:
             self.target.addmm_(self.outputs.take(len(rows)).float().T, rows)
         if self.stop:

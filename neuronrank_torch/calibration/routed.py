@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from neuronrank_core.errors import NonFiniteError
 from neuronrank_core.update.few_tokens import shrunk_gram, shrunk_target
+from neuronrank_torch.calibration.gram import add_gram, mirrored
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.model.blocks import Mlp, by_input
 from neuronrank_torch.model.experts import Experts
@@ -89,7 +90,7 @@ class RoutedTokens(ExitStack):
             for role, projection in own.items():
                 rows = (product if role == "down_proj" else x).float()
                 rows = rows if projection.bias is None else pad(rows, (0, 1), value=1.0)
-                sums[role].addmm_(rows.T, rows)
+                add_gram(sums[role], rows)
                 if role == "down_proj" and target is not None and dense is not None:
                     wanted = dense.outputs(block.expert, dense.activations(block.expert, x)[1])
                     target.addmm_(wanted.float().T, rows)
@@ -107,7 +108,7 @@ class RoutedTokens(ExitStack):
         """The sums of all ranks, shrunk by their number of tokens."""
         if not all(bool(gram.isfinite().all()) for gram in sums.values()):
             raise NonFiniteError(f"NaN or Inf in the inputs of layer {block.where}", hint="try --dtype float32")
-        sums = {role: ranks.sum_in_order(gram) for role, gram in sums.items()}
+        sums = {role: mirrored(ranks.sum_in_order(gram)) for role, gram in sums.items()}
         tokens = sum(ranks.union([tokens]))
         if target is not None and dense is not None:
             assert block.expert is not None

@@ -15,7 +15,7 @@ from neuronrank_core.errors import NonFiniteError
 from neuronrank_core.kernels import lowest_k
 from neuronrank_core.methods import needs_text
 from neuronrank_core.update.least_squares import absorb, gradual_update, least_squares_update, residual_norm
-from neuronrank_torch.calibration.gram import DenseOutputs, GramCollector
+from neuronrank_torch.calibration.gram import DenseOutputs, GramCollector, add_gram, mirrored
 from neuronrank_torch.distributed.ranks import ALONE
 from neuronrank_torch.kernels import TorchKernels, inverse
 from neuronrank_torch.model.early_stop import StopForward
@@ -163,11 +163,21 @@ def test_gram_and_target_are_sums_over_tokens() -> None:
                 mlp(x[:2])
                 mlp(x[2:])
         mlp(x)  # no longer watched
+    gram.sum_over(ALONE)
     h, rows = seen.flatten(0, 1).double().numpy(), x.flatten(0, 1).double().numpy()
     np.testing.assert_allclose(gram.gram["gate_proj"], rows.T @ rows, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(gram.gram["down_proj"], h.T @ h, rtol=1e-4, atol=1e-7)
     assert gram.target is not None
     np.testing.assert_allclose(gram.target, expected.T @ h, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 9, 20, 33])
+def test_half_of_a_gram_matrix_mirrored_is_all_of_it(columns: int) -> None:
+    rows = torch.randn(40, columns, dtype=torch.float64)
+    gram = torch.zeros(columns, columns, dtype=torch.float64)
+    add_gram(gram, rows[:25])
+    add_gram(gram, rows[25:])
+    np.testing.assert_allclose(mirrored(gram), rows.numpy().T @ rows.numpy(), rtol=1e-12, atol=1e-12)
 
 
 def test_a_pass_for_down_alone_ends_there() -> None:
