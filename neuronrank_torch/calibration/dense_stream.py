@@ -4,16 +4,25 @@ Arai and Ichikawa 2025, "Quantization error propagation", arXiv 2504.09629, move
 outputs in the dense model. Here the target is what brings back the hidden states after the layer.
 """
 
-from torch import Tensor
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from neuronrank_core.errors import UnsupportedModelError
-from neuronrank_torch.calibration.error_gain import shifted
+from neuronrank_core.update.through_norm import carried_back, explained, feature_gain, feature_sums, token_gain
+from neuronrank_torch.calibration.error_gain import disturbed, shifted
 from neuronrank_torch.calibration.gram import DenseOutputs
 from neuronrank_torch.calibration.layerwise import LayerRun, split_output
+from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.model.blocks import Mlp
 
 #: Change of a layer's output, relative to the change of the MLP's output that causes it, that rounding may explain.
 _ROUNDING = 0.05
+#: Share of the changes that gains of tokens and features must explain; norms and factors leave next to nothing.
+_EXPLAINED = 0.5
 
 
 class DenseStream:
@@ -29,15 +38,57 @@ class DenseStream:
 
     def __init__(self, run: LayerRun, *, first: bool) -> None:
         self.run, self.states = run, run.spare("dense stream", run.hidden.shape[2])
+        #: Of an error of the MLP's output, by token, shape (sequences, seqlen), and by feature; None if all are 1.
+        self.gains: tuple[Tensor, Tensor] | None = None
         if first:
             self.states.copy_(run.hidden)
 
-    def advance(self) -> None:
-        """Run the states through the layer, which has its dense weights."""
+    def advance(self, mlps: Sequence[Mlp] = (), ranks: Ranks | None = None) -> None:
+        """Run the states through the layer, which has its dense weights.
+
+        Parameters
+        ----------
+        mlps : sequence of Mlp
+            Of the layer. If an output of theirs is not added to the hidden states as it is, the gains are measured.
+        ranks : Ranks
+            Processes that share the text; needed with ``mlps``.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If gains of tokens and features do not explain what an error of the MLP's output changes.
+        NonFiniteError
+            If the layer's output is NaN or Inf.
+        """
+        behind = [mlp for mlp in mlps if ranks and any(ranks.union([not _adds(self.run, mlp)]))]
+        tokens: list[NDArray[np.float32]] = []
+        sums: list[NDArray[np.float32]] = []
         for start in range(0, len(self.states), self.run.batch_size):
+            for index in range(start, min(start + self.run.batch_size, len(self.states))) if behind else ():
+                change, error = self._disturbed(index, self.run.layer.output_of(behind[0]))
+                tokens.append(token_gain(change, error))
+                sums.append(feature_sums(change, error))
             batch = self.states[start : start + self.run.batch_size]
             batch.copy_(split_output(self.run.forward(batch))[0])
             self.run.on_batch(self.run.index)
+        if behind and ranks:
+            self.gains = self._fitted(tokens, np.sum(ranks.union(sums), axis=0))
+
+    def _disturbed(self, index: int, module: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        sequence = self.states[index]
+        before = split_output(self.run.forward(sequence[None]))[0]
+        return disturbed(self.run, sequence, before, module, self.run.first + index)
+
+    def _fitted(self, tokens: list[NDArray[np.float32]], sums: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        if explained(sums) < _EXPLAINED:
+            raise UnsupportedModelError(
+                f"--update-target model needs layers that add the output of their MLP, or its norm; layer"
+                f" {self.run.index} does something else with it",
+                hint="use --update-target layer",
+            )
+        values = np.stack(tokens) if tokens else np.zeros(self.states.shape[:2], dtype=np.float32)
+        token, feature = (torch.as_tensor(array, device=self.states.device) for array in (values, feature_gain(sums)))
+        return token, feature
 
     def aim(self, outputs: DenseOutputs, batch: slice, output: Tensor) -> None:
         """Move the outputs of the dense MLP, of a micro-batch, by what the dense layer's output lacks.
@@ -51,23 +102,16 @@ class DenseStream:
             Of the dense layer, on the hidden states of the pruned model.
         """
         lost = self.states[batch].to(output.device) - output
+        if self.gains is not None:
+            token, feature = (gain.to(output.device) for gain in self.gains)
+            lost = carried_back(lost.float(), token[batch], feature)
         kept = outputs.kept.view_as(self.states)[batch]
-        kept += lost.to(kept.device)
+        kept += lost.to(kept)
 
 
-def check_adds(run: LayerRun, mlp: Mlp) -> None:
-    """Refuse a layer that does not add the output of its MLP to the hidden states as it is.
-
-    Raises
-    ------
-    UnsupportedModelError
-    """
-    if not len(run.hidden):  # A rank without text.
-        return
+def _adds(run: LayerRun, mlp: Mlp) -> bool:
+    """Whether a layer adds the output of its MLP to the hidden states as it is; True on a rank without text."""
+    if not len(run.hidden):
+        return True
     change, shift = shifted(lambda: split_output(run.forward(run.hidden[:1]))[0], run.layer.output_of(mlp))
-    if float((change - shift).norm()) > _ROUNDING * float(change.norm()):
-        raise UnsupportedModelError(
-            f"--update-target model needs layers that add the output of their MLP as it is; layer {run.index} has a"
-            " norm or a factor behind it",
-            hint="use --update-target layer",
-        )
+    return float((change - shift).norm()) <= _ROUNDING * float(change.norm())

@@ -45,18 +45,46 @@ def error_gains(run: LayerRun, mlps: Sequence[Mlp], ranks: Ranks, first: int = 0
     for index, sequence in enumerate(run.hidden, start=first + run.first):
         row = np.full(len(outputs), np.nan, dtype=np.float32)
         if index % EVERY == 0:
-            before, gains = _output(run, sequence), {}
-            for module in dict.fromkeys(outputs):
-                probe = _Probe(index)
-                with module.register_forward_hook(probe.disturb):
-                    change = _output(run, sequence) - before
-                if not np.isfinite(change).all():
-                    raise NonFiniteError(f"NaN or Inf in the output of layer {run.index}", hint="try --dtype float32")
-                gains[module] = error_gain(change, probe.error)
+            before = split_output(run.forward(sequence[None]))[0]
+            gains = {m: error_gain(*disturbed(run, sequence, before, m, index)) for m in dict.fromkeys(outputs)}
             row[:] = [gains[module] for module in outputs]
         rows.append(row)
     every = ranks.union(rows)
     return np.stack(every)
+
+
+def disturbed(
+    run: LayerRun, sequence: Tensor, before: Tensor, module: nn.Module, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What a random error of a module's output changes in the layer's output.
+
+    Parameters
+    ----------
+    run : LayerRun
+    sequence : Tensor, shape (seqlen, hidden_size)
+        Hidden states before the layer.
+    before : Tensor, shape (1, seqlen, hidden_size)
+        The layer's output without the error.
+    module : torch.nn.Module
+        In the layer.
+    seed : int
+        See :func:`neuronrank_core.selection.allocation.random_error`.
+
+    Returns
+    -------
+    change, error : float32 array, shape (seqlen, hidden_size)
+
+    Raises
+    ------
+    NonFiniteError
+        If the layer's output is NaN or Inf.
+    """
+    probe = _Probe(seed)
+    with module.register_forward_hook(probe.disturb):
+        change = _rows(split_output(run.forward(sequence[None]))[0]) - _rows(before)
+    if not np.isfinite(change).all():
+        raise NonFiniteError(f"NaN or Inf in the output of layer {run.index}", hint="try --dtype float32")
+    return change, probe.error
 
 
 def shifted(output: Callable[[], Tensor], module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -79,10 +107,6 @@ def shifted(output: Callable[[], Tensor], module: nn.Module) -> tuple[Tensor, Te
     shift = (scale * torch.linspace(-1, 1, features, device=before.device)).to(before.dtype)
     with module.register_forward_hook(lambda _, args, out: out + shift):
         return output().float() - before.float(), shift.float()
-
-
-def _output(run: LayerRun, sequence: Tensor) -> NDArray[Any]:
-    return _rows(split_output(run.forward(sequence[None]))[0])
 
 
 def _rows(states: Tensor) -> NDArray[Any]:

@@ -17,7 +17,6 @@ from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.model.blocks import Block, by_input
 from neuronrank_torch.model.early_stop import StopForward
 
-
 #: Parts of a Gram matrix, summed one after another, each without what lies below it: 9/16 of the products.
 _PARTS = 8
 

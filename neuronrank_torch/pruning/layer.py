@@ -11,7 +11,7 @@ from neuronrank_core import LayerStatistics, Recipe, ScoringContext
 from neuronrank_core.methods import method_of, mode
 from neuronrank_torch.calibration.attention_outputs import AttentionOutputs
 from neuronrank_torch.calibration.collector import LayerCollector
-from neuronrank_torch.calibration.dense_stream import DenseStream, check_adds
+from neuronrank_torch.calibration.dense_stream import DenseStream
 from neuronrank_torch.calibration.gram import DenseOutputs, GramCollector
 from neuronrank_torch.calibration.layerwise import LayerRun
 from neuronrank_torch.distributed.ranks import Ranks
@@ -105,7 +105,7 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     collector = LayerCollector(run.layer, blocks, plan.recipe, seqlen, output_needed=output_needed)
     gram = GramCollector(whole, inputs, stop=inputs == ("down_proj",) and not (keep or experts))
     outputs = _dense_outputs(run, whole) if later else None
-    stream = _dense_stream(run, plan, whole) if outputs else None
+    stream = _dense_stream(run, plan, whole, ranks) if outputs else None
     aim: dict[str, Any] = {"see": partial(stream.aim, outputs)} if stream and outputs else {}
     attention = _attention_outputs(run, plan) if later else None
     recorded = attention.recorded() if attention else nullcontext()
@@ -158,15 +158,12 @@ def _dense_outputs(run: LayerRun, blocks: Sequence[Block]) -> DenseOutputs | Non
     return DenseOutputs(mlps[0], run.spare("down_proj", len(mlps[0].weights["down_proj"]))) if mlps else None
 
 
-def _dense_stream(run: LayerRun, plan: LayerPlan, blocks: Sequence[Block]) -> DenseStream | None:
+def _dense_stream(run: LayerRun, plan: LayerPlan, blocks: Sequence[Block], ranks: Ranks) -> DenseStream | None:
     """The dense model's hidden states after the layer, if the update aims at them."""
     if not plan.recipe.updates_toward_model:
         return None
-    for mlp in blocks:
-        if isinstance(mlp, Mlp):
-            check_adds(run, mlp)
     stream = DenseStream(run, first=plan.first)
-    stream.advance()
+    stream.advance([block for block in blocks if isinstance(block, Mlp)], ranks)
     return stream
 
 
