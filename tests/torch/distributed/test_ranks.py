@@ -36,6 +36,7 @@ RECIPES: dict[str, tuple[dict[str, Any], int]] = {
     "update": ({"update": "least-squares"}, 1),
     "gradual update": ({"update": "gradual"}, 1),
     "update toward the model, and a rank without text": ({"update": "least-squares", "update_target": "model"}, 4),
+    "update toward the model behind a norm": ({"update": "least-squares", "update_target": "model"}, 1),
     "update, dense propagation, and a rank without text": ({"update": "least-squares", "propagate": "dense"}, 4),
     "neurons with update": ({"sparsity_type": "neurons", "sparsity_ratio": 0.25, "update": "least-squares"}, 1),
     "experts": ({"method": "neuronrank_tfidf", "tfidf_mode": "doc"}, 1),
@@ -45,6 +46,8 @@ RECIPES: dict[str, tuple[dict[str, Any], int]] = {
 
 def model_of(name: str) -> Any:
     """The model that a recipe is tried on."""
+    if "norm" in name:
+        return small("gemma3", layers=2, tied=False)
     return small("qwen3_moe", layers=2) if "experts" in name else small(tied=False)
 
 
