@@ -41,6 +41,7 @@ ROWS: dict[Row, str] = {
 BESIDE_ALPS: dict[Row, str] = {row: ROWS[row] for row in (BEST, GOOD)} | {
     ALPS: "ALPS (its own code)",
     SPARSEGPT: ROWS[SPARSEGPT],
+    WANDA: ROWS[WANDA],
 }
 #: At N:M the same run, so measured once: nothing to compare for ``best``, and the factor of the neuron cancels.
 SAME_AT_N_OF_M = {BEST: GOOD, GRADUAL: GOOD, DEFAULT: WANDA}
