@@ -22,13 +22,14 @@ _SEPARATOR = "\n\n"
 _EVALUATION_STRIDE = 4
 #: Files that would be read with all their punctuation.
 _TABLES = {".json", ".csv", ".parquet"}
-_TEXT_SUFFIXES = {".txt", ".text", ".md", ".jsonl", *_TABLES}
 _JSONL_HINT = f'each line must look like {{"text": "..."}} or {MESSAGES_HINT}'
 #: What to do with files that are no texts.
 _NO_TEXTS = {
     **dict.fromkeys(_TABLES, f"convert it to .jsonl: {_JSONL_HINT}"),
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), "unpack it first"),
 }
+#: Names that end like this are paths, even if there is no such file.
+_FILE_SUFFIXES = {".txt", ".text", ".md", ".jsonl", *_NO_TEXTS}
 _HUB_HINT = "convert it to .jsonl with a `text` or `messages` field"
 #: JSON can have the escape of one without the other, which no tokenizer takes.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -137,7 +138,7 @@ def _documents(spec: str, split: Split) -> Iterable[str | Conversation]:
 def is_path(spec: str, flavour: type[PurePath] = PurePath) -> bool:
     """Whether a text's name looks like a path rather than a name on the hub; ``flavour`` defines the path syntax."""
     path = flavour(spec)
-    return spec.startswith((".", "~")) or bool(path.anchor) or path.suffix.lower() in _TEXT_SUFFIXES
+    return spec.startswith((".", "~")) or bool(path.anchor) or path.suffix.lower() in _FILE_SUFFIXES
 
 
 def _builtin_documents(split: Split) -> Iterator[str]:

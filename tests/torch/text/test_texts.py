@@ -86,7 +86,8 @@ class TestFiles:
             load_text(str(tmp_path), "calibration")
 
     @pytest.mark.parametrize(
-        "spec", ["./no", "/no/such", "~/no", "data/no.jsonl", "no.txt", "~nosuchuser/no", "../a b"]
+        "spec",
+        ["./no", "/no/such", "~/no", "data/no.jsonl", "no.txt", "no.txt.gz", "no.ZIP", "~nosuchuser/no", "../a b"],
     )
     def test_missing_path_is_not_taken_for_a_hub_name(self, spec):
         with pytest.raises(InputError, match=r"file not found|cannot find") as caught:
