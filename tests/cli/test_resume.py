@@ -95,7 +95,23 @@ def test_stopped_after_any_unit(
 ) -> None:
     if units > LAYERS and "lm-head" not in flags:
         pytest.skip("no such unit")
-    command = ["prune", *small, "--model", untied, *flags.split()]
+    check_resumed(run, ["prune", *small, "--model", untied, *flags.split()], units, tmp_path, monkeypatch)
+
+
+def test_a_target_behind_a_norm_after_a_stop(
+    run: Run,
+    small: list[object],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = write_model(tmp_path_factory.mktemp("gemma3"), tiny_model("gemma3", layers=LAYERS))
+    flags = ["--update", "least-squares", "--update-target", "model"]
+    check_resumed(run, ["prune", *small, "--model", model, *flags], 2, tmp_path, monkeypatch)
+
+
+def check_resumed(run: Run, command: list[object], units: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that a command that was stopped after ``units`` and resumed ends as one that was not stopped."""
     run(*command, "--save", "whole")
     lift = stop_after(monkeypatch, units, KeyboardInterrupt())
     stopped = run(*command, "--save", "out", code=130)
