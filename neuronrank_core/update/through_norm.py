@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from neuronrank_core.kernels import Array
 
-#: Square of a feature's gain, relative to the mean over features, below which it is carried back less.
+#: Square of a feature's gain, relative to the median over features, below which it is carried back less.
 FLOOR = 0.1
 
 
@@ -75,27 +75,42 @@ def explained(sums: NDArray[np.float32]) -> float:
     return float((feature_gain(sums) * sums[0]).sum()) / total if total else 1.0
 
 
-def carried_back(lost: Array, token: Array, feature: Array) -> Array:
-    """The change of the MLP's output that changes the layer's output by ``lost``.
+def feature_inverse(gain: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The factor of each feature by which a change is carried back.
 
     Features with a small gain would need changes that no weights can make and that a norm spreads to all features. So
-    they are changed as if the square of their gain were :data:`FLOOR` times the mean.
+    they are changed as if the square of their gain were :data:`FLOOR` times the median, not the mean: in Gemma 3 one
+    feature can have 100 times the gain of most others.
+
+    Parameters
+    ----------
+    gain : array, shape (hidden_size,)
+        See :func:`feature_gain`.
+
+    Returns
+    -------
+    array, shape (hidden_size,)
+        ``1 / gain``; less where the gain is small.
+    """
+    square = np.square(gain)
+    return _ratio(gain, np.maximum(square, FLOOR * np.median(square)))
+
+
+def carried_back(lost: Array, token: Array, inverse: Array) -> Array:
+    """The change of the MLP's output that changes the layer's output by ``lost``.
 
     Parameters
     ----------
     lost : array, shape (..., hidden_size)
     token : array, shape (...)
         See :func:`token_gain`. Where it is 0 there is no change.
-    feature : array, shape (hidden_size,)
-        See :func:`feature_gain`.
+    inverse : array, shape (hidden_size,)
+        See :func:`feature_inverse`.
 
     Returns
     -------
     array, shape (..., hidden_size)
     """
-    square = feature**2
-    floor = FLOOR * float(square.mean())
-    inverse = feature / square.clip(floor) if floor else square
     return lost * ((token != 0) / (token + (token == 0)))[..., None] * inverse
 
 

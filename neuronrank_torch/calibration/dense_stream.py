@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from neuronrank_core.errors import UnsupportedModelError
-from neuronrank_core.update.through_norm import carried_back, explained, feature_gain, feature_sums, token_gain
+from neuronrank_core.update.through_norm import (
+    carried_back,
+    explained,
+    feature_gain,
+    feature_inverse,
+    feature_sums,
+    token_gain,
+)
 from neuronrank_torch.calibration.error_gain import disturbed, shifted
 from neuronrank_torch.calibration.gram import DenseOutputs
 from neuronrank_torch.calibration.layerwise import LayerRun, split_output
@@ -38,7 +45,7 @@ class DenseStream:
 
     def __init__(self, run: LayerRun, *, first: bool) -> None:
         self.run, self.states = run, run.spare("dense stream", run.hidden.shape[2])
-        #: Of an error of the MLP's output, by token, shape (sequences, seqlen), and by feature; None if all are 1.
+        #: Gain of an error of the MLP's output, by token, and inverse gain by feature; None if all are 1.
         self.gains: tuple[Tensor, Tensor] | None = None
         if first:
             self.states.copy_(run.hidden)
@@ -87,7 +94,8 @@ class DenseStream:
                 hint="use --update-target layer",
             )
         values = np.stack(tokens) if tokens else np.zeros(self.states.shape[:2], dtype=np.float32)
-        token, feature = (torch.as_tensor(array, device=self.states.device) for array in (values, feature_gain(sums)))
+        inverse = feature_inverse(feature_gain(sums))
+        token, feature = (torch.as_tensor(array, device=self.states.device) for array in (values, inverse))
         return token, feature
 
     def aim(self, outputs: DenseOutputs, batch: slice, output: Tensor) -> None:

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronrank_core.update.through_norm import FLOOR, carried_back, explained, feature_gain, feature_sums, token_gain
+from neuronrank_core.update.through_norm import (
+    FLOOR,
+    carried_back,
+    explained,
+    feature_gain,
+    feature_inverse,
+    feature_sums,
+    token_gain,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -27,7 +35,7 @@ def test_gains_of_tokens_and_features_are_undone(seed: int) -> None:
     sums = feature_sums(effect * error, error)
     assert explained(sums) == pytest.approx(1)
     wanted = rng.standard_normal(error.shape)
-    found = carried_back(wanted * effect, token_gain(effect * error, error), feature_gain(sums))
+    found = carried_back(wanted * effect, token_gain(effect * error, error), feature_inverse(feature_gain(sums)))
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
@@ -38,7 +46,7 @@ def test_a_factor_is_divided_by(seed: int, factor: float, negative: bool) -> Non
     sums = feature_sums(factor * error, error)
     assert explained(sums) == pytest.approx(1)
     lost = rng.standard_normal(error.shape)
-    found = carried_back(lost, token_gain(factor * error, error), feature_gain(sums))
+    found = carried_back(lost, token_gain(factor * error, error), feature_inverse(feature_gain(sums)))
     np.testing.assert_allclose(found, lost / factor, rtol=1e-9)
 
 
@@ -56,14 +64,15 @@ def test_an_rms_norm_is_undone_up_to_what_it_ignores(seed: int) -> None:
     assert explained(sums) > 0.8
     wanted = 0.01 * rng.standard_normal(output.shape) * np.abs(output)
     lost = norm(output + wanted) - norm(output)
-    found = carried_back(lost, token_gain(norm(output + error) - norm(output), error), feature_gain(sums))
+    found = carried_back(
+        lost, token_gain(norm(output + error) - norm(output), error), feature_inverse(feature_gain(sums))
+    )
     assert np.linalg.norm((found - wanted) / output) < 0.2 * np.linalg.norm(wanted / output)
 
 
 def test_small_gains_are_not_divided_by() -> None:
-    gains = np.array([1.0, 1.0, 1.0, 1e-3, 0.0])
-    found = carried_back(np.ones((1, 5)), np.ones(1), gains)
-    np.testing.assert_allclose(found, [[1, 1, 1, 1e-3 / (FLOOR * 0.6 + FLOOR * 0.2 * 1e-6), 0]], rtol=1e-6)
+    inverse = feature_inverse(np.array([100.0, 2.0, 2.0, -2.0, 1e-3, 0.0]))
+    np.testing.assert_allclose(inverse, [1 / 100, 1 / 2, 1 / 2, -1 / 2, 1e-3 / (FLOOR * 4), 0], rtol=1e-12)
 
 
 def test_without_an_error_nothing_is_changed() -> None:
@@ -71,7 +80,10 @@ def test_without_an_error_nothing_is_changed() -> None:
     sums = feature_sums(none, none)
     assert explained(sums) == 1
     assert token_gain(none, none).tolist() == [0, 0]
-    assert carried_back(np.ones((2, 3)), token_gain(none, none), feature_gain(sums)).tolist() == none.tolist()
+    assert (
+        carried_back(np.ones((2, 3)), token_gain(none, none), feature_inverse(feature_gain(sums))).tolist()
+        == none.tolist()
+    )
 
 
 @given(SEEDS, st.integers(0, 50))

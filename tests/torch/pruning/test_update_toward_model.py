@@ -44,7 +44,7 @@ def before_factor_or_norm(model: nn.Module, layer: int, lost: Tensor, output: Te
     if norm is None:
         return lost / getattr(model.config, "residual_multiplier", 1.0)
     gain = 1 + norm.weight.detach().double()
-    bounded = gain.square().clamp(min=0.1 * float(gain.square().mean()))
+    bounded = gain.square().clamp(min=0.1 * float(np.median(gain.square())))
     return lost * output.square().mean(1, keepdim=True).sqrt() * gain / bounded
 
 
