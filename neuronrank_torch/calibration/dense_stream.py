@@ -4,12 +4,10 @@ Arai and Ichikawa 2025, "Quantization error propagation", arXiv 2504.09629, move
 outputs in the dense model. Here the target is what brings back the hidden states after the layer.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuronrank_core.errors import UnsupportedModelError
 from neuronrank_core.update.through_norm import (
@@ -50,53 +48,52 @@ class DenseStream:
         if first:
             self.states.copy_(run.hidden)
 
-    def advance(self, mlps: Sequence[Mlp] = (), ranks: Ranks | None = None) -> None:
-        """Run the states through the layer, which has its dense weights.
+    def measure(self, mlp: Mlp, ranks: Ranks) -> None:
+        """Measure the gains of an error of the MLP's output, unless the layer adds that output as it is.
 
         Parameters
         ----------
-        mlps : sequence of Mlp
-            Of the layer. If an output of theirs is not added to the hidden states as it is, the gains are measured.
+        mlp : Mlp
+            Of the layer, which has its dense weights. The states are still those before the layer.
         ranks : Ranks
-            Processes that share the text; needed with ``mlps``.
+            Processes that share the text.
 
         Raises
         ------
         UnsupportedModelError
-            If gains of tokens and features do not explain what an error of the MLP's output changes.
+            If gains of tokens and features do not explain what an error changes.
         NonFiniteError
             If the layer's output is NaN or Inf.
         """
-        behind = [mlp for mlp in mlps if ranks and any(ranks.union([not _adds(self.run, mlp)]))]
+        if all(ranks.union([_adds(self.run, mlp)])):
+            return
         tokens: list[NDArray[np.float32]] = []
         sums: list[NDArray[np.float32]] = []
-        for start in range(0, len(self.states), self.run.batch_size):
-            for index in range(start, min(start + self.run.batch_size, len(self.states))) if behind else ():
-                change, error = self._disturbed(index, self.run.layer.output_of(behind[0]))
-                tokens.append(token_gain(change, error))
-                sums.append(feature_sums(change, error))
-            batch = self.states[start : start + self.run.batch_size]
-            batch.copy_(split_output(self.run.forward(batch))[0])
-            self.run.on_batch(self.run.index)
-        if behind and ranks:
-            self.gains = self._fitted(tokens, np.sum(ranks.union(sums), axis=0))
-
-    def _disturbed(self, index: int, module: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        sequence = self.states[index]
-        before = split_output(self.run.forward(sequence[None]))[0]
-        return disturbed(self.run, sequence, before, module, self.run.first + index)
-
-    def _fitted(self, tokens: list[NDArray[np.float32]], sums: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-        if explained(sums) < _EXPLAINED:
+        for index, sequence in enumerate(self.states, start=self.run.first):
+            before = split_output(self.run.forward(sequence[None]))[0]
+            change, error = disturbed(self.run, sequence, before, self.run.layer.output_of(mlp), index)
+            tokens.append(token_gain(change, error))
+            sums.append(feature_sums(change, error))
+        total = np.sum(ranks.union(sums), axis=0)
+        if explained(total) < _EXPLAINED:
             raise UnsupportedModelError(
                 f"--update-target model needs layers that add the output of their MLP, or its norm; layer"
                 f" {self.run.index} does something else with it",
                 hint="use --update-target layer",
             )
-        values = np.stack(tokens) if tokens else np.zeros(self.states.shape[:2], dtype=np.float32)
-        inverse = feature_inverse(feature_gain(sums))
-        token, feature = (torch.as_tensor(array, device=self.states.device) for array in (values, inverse))
-        return token, feature
+        by_token = np.stack(tokens) if tokens else np.zeros(self.states.shape[:2], dtype=np.float32)
+        token, inverse = (
+            torch.as_tensor(array, device=self.states.device)
+            for array in (by_token, feature_inverse(feature_gain(total)))
+        )
+        self.gains = token, inverse
+
+    def advance(self) -> None:
+        """Run the states through the layer, which has its dense weights."""
+        for start in range(0, len(self.states), self.run.batch_size):
+            batch = self.states[start : start + self.run.batch_size]
+            batch.copy_(split_output(self.run.forward(batch))[0])
+            self.run.on_batch(self.run.index)
 
     def aim(self, outputs: DenseOutputs, batch: slice, output: Tensor) -> None:
         """Move the outputs of the dense MLP, of a micro-batch, by what the dense layer's output lacks.
@@ -111,8 +108,8 @@ class DenseStream:
         """
         lost = self.states[batch].to(output.device) - output
         if self.gains is not None:
-            token, feature = (gain.to(output.device) for gain in self.gains)
-            lost = carried_back(lost.float(), token[batch], feature)
+            token, inverse = (gain.to(output.device) for gain in self.gains)
+            lost = carried_back(lost.float(), token[batch], inverse)
         kept = outputs.kept.view_as(self.states)[batch]
         kept += lost.to(kept)
 

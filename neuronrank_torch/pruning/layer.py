@@ -163,7 +163,10 @@ def _dense_stream(run: LayerRun, plan: LayerPlan, blocks: Sequence[Block], ranks
     if not plan.recipe.updates_toward_model:
         return None
     stream = DenseStream(run, first=plan.first)
-    stream.advance([block for block in blocks if isinstance(block, Mlp)], ranks)
+    for mlp in blocks:
+        if isinstance(mlp, Mlp):
+            stream.measure(mlp, ranks)
+    stream.advance()
     return stream
 
 
