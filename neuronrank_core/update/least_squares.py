@@ -161,12 +161,13 @@ def gradual_update(
     goal = target / scale + damping * weight * scale
     w, u, reached = weight * scale, weight * 0, 0.0
     for share in shares:
+        v = w + u
         if share > reached:
             stays, reached = weight * 0 + 1, share
-            mask = choose((w + u) / scale, share)
-            stays[:, : mask.shape[1]][mask] = 0
-        z = stays * (w + u)
-        u = u + w - z
+            mask = choose(v / scale, share)
+            stays[:, : mask.shape[1]] = ~mask
+        z = stays * v
+        u = v - z
         w = (goal + z - u) @ solve
     fitted = stored(stays * (w + u) / scale)
     masked = stays * (weight * 1.0)  # Floating point, of whatever type the weight is.
