@@ -115,4 +115,6 @@ def carried_back(lost: Array, token: Array, inverse: Array) -> Array:
 
 
 def _ratio(above: NDArray[np.float32], below: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
+    return np.divide(
+        above, below, out=np.zeros(above.shape, np.result_type(above, below, np.float32)), where=below != 0
+    )
