@@ -18,9 +18,8 @@ def token_gain(change: NDArray[np.float32], error: NDArray[np.float32]) -> NDArr
 
     Parameters
     ----------
-    change : array, shape (tokens, hidden_size)
-        By which the layer's output differs because of the error.
-    error : array, shape (tokens, hidden_size)
+    change, error
+        See :func:`neuronrank_core.selection.allocation.error_gain`, which is the square of this for a whole text.
 
     Returns
     -------
@@ -36,7 +35,7 @@ def feature_sums(change: NDArray[np.float32], error: NDArray[np.float32]) -> NDA
     Parameters
     ----------
     change, error
-        See :func:`token_gain`.
+        See :func:`neuronrank_core.selection.allocation.error_gain`.
 
     Returns
     -------

@@ -77,11 +77,11 @@ class DenseStream:
         total = np.sum(ranks.union(sums), axis=0)
         if explained(total) < _EXPLAINED:
             raise UnsupportedModelError(
-                f"--update-target model needs layers that add the output of their MLP, or its norm; layer"
+                "--update-target model needs layers that add the output of their MLP, or its norm; layer"
                 f" {self.run.index} does something else with it",
                 hint="use --update-target layer",
             )
-        by_token = np.stack(tokens) if tokens else np.zeros(self.states.shape[:2], dtype=np.float32)
+        by_token = np.array(tokens, dtype=np.float32).reshape(self.states.shape[:2])
         token, inverse = (
             torch.as_tensor(array, device=self.states.device)
             for array in (by_token, feature_inverse(feature_gain(total)))

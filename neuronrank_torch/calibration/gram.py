@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from neuronrank_core.errors import NonFiniteError
 from neuronrank_core.statistics.table import SHARED_INPUT
 from neuronrank_torch.distributed.ranks import Ranks
-from neuronrank_torch.model.blocks import Block, by_input
+from neuronrank_torch.model.blocks import Block, Mlp, by_input
 from neuronrank_torch.model.early_stop import StopForward
 
 #: Parts of a Gram matrix, summed one after another, each without what lies below it: 9/16 of the products.
@@ -40,17 +40,17 @@ class DenseOutputs(ExitStack):
 
     Parameters
     ----------
-    block : Block
+    mlp : Mlp
     kept : Tensor, shape (sequences, seqlen, out_features)
         Where the outputs are kept, in the order of the tokens.
     """
 
-    def __init__(self, block: Block, kept: Tensor) -> None:
+    def __init__(self, mlp: Mlp, kept: Tensor) -> None:
         super().__init__()
-        self.block, self.kept, self._next = block, kept.flatten(0, 1), 0
+        self.mlp, self.kept, self._next = mlp, kept.flatten(0, 1), 0
 
     def __enter__(self) -> DenseOutputs:
-        self.callback(self.block.projections["down_proj"].on_output(self._keep).remove)
+        self.callback(self.mlp.projections["down_proj"].on_output(self._keep).remove)
         return self
 
     def _keep(self, output: Tensor) -> None:
@@ -82,6 +82,27 @@ def add_gram(gram: Tensor, rows: Tensor) -> None:
 def mirrored(gram: Tensor) -> Tensor:
     """The symmetric matrix with the values that ``gram`` has on and above the diagonal."""
     return gram.triu() + gram.triu(1).T
+
+
+def complete(grams: Mapping[str, Tensor], ranks: Ranks, blocks: Sequence[Block]) -> dict[str, Tensor]:
+    """Gram matrices of all ranks, from what :func:`add_gram` made of the text of each.
+
+    Parameters
+    ----------
+    grams : mapping of str to Tensor
+        By the name of the input.
+    ranks : Ranks
+    blocks : sequence of Block
+        Those of the layer that read the inputs; the error names it.
+
+    Raises
+    ------
+    NonFiniteError
+        On NaN or Inf.
+    """
+    if not all(bool(gram.isfinite().all()) for gram in grams.values()):
+        raise NonFiniteError(f"NaN or Inf in the inputs of layer {blocks[0].where}", hint="try --dtype float32")
+    return {name: mirrored(ranks.sum_in_order(gram)) for name, gram in grams.items()}
 
 
 class GramCollector(ExitStack):
@@ -139,11 +160,7 @@ class GramCollector(ExitStack):
 
     def sum_over(self, ranks: Ranks) -> None:
         """Add the sums of the other ranks, after all text has run; raises NonFiniteError on NaN or Inf."""
-        if not all(bool(gram.isfinite().all()) for gram in self.gram.values()):
-            raise NonFiniteError(
-                f"NaN or Inf in the inputs of layer {self.blocks[0].where}", hint="try --dtype float32"
-            )
-        self.gram = {name: mirrored(ranks.sum_in_order(gram)) for name, gram in self.gram.items()}
+        self.gram = complete(self.gram, ranks, self.blocks)
         self.target = None if self.target is None else ranks.sum_in_order(self.target)
 
     def _see(self, role: str, x: Tensor) -> None:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from neuronrank_core.errors import NonFiniteError
 from neuronrank_core.update.few_tokens import shrunk_gram, shrunk_target
-from neuronrank_torch.calibration.gram import add_gram, mirrored
+from neuronrank_torch.calibration.gram import add_gram, complete
 from neuronrank_torch.distributed.ranks import Ranks
 from neuronrank_torch.model.blocks import Mlp, by_input
 from neuronrank_torch.model.experts import Experts
@@ -106,9 +105,7 @@ class RoutedTokens(ExitStack):
         dense: Experts | None,
     ) -> ExpertSums:
         """The sums of all ranks, shrunk by their number of tokens."""
-        if not all(bool(gram.isfinite().all()) for gram in sums.values()):
-            raise NonFiniteError(f"NaN or Inf in the inputs of layer {block.where}", hint="try --dtype float32")
-        sums = {role: mirrored(ranks.sum_in_order(gram)) for role, gram in sums.items()}
+        sums = complete(sums, ranks, [block])
         tokens = sum(ranks.union([tokens]))
         if target is not None and dense is not None:
             assert block.expert is not None

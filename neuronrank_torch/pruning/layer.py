@@ -105,7 +105,7 @@ def prune_layer(run: LayerRun, plan: LayerPlan, ranks: Ranks, *, outputs_needed:
     collector = LayerCollector(run.layer, blocks, plan.recipe, seqlen, output_needed=output_needed)
     gram = GramCollector(whole, inputs, stop=inputs == ("down_proj",) and not (keep or experts))
     outputs = _dense_outputs(run, whole) if later else None
-    stream = _dense_stream(run, plan, whole, ranks) if outputs else None
+    stream = _dense_stream(run, plan, outputs.mlp, ranks) if outputs else None
     aim: dict[str, Any] = {"see": partial(stream.aim, outputs)} if stream and outputs else {}
     attention = _attention_outputs(run, plan) if later else None
     recorded = attention.recorded() if attention else nullcontext()
@@ -158,14 +158,12 @@ def _dense_outputs(run: LayerRun, blocks: Sequence[Block]) -> DenseOutputs | Non
     return DenseOutputs(mlps[0], run.spare("down_proj", len(mlps[0].weights["down_proj"]))) if mlps else None
 
 
-def _dense_stream(run: LayerRun, plan: LayerPlan, blocks: Sequence[Block], ranks: Ranks) -> DenseStream | None:
+def _dense_stream(run: LayerRun, plan: LayerPlan, mlp: Mlp, ranks: Ranks) -> DenseStream | None:
     """The dense model's hidden states after the layer, if the update aims at them."""
     if not plan.recipe.updates_toward_model:
         return None
     stream = DenseStream(run, first=plan.first)
-    for mlp in blocks:
-        if isinstance(mlp, Mlp):
-            stream.measure(mlp, ranks)
+    stream.measure(mlp, ranks)
     stream.advance()
     return stream
 
