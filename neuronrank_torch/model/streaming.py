@@ -1,5 +1,6 @@
 """A model whose weights are loaded one unit at a time: a decoder layer, the head, or the rest."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
@@ -124,6 +125,12 @@ class StreamedModel:
         """Drop all weights that are in memory; the model cannot run any more."""
         for unit in self.units:
             self._release(unit)
+        self.model.tie_weights()  # A tied head would keep the embeddings.
+
+    def renewed(self) -> "StreamedModel":
+        """The model once more, to be pruned, from the same source. This one is released, and must keep its shape."""
+        self.release()
+        return StreamedModel(copy.deepcopy(self.model), self.source, self.device, self.layout)
 
     def _release(self, unit: Unit) -> None:
         for name in self.units[unit]:

@@ -1,10 +1,10 @@
 """Compares recipes on a part of the calibration text that they are not calibrated on."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -78,6 +78,15 @@ def split_text(text: str) -> tuple[str, str]:
 def held_out_windows(tokenizer: Any, recipe: Recipe, text: str, asked: str = "--effort best") -> Tokens:
     """Windows of the held-out text, shape (windows, seqlen): half as many as calibration sequences, if it is so long.
 
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+    recipe : Recipe
+        As candidates are run, :func:`neuronrank_core.effort.rehearsed`.
+    text : str
+    asked : str
+        The option that compares candidates, for the error.
+
     Raises
     ------
     InputError
@@ -96,9 +105,10 @@ def held_out_windows(tokenizer: Any, recipe: Recipe, text: str, asked: str = "--
 def check_comparison(recipe: Recipe, tokenizer: Any, text: str) -> None:
     """Check that recipes can be compared on a part of a text; raises InputError or InvalidValueError."""
     calibration, rest = split_text(text)
-    held_out_windows(tokenizer, recipe, rest)
-    check_recipe(rehearsed(recipe))
-    calibration_sequences(tokenizer, rehearsed(recipe), calibration)
+    few = rehearsed(recipe)
+    held_out_windows(tokenizer, few, rest)
+    check_recipe(few)
+    calibration_sequences(tokenizer, few, calibration)
 
 
 class Rehearsal(InMemory):
@@ -189,13 +199,14 @@ def compare_recipes(
     started, found, left_out = time.perf_counter(), {}, {}
     calibration, rest = split_text(text)
     first = next(iter(candidates.values()))
-    windows, batch = held_out_windows(tokenizer, first, rest), batch_size or micro_batch(first)
+    windows, batch = held_out_windows(tokenizer, rehearsed(first), rest), batch_size or micro_batch(first)
+    opened = functools.cache(reopen)
 
     def measure(recipe: Recipe, where: str) -> dict[str, Any]:
         def step(stage: str, done: int, total: int, unit: str) -> None:
             progress(f"candidate {where}: {stage}", done, total, unit)
 
-        store = Rehearsal(reopen())
+        store = Rehearsal(opened().renewed())
         with torch.no_grad():
             held = HeldOut(store, windows, batch, ranks)
         how: dict[str, Any] = {"batch_size": batch, "progress": step, "store": store, "ranks": ranks}
@@ -204,7 +215,7 @@ def compare_recipes(
 
     for number, (name, recipe) in enumerate(candidates.items(), start=1):
         try:
-            known = measured(f"candidate {name}", partial(measure, recipe, f"{number} of {len(candidates)}"))
+            known = measured(f"candidate {name}", functools.partial(measure, recipe, f"{number} of {len(candidates)}"))
         except NonFiniteError as error:  # The candidate failed, not the run; but other ranks may not have met it.
             if number == 1 or ranks.size > 1:
                 raise

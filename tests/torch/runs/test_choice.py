@@ -46,7 +46,7 @@ def held_out(source: str, candidate: Recipe) -> float:
     model, tokenizer, _ = load_model(source)
     calibration, rest = split_text(TEXT)
     prune(model, tokenizer, rehearsed(candidate), calibration, batch_size=3)
-    return perplexity(model, held_out_windows(tokenizer, candidate, rest)).perplexity
+    return perplexity(model, held_out_windows(tokenizer, rehearsed(candidate), rest)).perplexity
 
 
 @pytest.mark.parametrize("saving", [False, True])
