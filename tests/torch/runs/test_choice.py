@@ -14,7 +14,7 @@ from neuronrank_core import InputError, NonFiniteError, Recipe
 from neuronrank_core.effort import candidates, rehearsed
 from neuronrank_torch import prune
 from neuronrank_torch.evaluation.perplexity import perplexity
-from neuronrank_torch.model.open import load_model
+from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.runs import choice as choice_module
 from neuronrank_torch.runs.choice import held_out_windows, split_text
 from neuronrank_torch.runs.job import Job
@@ -67,6 +67,18 @@ def test_the_run_is_that_of_the_chosen_recipe(job: dict[str, Any], tmp_path: Pat
     run_prune(Job(**job, save=str(tmp_path / "direct")), chosen)
     states = [load_model(str(tmp_path / name))[0].state_dict() for name in ("out", "direct")]
     assert same_state(*states)
+
+
+def test_the_model_is_opened_once_for_all_candidates(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def noted(spec: str, **how: Any) -> Any:
+        opened.append(spec)
+        return open_model(spec, **how)
+
+    monkeypatch.setattr("neuronrank_torch.runs.prune.open_model", noted)
+    run_prune(Job(**job), CANDIDATES["good"], candidates=CANDIDATES)
+    assert opened == [job["model"]]
 
 
 def test_the_pruned_head_counts(job: dict[str, Any]) -> None:
