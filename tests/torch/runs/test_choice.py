@@ -77,7 +77,8 @@ def test_the_model_is_opened_once_for_all_candidates(job: dict[str, Any], monkey
         return open_model(spec, **how)
 
     monkeypatch.setattr("neuronrank_torch.runs.prune.open_model", noted)
-    run_prune(Job(**job), CANDIDATES["good"], candidates=CANDIDATES)
+    compared = candidates(recipe(update="gradual"))  # None removes neurons, after which the model is opened once more.
+    run_prune(Job(**job), compared["good"], candidates=compared)
     assert opened == [job["model"]]
 
 
