@@ -79,3 +79,8 @@ def rehearsed(recipe: Recipe) -> Recipe:
     """The recipe as ``best`` runs each candidate: on half of the sequences, with half of the update's iterations."""
     half = {name: math.ceil(getattr(recipe, name) / 2) for name in ("nsamples", "update_iterations")}
     return replace(recipe, **half)
+
+
+def windows_held_out(candidate: Recipe) -> int:
+    """Number of windows on which a candidate is measured, if the held-out text is so long: half of its sequences."""
+    return max(1, candidate.nsamples // 2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from neuronrank_core import NonFiniteError, Recipe
-from neuronrank_core.effort import GAP, HELD_OUT, rehearsed
+from neuronrank_core.effort import GAP, HELD_OUT, rehearsed, windows_held_out
 from neuronrank_core.errors import InputError
 from neuronrank_core.methods import check_recipe
 from neuronrank_torch.calibration.layerwise import LayerRun, Others, embed, layers_done
@@ -76,7 +76,7 @@ def split_text(text: str) -> tuple[str, str]:
 
 
 def held_out_windows(tokenizer: Any, recipe: Recipe, text: str, asked: str = "--effort best") -> Tokens:
-    """Windows of the held-out text, shape (windows, seqlen): half as many as calibration sequences, if it is so long.
+    """Windows of the held-out text, shape (windows, seqlen), spread over all of it.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def held_out_windows(tokenizer: Any, recipe: Recipe, text: str, asked: str = "--
         raise InputError(
             f"{asked} holds out the last {HELD_OUT:.0%} of the calibration text: {error}", hint=error.hint
         ) from error
-    wanted = max(1, recipe.nsamples // 2)
+    wanted = windows_held_out(recipe)
     return cut[:: max(1, len(cut) // wanted)][:wanted]
 
 
@@ -156,11 +156,12 @@ class HeldOut:
         own.feed(keep=True)
         self.others = own.others
 
-    def perplexity(self) -> Perplexity:
+    def perplexity(self, progress: Progress) -> Perplexity:
         """Perplexity of the pruned model, after the last layer."""
         model = self.store.model
         with layers_done(model.decoder, self.hidden, self.others), self.store.resident(HEAD):
-            return perplexity(model.model, self.windows, batch_size=self.batch_size, ranks=self.ranks)
+            how: dict[str, Any] = {"stage": "held-out text", "progress": progress, "ranks": self.ranks}
+            return perplexity(model.model, self.windows, batch_size=self.batch_size, **how)
 
 
 def compare_recipes(
@@ -211,7 +212,7 @@ def compare_recipes(
             held = HeldOut(store, windows, batch, ranks)
         how: dict[str, Any] = {"batch_size": batch, "progress": step, "store": store, "ranks": ranks}
         prune(store.model.model, tokenizer, rehearsed(recipe), calibration, after=held.visit, **how)
-        return held.perplexity().to_dict()
+        return held.perplexity(step).to_dict()
 
     for number, (name, recipe) in enumerate(candidates.items(), start=1):
         try:

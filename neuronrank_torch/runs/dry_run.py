@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from neuronrank_core import Recipe
+from neuronrank_core.effort import windows_held_out
 from neuronrank_core.methods import check_method, check_recipe, needs_text
 from neuronrank_core.selection.layers import removed_layers
 from neuronrank_torch.calibration.layerwise import LayerRun, run_layers
@@ -112,12 +113,18 @@ def plan_prune(
         cut = evaluation_windows(tokenizer, eval_text, seqlen=e.seqlen, windows=e.windows, bos_mode=e.bos)
         eval_tokens = cut.size
     batch_size = min(recipe.nsamples, job.batch_size or micro_batch(recipe))
-    estimate = partial(estimate_seconds, streamed, first=first, batch_size=batch_size, eval_tokens=eval_tokens)
+    estimate = partial(estimate_seconds, streamed, first=first, batch_size=batch_size)
+
+    def all_seconds(recipes: Sequence[Recipe]) -> float:
+        *candidates, chosen = recipes
+        measured = sum(estimate(one, read=windows_held_out(one) * one.seqlen) for one in candidates)
+        return measured + estimate(chosen, read=2 * eval_tokens)
+
     plan = Plan(
         streamed.bytes(0),
         estimate_memory(streamed, recipe, job, eval_tokens, whole=job.save is None or inputs.writes_text),
-        estimate(recipe),
-        {name: sum(map(estimate, recipes)) for name, recipes in (efforts or {}).items()},
+        all_seconds([recipe]),
+        {name: all_seconds(recipes) for name, recipes in (efforts or {}).items()},
     )
     return PruneResult(**vars(report), job=record, plan=plan, source=dense, faster=speed(report.recipe))
 
@@ -135,6 +142,8 @@ def removed_parameters(model: StreamedModel, recipe: Recipe) -> int:
 
 #: Python, torch, transformers, and the activations of a micro-batch.
 PROGRAM_BYTES = 600 << 20
+#: Positions for which the head is timed.
+HEAD_TOKENS = 64
 #: Scores, sort keys and masks, for each weight of the largest module.
 SCORING_BYTES = 24
 #: Gram matrices and the solve with them in double precision, for each pair of inputs of the widest module.
@@ -183,7 +192,7 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
     }
 
 
-def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_size: int, eval_tokens: int) -> float:
+def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_size: int, read: int) -> float:
     """Estimate the time of a run by pruning its first layer with an MLP, with one micro-batch; it is discarded.
 
     Parameters
@@ -194,8 +203,8 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
         First layer that is pruned.
     batch_size : int
         Sequences in a micro-batch.
-    eval_tokens : int
-        Tokens of the evaluation text, which is measured before and after.
+    read : int
+        Tokens whose likelihood is measured, of all texts and models together.
     """
     layers = len(model.decoder.layers)
     # One micro-batch may hold fewer tokens than there are topics.
@@ -227,7 +236,7 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
             prune = time.perf_counter() - started
 
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
-    seqlen = recipe.seqlen if needs_text(recipe) or eval_tokens else 2
+    seqlen = recipe.seqlen if needs_text(recipe) or read else 2
     tokens = torch.randint(vocabulary, (batch_size, seqlen), generator=torch.Generator().manual_seed(0))
     example = (layer := _example_layer(model, recipe)).index
     if not recipe.removes_layers:
@@ -237,8 +246,21 @@ def estimate_seconds(model: StreamedModel, recipe: Recipe, *, first: int, batch_
     with torch.no_grad():
         run_layers(only, tokens.to(model.device), visit, batch_size=batch_size, resident=model.resident)
     batches = -(-recipe.nsamples // batch_size) if needs_text(recipe) else 0
-    evaluation = 2 * layers * eval_tokens / tokens.numel()
-    return forward * (batches * passes + evaluation) + max(0.0, prune) * (layers - first)
+    evaluation = layers * read / tokens.numel()
+    head = read * _head_seconds(model) if read else 0.0
+    return forward * (batches * passes + evaluation) + head + max(0.0, prune) * (layers - first)
+
+
+def _head_seconds(model: StreamedModel) -> float:
+    """Time of the head, per token."""
+    head = model.model.get_output_embeddings()
+    if head is None:
+        return 0.0
+    with torch.no_grad(), model.resident(HEAD):
+        hidden = head.weight.new_zeros((HEAD_TOKENS, head.weight.shape[1]))
+        started = time.perf_counter()
+        head(hidden).float().log_softmax(-1).sum().item()  # The sum waits for a GPU.
+        return (time.perf_counter() - started) / HEAD_TOKENS
 
 
 def _removal_passes(layers: int, recipe: Recipe) -> float:
