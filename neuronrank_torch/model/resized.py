@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from accelerate import init_empty_weights
+import torch
 
 from neuronrank_core.errors import InputError, first_line
 from neuronrank_torch.model.quiet import quiet_transformers
@@ -34,7 +34,7 @@ def resized_tensors(model: Any, config: Any, sizes: Mapping[str, int]) -> dict[s
         if "num_attention_heads" in sizes:  # Some classes check it only when they read a configuration.
             whole = type(whole).from_dict(whole.to_dict())
         whole.dtype = model.dtype  # Once a model has been saved, its configuration holds a string.
-        with init_empty_weights(), quiet_transformers():
+        with torch.device("meta"), quiet_transformers():  # There, transformers initialises nothing.
             other = type(model)(whole)
     except Exception as error:  # What a class raises on a configuration has no common base class.
         raise InputError(first_line(error.__cause__ or error)) from error  # A validator hides the reason.
