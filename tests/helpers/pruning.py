@@ -23,7 +23,7 @@ from neuronrank_torch.text.sequences import calibration_sequences
 from neuronrank_torch.text.sources import load_text
 
 #: English with structure: headings, prose, tables, code.
-TEXT = load_text("builtin", "calibration")[:20_000]
+TEXT = load_text("builtin", "calibration")[:8_000]
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 #: A small corpus for a small model; topics are few enough for it.

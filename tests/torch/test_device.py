@@ -40,7 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "every statistic": {"tfidf_mode": "topic", "idf_exp": 1.0, "spikiness_exp": 1.0, "tf_exp": 1.0},
     "pattern": {"sparsity_type": "2:4", "propagate": "dense"},
     "update": {"update": "least-squares", "include_attention": True},
-    "gradual": {"update": "gradual"},
+    "gradual": {"update": "gradual", "update_iterations": 4},
     "neurons": {"sparsity_type": "neurons", "update": "least-squares"},
     "allocate": {"allocate": "neuronrank"},
     "heads": {"sparsity_type": "key-value-groups", "update": "least-squares"},
