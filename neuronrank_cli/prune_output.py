@@ -71,7 +71,11 @@ def _print_summary(result: PruneResult) -> None:
 
 def _print_choice(choice: Choice) -> None:
     good, best = choice.perplexity["good"], choice.perplexity[choice.chosen]
-    others = ", ".join(f"{name} {decimal(value)}" for name, value in choice.perplexity.items() if name != choice.chosen)
+    others = ", ".join(
+        f"{name} {decimal(value)}{' (not clearly lower)' if value < best else ''}"
+        for name, value in choice.perplexity.items()
+        if name != choice.chosen
+    )
     gain = "" if choice.chosen == "good" else f", {1 - best / good:.2%} below good"
     say(f"effort best: chose {choice.chosen}: held-out perplexity {decimal(best)}{gain}; others: {others or 'none'}")
     _print_left_out(choice)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -120,6 +120,32 @@ def perplexity_change(reference_nll: ArrayLike, nll: ArrayLike) -> tuple[float, 
     moved = np.asarray(nll, dtype=np.float64) - np.asarray(reference_nll, dtype=np.float64)
     with np.errstate(over="ignore"):
         return float(np.expm1(moved.mean())), perplexity_standard_error(moved)
+
+
+def first_within_error(nll: Mapping[str, ArrayLike]) -> str:
+    """The first model whose perplexity is not measurably above the lowest one, nor above that of the first model.
+
+    The one-standard-error rule of Breiman et al. 1984, "Classification and Regression Trees": of models in the order of
+    how far they go, a later one has to be better by more than one standard error of the difference.
+
+    Parameters
+    ----------
+    nll : dict of array, shape (windows,)
+        Mean negative log-likelihood of each window, in nats, by the names of the models.
+
+    Returns
+    -------
+    str
+        Of a single window, which has no standard error: the model with the lowest perplexity.
+    """
+    mean = {name: float(np.asarray(values, dtype=np.float64).mean()) for name, values in nll.items()}
+    first, lowest = next(iter(mean)), min(mean, key=lambda name: mean[name])
+
+    def close(name: str) -> bool:
+        change, error = perplexity_change(nll[lowest], nll[name])
+        return mean[name] <= mean[first] and change <= (error or 0.0)
+
+    return next(filter(close, nll))
 
 
 #: A difference counts as noise if it is not larger than this many standard errors.

@@ -9,7 +9,7 @@ from neuronrank_torch.files.durable import write_durably
 from neuronrank_torch.files.json import read_sealed, write_json
 
 #: Increases when journals, searches and sweeps written so far can no longer be resumed from.
-JOURNAL_FORMAT = 4
+JOURNAL_FORMAT = 5
 #: Differences between two runs that an error names.
 _SHOWN = 3
 

@@ -7,16 +7,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from neuronrank_core import NonFiniteError, Recipe
 from neuronrank_core.effort import GAP, HELD_OUT, rehearsed, windows_held_out
 from neuronrank_core.errors import InputError
+from neuronrank_core.measures import first_within_error
 from neuronrank_core.methods import check_recipe
 from neuronrank_torch.calibration.layerwise import LayerRun, Others, embed, layers_done
 from neuronrank_torch.distributed.ranks import ALONE, Ranks
-from neuronrank_torch.evaluation.perplexity import Perplexity, perplexity
+from neuronrank_torch.evaluation.perplexity import from_windows
+from neuronrank_torch.evaluation.windows import Evaluated, score_windows
 from neuronrank_torch.model.streaming import HEAD, StreamedModel, Unit
 from neuronrank_torch.progress import Progress, silent
 from neuronrank_torch.pruning.prune import prune
@@ -32,7 +35,8 @@ class Choice:
     Parameters
     ----------
     chosen : str
-        Name of the recipe with the lowest perplexity; what was removed for ``--target-params`` or ``--max-loss``.
+        Name of the recipe, see :func:`neuronrank_core.measures.first_within_error`; what was removed for
+        ``--target-params`` or ``--max-loss``.
     perplexity : dict of float
         Perplexity on held-out calibration text, by name; ``good`` is the recipe of ``--effort good``. Empty in
         a dry run.
@@ -156,12 +160,13 @@ class HeldOut:
         own.feed(keep=True)
         self.others = own.others
 
-    def perplexity(self, progress: Progress) -> Perplexity:
-        """Perplexity of the pruned model, after the last layer."""
+    def nll(self, progress: Progress) -> list[float]:
+        """For each window the sum of -log p(token) by the pruned model, after the last layer."""
         model = self.store.model
         with layers_done(model.decoder, self.hidden, self.others), self.store.resident(HEAD):
-            how: dict[str, Any] = {"stage": "held-out text", "progress": progress, "ranks": self.ranks}
-            return perplexity(model.model, self.windows, batch_size=self.batch_size, **how)
+            how: dict[str, Any] = {"batch_size": self.batch_size, "progress": progress, "ranks": self.ranks}
+            scores = score_windows([Evaluated(model.model, stage="held-out text")], self.windows, **how)
+        return [window.nll[0] for window in scores]
 
 
 def compare_recipes(
@@ -183,8 +188,8 @@ def compare_recipes(
         Opens the model with its original weights.
     tokenizer : transformers.PreTrainedTokenizerBase
     candidates : dict of Recipe
-        By name; all with the same calibration. The first is chosen if no other has a lower perplexity. In a single
-        process, another one whose scores or perplexity are not finite is left out.
+        By name; all with the same calibration. See :func:`neuronrank_core.measures.first_within_error` for the choice.
+        In a single process, one other than the first whose scores or perplexity are not finite is left out.
     text : str
         Calibration text.
     measured : callable
@@ -212,7 +217,9 @@ def compare_recipes(
             held = HeldOut(store, windows, batch, ranks)
         how: dict[str, Any] = {"batch_size": batch, "progress": step, "store": store, "ranks": ranks}
         prune(store.model.model, tokenizer, rehearsed(recipe), calibration, after=held.visit, **how)
-        return held.perplexity(step).to_dict()
+        nll = held.nll(step)
+        from_windows(nll, windows.shape[1], None)  # Refuses a perplexity that overflows.
+        return {"nll": nll}
 
     for number, (name, recipe) in enumerate(candidates.items(), start=1):
         try:
@@ -222,7 +229,8 @@ def compare_recipes(
                 raise
             left_out[name] = str(error)
         else:
-            found[name] = Perplexity(**known or {}).perplexity
-    best = min(found, key=lambda name: found[name])
+            found[name] = (known or {})["nll"]
     count, seqlen = windows.shape
-    return Choice(best, found, count, seqlen, round(time.perf_counter() - started, 3), left_out=left_out)
+    chosen = first_within_error({name: np.divide(sums, seqlen - 1) for name, sums in found.items()})
+    measured_as = {name: from_windows(sums, seqlen, None).perplexity for name, sums in found.items()}
+    return Choice(chosen, measured_as, count, seqlen, round(time.perf_counter() - started, 3), left_out=left_out)

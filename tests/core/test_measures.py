@@ -14,6 +14,7 @@ from scipy.stats import sem
 
 from neuronrank_core.measures import (
     divergence,
+    first_within_error,
     kl_divergence,
     log_softmax,
     median_interval,
@@ -125,3 +126,29 @@ def test_the_interval_holds_the_median_as_often_as_it_says(n: int) -> None:
     bounds = np.array([median_interval(list(row)) for row in draws])
     held = ((bounds[:, 0] <= np.log(2)) & (np.log(2) <= bounds[:, 1])).mean()
     assert 0.94 < held < 0.99
+
+
+@given(st.integers(1, 5), st.integers(2, 9), st.sampled_from([0.001, 0.1, 1.0]), st.integers(0, 10_000))
+def test_a_later_model_has_to_be_better_by_more_than_one_standard_error(
+    models: int, windows: int, spread: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    hard = rng.normal(4.0, 1.0, windows)  # Cancels: the error is that of the differences.
+    nll = {str(model): hard + rng.normal(0, 0.05) + rng.normal(0, spread, windows) for model in range(models)}
+    best = min(nll.values(), key=lambda values: float(values.mean()))
+    change = {name: values - best for name, values in nll.items()}
+    close = [name for name, by in change.items() if math.expm1(by.mean()) <= math.exp(by.mean()) * sem(by)]
+    assert first_within_error(nll) == next(name for name in close if nll[name].mean() <= nll["0"].mean())
+
+
+def test_what_is_measured_is_chosen_and_what_is_not_is_left() -> None:
+    hard = np.array([2.0, 4.0, 6.0])
+    clearly = {"good": hard, "better": hard - [0.10, 0.11, 0.12]}
+    assert first_within_error(clearly) == "better"
+    assert first_within_error({"good": hard, "by chance": hard - [0.3, -0.2, 0.0]}) == "good"
+    # The third is the lowest, the second close to it, and the first clearly above both.
+    assert first_within_error({**clearly, "third": clearly["better"] - [0.02, -0.02, 0.01]}) == "better"
+    # Too uncertain to be worse than the lowest, but above the first.
+    wild = hard + np.array([2.0, -1.0, -0.7])
+    assert first_within_error({"good": hard, "wild": wild, "better": clearly["better"]}) == "better"
+    assert first_within_error({"good": [4.0], "better": [3.9]}) == "better"
