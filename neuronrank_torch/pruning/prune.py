@@ -46,7 +46,7 @@ def prune(
     store: LayerStore | None = None,
     statistics: StatisticsFolder | None = None,
     ranks: Ranks = ALONE,
-    after: Callable[[LayerRun], None] = lambda run: None,
+    after: Callable[[LayerRun], None] | None = None,
 ) -> Report:
     """Prune a model in place.
 
@@ -57,7 +57,7 @@ def prune(
     tokenizer : transformers tokenizer
     recipe : Recipe
     texts : str or iterable of str
-        Calibration text; not used by methods that need none.
+        Calibration text; not used by methods that need none, unless there is ``after``.
     batch_size : int, optional
         Sequences per micro-batch; by default as many as make about 2048 tokens.
     progress : callable
@@ -69,7 +69,7 @@ def prune(
     ranks : Ranks
         Processes that share the text, each with the whole model and the same arguments; from
         :func:`neuronrank_torch.distributed.process_group.launched`. All produce the same pruned model.
-    after : callable
+    after : callable, optional
         Called with each layer when it is finished, while its weights are in memory; not if statistics are used.
 
     Returns
@@ -102,7 +102,7 @@ def prune(
     if batch_size is not None and batch_size < 1:
         raise InvalidValueError("batch_size", batch_size, "a whole number >= 1")
     with eval_mode(model), torch.no_grad():
-        if statistics is not None or not needs_text(recipe):
+        if statistics is not None or not (needs_text(recipe) or after):
             run.by_statistics(statistics)
             calibration = Calibration(**(statistics.calibration() if statistics is not None else {}))
         else:
@@ -130,7 +130,7 @@ class _PruneRun:
         progress: Progress,
         store: LayerStore,
         ranks: Ranks,
-        after: Callable[[LayerRun], None],
+        after: Callable[[LayerRun], None] | None,
     ) -> None:
         self.progress, self.store, self.ranks, self.after = progress, store, ranks, after
         self.model, self.decoder = model, find_decoder(model)
@@ -295,7 +295,8 @@ class _PruneRun:
         """Prune one layer; if it is finished or not to be pruned, only run the text through it."""
         self._prune_or_feed(run)
         self.others = run.others
-        self.after(run)
+        if self.after is not None:
+            self.after(run)
 
     def _prune_or_feed(self, run: LayerRun) -> None:
         needed = self._outputs_needed(run.index)

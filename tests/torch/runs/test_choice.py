@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pruning import TEXT, recipe, same_state
 from tiny import tiny_model, tiny_tokenizer
@@ -12,11 +15,12 @@ from tiny import tiny_model, tiny_tokenizer
 from neuronrank_cli.prune_output import print_result
 from neuronrank_core import InputError, NonFiniteError, Recipe
 from neuronrank_core.effort import candidates, rehearsed
+from neuronrank_core.measures import first_within_error
 from neuronrank_torch import prune
-from neuronrank_torch.evaluation.perplexity import perplexity
+from neuronrank_torch.evaluation.windows import Evaluated, score_windows
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.runs import choice as choice_module
-from neuronrank_torch.runs.choice import held_out_windows, split_text
+from neuronrank_torch.runs.choice import Choice, held_out_windows, split_text
 from neuronrank_torch.runs.job import Job
 from neuronrank_torch.runs.prune import run_prune
 
@@ -41,12 +45,19 @@ def job(source: Path, tmp_path: Path) -> dict[str, Any]:
     return {"model": str(source), "dataset": str(tmp_path / "text.txt"), "batch_size": 3}
 
 
-def held_out(source: str, candidate: Recipe) -> float:
-    """Perplexity on the held-out text of a model that is pruned in memory, by a plain forward pass."""
+def held_out_nll(source: str, candidate: Recipe) -> list[float]:
+    """For each window of the held-out text -log p of a model that is pruned in memory, by a plain forward pass."""
     model, tokenizer, _ = load_model(source)
     calibration, rest = split_text(TEXT)
     prune(model, tokenizer, rehearsed(candidate), calibration, batch_size=3)
-    return perplexity(model, held_out_windows(tokenizer, rehearsed(candidate), rest)).perplexity
+    windows = held_out_windows(tokenizer, rehearsed(candidate), rest)
+    return [window.nll[0] for window in score_windows([Evaluated(model)], windows)]
+
+
+def held_out(source: str, candidate: Recipe) -> float:
+    """Perplexity of the same."""
+    nll = held_out_nll(source, candidate)
+    return math.exp(sum(nll) / len(nll) / (candidate.seqlen - 1))
 
 
 @pytest.mark.parametrize("saving", [False, True])
@@ -57,6 +68,34 @@ def test_the_choice_is_that_of_plain_forward_passes(job: dict[str, Any], tmp_pat
     assert result.choice is not None
     assert result.choice.perplexity == pytest.approx(expected, rel=1e-5)
     assert result.choice.chosen == min(expected, key=lambda name: expected[name])
+
+
+@pytest.mark.parametrize("saving", [False, True])
+def test_methods_that_read_no_text_are_compared_too(job: dict[str, Any], tmp_path: Path, saving: bool) -> None:
+    compared = {name: recipe(method=name, prune_lm_head=True) for name in ("magnitude", "wanda")}
+    out = str(tmp_path / "out") if saving else None
+    result = run_prune(Job(**job, save=out), compared["magnitude"], candidates=compared)
+    assert result.choice is not None
+    expected = {name: held_out(job["model"], candidate) for name, candidate in compared.items()}
+    assert result.choice.perplexity == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_lower_by_chance_is_not_chosen(job: dict[str, Any]) -> None:
+    ratios = {"good": 0.5, "close": 0.48, "far": 0.1}
+    compared = {name: recipe(sparsity_ratio=ratio, nsamples=32) for name, ratio in ratios.items()}
+    result = run_prune(Job(**job), compared["good"], candidates=compared)
+    nll = {name: np.divide(held_out_nll(job["model"], one), 31) for name, one in compared.items()}
+    assert result.choice is not None
+    assert result.choice.chosen == first_within_error(nll)
+
+
+def test_a_lower_perplexity_that_is_not_chosen_is_explained(
+    job: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    choice = Choice("good", {"good": 30.0, "allocate modules": 29.75, "allocate both": 31.0})
+    print_result(replace(run_prune(Job(**job), recipe()), choice=choice))
+    others = "allocate modules 29.7500 (not clearly lower), allocate both 31.0000"
+    assert f"chose good: held-out perplexity 30.0000; others: {others}" in capsys.readouterr().out
 
 
 def test_the_run_is_that_of_the_chosen_recipe(job: dict[str, Any], tmp_path: Path) -> None:
