@@ -29,7 +29,9 @@ def test_as_many_weights_go_as_in_equal_layers(allocate: str, without: str, meth
     equal, own = (share(how, 0.1, method=method, sparsity_ratio=ratio) for how in (without, allocate))
     assert np.ptp(equal) == 0
     assert np.ptp(own) > 0.01
-    assert sum(own) == pytest.approx(sum(equal), abs=1e-9)
+    missing = (sum(equal) - sum(own)) * 3 * 32 * 64  # Of the weights of three modules.
+    # With `both`, gate and up lose the same number, so that there may be one too few.
+    assert round(missing, 3) in ((0, 1) if allocate == "both" else (0,))
 
 
 def test_both_is_the_ratios_of_layers_and_those_of_modules() -> None:

@@ -76,8 +76,12 @@ def test_update_changes_down_alone_and_brings_the_first_layer_closer() -> None:
     plain, updated = copy.deepcopy(dense), copy.deepcopy(dense)
     pruned(plain, recipe(**NEURONS, nsamples=32))
     pruned(updated, recipe(**NEURONS, nsamples=32, update="least-squares"))
-    assert torch.equal(linears(plain, 0)["gate_proj"].weight, linears(updated, 0)["gate_proj"].weight)
-    assert not torch.equal(linears(plain, 0)["down_proj"].weight, linears(updated, 0)["down_proj"].weight)
+    # The neurons may be others: they are chosen a few at a time.
+    for role in ("gate_proj", "up_proj"):
+        own = {tuple(row.tolist()) for row in linears(dense, 0)[role].weight}
+        assert {tuple(row.tolist()) for row in linears(updated, 0)[role].weight} <= own
+    columns = {tuple(column.tolist()) for column in linears(dense, 0)["down_proj"].weight.T}
+    assert not columns & {tuple(column.tolist()) for column in linears(updated, 0)["down_proj"].weight.T}
     tokens = torch.tensor([tiny_tokenizer()(TEXT[:512]).input_ids[:256]]).view(8, 32)
     with torch.no_grad():
         reference, a, b = (model.model(tokens).last_hidden_state for model in (dense, plain, updated))
