@@ -8,14 +8,14 @@ from typing import Any
 from neuronrank_core.recipe import EXPERTS, HEADS, LAYERS, Recipe
 
 #: ``fast``: no update. ``good``: the remaining weights are updated. ``best``: several recipes are compared on held-out
-#: calibration text, and the best one is run.
+#: calibration text, and one is run (:func:`neuronrank_core.measures.first_within_error`).
 EFFORTS = ("fast", "good", "best")
 
 #: Part of the calibration text that ``best`` holds out, at its end, and the part before it that is not used, so that
 #: no article is in both parts.
 HELD_OUT, GAP = 0.2, 0.05
 
-#: What ``best`` compares with ``good``, by name (docs/measured/log.md).
+#: What ``best`` compares with ``good``, by name, in the order of how far they are from it (docs/measured/log.md).
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "allocate modules": {"allocate": "modules"},
     "allocate both": {"allocate": "both"},

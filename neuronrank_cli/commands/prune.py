@@ -40,7 +40,7 @@ TABLES = {
     "Effort": [
         ("fast", "no update"),
         ("good", "--update gradual (with neurons, heads or layers: least-squares; with experts: none)"),
-        ("best", f"the best of good and {', '.join(VARIANTS)} on held-out calibration text"),
+        ("best", f"the first of good, {', '.join(VARIANTS)} that is not clearly above the best on held-out text"),
     ],
     "Presets": [
         (name, " ".join(f"{options.SPELLING[field]} {value:g}" for field, value in values.items()))

@@ -1,10 +1,10 @@
 """Compares recipes on a part of the calibration text that they are not calibrated on."""
 
-import functools
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -206,7 +206,7 @@ def compare_recipes(
     calibration, rest = split_text(text)
     first = next(iter(candidates.values()))
     windows, batch = held_out_windows(tokenizer, rehearsed(first), rest), batch_size or micro_batch(first)
-    opened = functools.cache(reopen)
+    (count, seqlen), opened = windows.shape, cache(reopen)
 
     def measure(recipe: Recipe, where: str) -> dict[str, Any]:
         def step(stage: str, done: int, total: int, unit: str) -> None:
@@ -218,19 +218,17 @@ def compare_recipes(
         how: dict[str, Any] = {"batch_size": batch, "progress": step, "store": store, "ranks": ranks}
         prune(store.model.model, tokenizer, rehearsed(recipe), calibration, after=held.visit, **how)
         nll = held.nll(step)
-        from_windows(nll, windows.shape[1], None)  # Refuses a perplexity that overflows.
-        return {"nll": nll}
+        return {"nll": nll, "perplexity": from_windows(nll, seqlen, None).perplexity}
 
     for number, (name, recipe) in enumerate(candidates.items(), start=1):
         try:
-            known = measured(f"candidate {name}", functools.partial(measure, recipe, f"{number} of {len(candidates)}"))
+            known = measured(f"candidate {name}", partial(measure, recipe, f"{number} of {len(candidates)}"))
         except NonFiniteError as error:  # The candidate failed, not the run; but other ranks may not have met it.
             if number == 1 or ranks.size > 1:
                 raise
             left_out[name] = str(error)
         else:
-            found[name] = (known or {})["nll"]
-    count, seqlen = windows.shape
-    chosen = first_within_error({name: np.divide(sums, seqlen - 1) for name, sums in found.items()})
-    measured_as = {name: from_windows(sums, seqlen, None).perplexity for name, sums in found.items()}
-    return Choice(chosen, measured_as, count, seqlen, round(time.perf_counter() - started, 3), left_out=left_out)
+            found[name] = known or {}
+    chosen = first_within_error({name: np.divide(one["nll"], seqlen - 1) for name, one in found.items()})
+    perplexity = {name: one["perplexity"] for name, one in found.items()}
+    return Choice(chosen, perplexity, count, seqlen, round(time.perf_counter() - started, 3), left_out=left_out)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -113,7 +113,8 @@ def plan_prune(
         cut = evaluation_windows(tokenizer, eval_text, seqlen=e.seqlen, windows=e.windows, bos_mode=e.bos)
         eval_tokens = cut.size
     batch_size = min(recipe.nsamples, job.batch_size or micro_batch(recipe))
-    estimate = partial(estimate_seconds, streamed, first=first, batch_size=batch_size)
+    # Levels of effort share recipes with each other and with the run.
+    estimate = cache(partial(estimate_seconds, streamed, first=first, batch_size=batch_size))
 
     def all_seconds(recipes: Sequence[Recipe]) -> float:
         *candidates, chosen = recipes
