@@ -129,9 +129,8 @@ def main(
         elif update == "effort best":
             recipes = candidates(recipe)
             if len(recipes) > 1:
-                choice = compare_recipes(
-                    lambda: open_model(model)[0], tokenizer, recipes, text, lambda name, measure: measure()
-                )
+                reopen = open_model(model)[0].reopener()
+                choice = compare_recipes(reopen, tokenizer, recipes, text, lambda name, measure: measure())
                 recipe, compared = recipes[choice.chosen], {"chosen": choice.chosen, "held_out": choice.perplexity}
             prune(target, tokenizer, recipe, text)
         else:

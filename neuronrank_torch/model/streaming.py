@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -127,10 +128,17 @@ class StreamedModel:
             self._release(unit)
         self.model.tie_weights()  # A tied head would keep the embeddings.
 
-    def renewed(self) -> "StreamedModel":
-        """The model once more, to be pruned, from the same source. This one is released, and must keep its shape."""
-        self.release()
-        return StreamedModel(copy.deepcopy(self.model), self.source, self.device, self.layout)
+    def reopener(self) -> Callable[[], "StreamedModel"]:
+        """A function that opens the model once more, as it is now, from the same source.
+
+        What is done to this model afterwards does not change the result, nor does what is done to an earlier result.
+        """
+        empty: dict[int, Any] = {}
+        for tensor in map(self._get, chain(*self.units.values())):
+            meta = torch.empty_like(tensor, device="meta")
+            empty[id(tensor)] = nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
+        blank, place = copy.deepcopy(self.model, empty), (self.source, self.device, self.layout)
+        return lambda: StreamedModel(copy.deepcopy(blank), *place)
 
     def _release(self, unit: Unit) -> None:
         for name in self.units[unit]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -206,13 +206,13 @@ def compare_recipes(
     calibration, rest = split_text(text)
     first = next(iter(candidates.values()))
     windows, batch = held_out_windows(tokenizer, rehearsed(first), rest), batch_size or micro_batch(first)
-    (count, seqlen), opened = windows.shape, cache(reopen)
+    count, seqlen = windows.shape
 
     def measure(recipe: Recipe, where: str) -> dict[str, Any]:
         def step(stage: str, done: int, total: int, unit: str) -> None:
             progress(f"candidate {where}: {stage}", done, total, unit)
 
-        store = Rehearsal(opened().renewed())
+        store = Rehearsal(reopen())
         with torch.no_grad():
             held = HeldOut(store, windows, batch, ranks)
         how: dict[str, Any] = {"batch_size": batch, "progress": step, "store": store, "ranks": ranks}

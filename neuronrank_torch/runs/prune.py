@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,14 @@ def run_prune(
         progress(f"loading {job.model}", 0, 1, "models")
         unsaved: list[str] = []
         layout = None
+        how: dict[str, Any] = {"dtype": job.dtype, "device": inputs.job.device}
         loaded = job.save is None or recipe.removes_layers or target is not None
+        reopen = _reopener(job.model, how)
         if target is not None or recipe.removes_layers:
             ranks.require_one(f"--sparsity_type {recipe.sparsity_type}" if target is None else target.flag)
-            unsaved, layout = check_whole(open_model(job.model, dtype=job.dtype, device=inputs.job.device)[0])
+            unsaved, layout = check_whole(reopen())
         load: Callable[..., tuple[Any, Any, ModelSource]] = load_model if loaded else open_model
-        model, tokenizer, source = load(job.model, dtype=job.dtype, device=inputs.job.device)
+        model, tokenizer, source = load(job.model, **how)
         text, eval_text = inputs.texts(tokenizer)
         whole = model if loaded else model.model
         run = _Run(
@@ -112,6 +114,7 @@ def run_prune(
             command=command,
             sized=None if target is None else Candidates.of(whole, target, recipe),
             dense=ModelSize.of(source, sum(p.numel() for p in whole.parameters())),
+            reopen=reopen if loaded else model.reopener(),
             layout=layout,
         )
         run = replace(run, early=[*unsaved, *run.check(whole)])
@@ -123,6 +126,18 @@ def run_prune(
             if isinstance(staging, ModelWriter) and loaded:
                 return run.with_text(staging.own_text, model).in_memory(model, staging)
             return run.with_text(staging.own_text).streamed(model, staging)
+
+
+def _reopener(spec: str, how: dict[str, Any]) -> Callable[[], StreamedModel]:
+    """A function that opens a model, from its files only the first time."""
+
+    @cache
+    def reopener() -> Callable[[], StreamedModel]:
+        model = open_model(spec, **how)[0]
+        model.release()  # It stays as long as what its weights are read from.
+        return model.reopener()
+
+    return lambda: reopener()()
 
 
 @dataclass(frozen=True)
@@ -138,6 +153,7 @@ class _Run(Inputs):
     candidates: Mapping[str, Recipe]
     command: str
     dense: ModelSize
+    reopen: Callable[[], StreamedModel]
     sized: Candidates | None = None
     early: Sequence[str] = ()
     layout: WeightSource | None = None
@@ -251,12 +267,8 @@ class _Run(Inputs):
         if not self.candidates:
             return [self.recipe], None
         how["ranks"] = self.ranks
-        choice = compare_recipes(self._reopen, self.tokenizer, self.candidates, self.text, measured, **how)
+        choice = compare_recipes(self.reopen, self.tokenizer, self.candidates, self.text, measured, **how)
         return [self.candidates[choice.chosen]], choice
-
-    def _reopen(self) -> StreamedModel:
-        """The model once more, with its original weights."""
-        return open_model(self.job.model, dtype=self.job.dtype, device=self.job.device)[0]
 
     def _prune(self, model: Any, recipes: Sequence[Recipe], store: LayerStore | None = None) -> Report:
         return prune_in_passes(
@@ -275,7 +287,7 @@ class _Run(Inputs):
         """Measure the pruned model beside the original one, whose layers are read once more."""
         if self.job.evaluation is None:
             return None
-        dense = self._reopen()
+        dense = self.reopen()
         how: dict[str, Any] = {"batch_size": self.job.batch_size or 1, "progress": self.progress, "ranks": self.ranks}
         reference = Evaluated(dense.model, dense.resident, "perplexity before pruning")
         return PerplexityChange(*self.job.evaluation.compare(reference, pruned, self.tokenizer, self.eval_text, **how))
@@ -283,7 +295,7 @@ class _Run(Inputs):
     def _result(self, report: Report, pruned: Evaluated, choice: Choice | None) -> PruneResult:
         change = self._measure(pruned)
         about: dict[str, Any] = {"progress": self.progress, "ranks": self.ranks}
-        collapsed = collapse_notes(self._reopen, pruned, self.tokenizer, report.recipe, self.text, change, **about)
+        collapsed = collapse_notes(self.reopen, pruned, self.tokenizer, report.recipe, self.text, change, **about)
         notes = (*self.early, *self.source.notes, *report.notes, *collapsed)
         job = JobRecord(**vars(self.job), model_type=self.source.model_type, processes=self.ranks.size)
         about = {**vars(report), "notes": notes, "job": job, "source": self.dense, "faster": speed(report.recipe)}

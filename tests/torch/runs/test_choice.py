@@ -21,7 +21,7 @@ from neuronrank_torch.evaluation.windows import Evaluated, score_windows
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.runs import choice as choice_module
 from neuronrank_torch.runs.choice import Choice, held_out_windows, split_text
-from neuronrank_torch.runs.job import Job
+from neuronrank_torch.runs.job import Evaluation, Job
 from neuronrank_torch.runs.prune import run_prune
 
 CANDIDATES = {
@@ -108,7 +108,10 @@ def test_the_run_is_that_of_the_chosen_recipe(job: dict[str, Any], tmp_path: Pat
     assert same_state(*states)
 
 
-def test_the_model_is_opened_once_for_all_candidates(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("saves", [True, False])
+def test_the_model_is_opened_once_for_all_candidates_and_the_evaluation(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: bool
+) -> None:
     opened: list[str] = []
 
     def noted(spec: str, **how: Any) -> Any:
@@ -116,9 +119,11 @@ def test_the_model_is_opened_once_for_all_candidates(job: dict[str, Any], monkey
         return open_model(spec, **how)
 
     monkeypatch.setattr("neuronrank_torch.runs.prune.open_model", noted)
-    compared = candidates(recipe(update="gradual"))  # None removes neurons, after which the model is opened once more.
-    run_prune(Job(**job), compared["good"], candidates=compared)
+    compared = candidates(recipe(update="gradual"))
+    asked = Job(**job, save=str(tmp_path / "out") if saves else None, evaluation=Evaluation(job["dataset"], 32, 4))
+    result = run_prune(asked, compared["good"], candidates=compared)
     assert opened == [job["model"]]
+    assert result.perplexity is not None
 
 
 def test_the_pruned_head_counts(job: dict[str, Any]) -> None:
