@@ -29,7 +29,7 @@ def test_a_reopened_model_has_the_weights_of_the_source(tmp_path: Path, family: 
     tiny_tokenizer(True).save_pretrained(tmp_path)
     model, tokenizer, _ = open_model(str(tmp_path))
     whole, units, reopen = load_model(str(tmp_path))[0], model.units, model.reopener()
-    for _ in range(2):
+    for _ in range(3):
         assert widths(model) == [128, 128]
         prune(model.model, tokenizer, recipe(sparsity_type="neurons"), TEXT, store=Rehearsal(model))
         assert widths(model) == [64, 64]
