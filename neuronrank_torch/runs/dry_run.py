@@ -123,7 +123,14 @@ def plan_prune(
 
     plan = Plan(
         streamed.bytes(0),
-        estimate_memory(streamed, recipe, job, eval_tokens, whole=job.save is None or inputs.writes_text),
+        estimate_memory(
+            streamed,
+            recipe,
+            job,
+            eval_tokens,
+            whole=job.save is None or inputs.writes_text,
+            twice=bool(eval_tokens) or compared is not None,
+        ),
         all_seconds([recipe]),
         {name: all_seconds(recipes) for name, recipes in (efforts or {}).items()},
     )
@@ -151,7 +158,9 @@ SCORING_BYTES = 24
 GRAM_BYTES = 36
 
 
-def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens: int, *, whole: bool) -> dict[str, int]:
+def estimate_memory(
+    model: StreamedModel, recipe: Recipe, job: Job, eval_tokens: int, *, whole: bool, twice: bool
+) -> dict[str, int]:
     """Estimate the peak memory of a run, in bytes, part by part.
 
     Parameters
@@ -164,6 +173,8 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
         Tokens of the evaluation text.
     whole : bool
         Whether the whole model is in memory at some time.
+    twice : bool
+        Whether the model is opened once more, to be evaluated beside the pruned one or to be pruned as a candidate.
     """
     layers = [model.bytes(index) for index in range(len(model.decoder.layers))]
     example, whole = _example_layer(model, recipe), whole or recipe.removes_layers
@@ -184,7 +195,7 @@ def estimate_memory(model: StreamedModel, recipe: Recipe, job: Job, eval_tokens:
     return {
         # On a GPU, the next layer is there too.
         "layers": sum(layers) if whole else max(layers) * (1 + (model.read_ahead is not None)),
-        "embeddings": (model.bytes(REST) + model.bytes(HEAD)) * (2 if eval_tokens else 1),  # Two models are compared.
+        "embeddings": (model.bytes(REST) + model.bytes(HEAD)) * (1 + twice),
         "hidden states": token * max(calibration, evaluation),
         # Experts have one score each.
         "scoring": 0 if recipe.removes_experts else SCORING_BYTES * max(weight.numel() for weight in weights) + copies,

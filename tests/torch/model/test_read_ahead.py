@@ -120,9 +120,9 @@ def test_a_conversion_may_begin_while_another_is_under_way(tmp_path: Path, monke
 def test_the_estimate_counts_the_layer_that_is_read_early(spec: str) -> None:
     model, _, _ = open_model(spec)
     recipe, job = Recipe(nsamples=2, seqlen=16), Job(model=spec, save="out")
-    without = estimate_memory(model, recipe, job, 0, whole=False)
+    without = estimate_memory(model, recipe, job, 0, whole=False, twice=False)
     model.read_ahead = ReadAhead(CPU)
-    assert estimate_memory(model, recipe, job, 0, whole=False) == {**without, "layers": 2 * model.bytes(0)}
+    assert estimate_memory(model, recipe, job, 0, whole=False, twice=False) == {**without, "layers": 2 * model.bytes(0)}
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])

@@ -21,6 +21,7 @@ from neuronrank_torch.evaluation.windows import Evaluated, score_windows
 from neuronrank_torch.model.open import load_model, open_model
 from neuronrank_torch.runs import choice as choice_module
 from neuronrank_torch.runs.choice import Choice, held_out_windows, split_text
+from neuronrank_torch.runs.dry_run import plan_prune
 from neuronrank_torch.runs.job import Evaluation, Job
 from neuronrank_torch.runs.prune import run_prune
 
@@ -124,6 +125,16 @@ def test_the_model_is_opened_once_for_all_candidates_and_the_evaluation(
     result = run_prune(asked, compared["good"], candidates=compared)
     assert opened == [job["model"]]
     assert result.perplexity is not None
+
+
+def test_the_estimate_of_memory_counts_the_embeddings_of_the_candidate(job: dict[str, Any], tmp_path: Path) -> None:
+    saved = Job(**job, save=str(tmp_path / "out"))
+    alone, beside = (
+        plan_prune(saved, CANDIDATES["good"], compared=check).plan for check in (None, lambda tokenizer, text: None)
+    )
+    assert alone is not None
+    assert beside is not None
+    assert beside.memory == {**alone.memory, "embeddings": 2 * alone.memory["embeddings"]}
 
 
 def test_the_pruned_head_counts(job: dict[str, Any]) -> None:
