@@ -6,8 +6,10 @@ for calibration, those of the last 30 % for evaluation.
     python benchmarks/text_kinds.py PROSE.txt FOLDER
 """
 
+import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,8 +21,8 @@ from neuronrank_torch.runs.job import Job
 from neuronrank_torch.runs.own_text import write_text
 from neuronrank_torch.text.sources import load_text
 
-MODEL, SEQLEN, WINDOWS, CHATS, TOGETHER, ANSWER = "builtin:smollm2-135m", 512, 8, 48, 16, 120
-SEEDS = 1
+MODEL, SEQLEN, WINDOWS, CHATS, TOGETHER, ANSWER = "builtin:smollm2-135m", 512, 16, 48, 16, 120
+SEEDS, UPDATES = 1, ("none", "gradual")
 TASKS = ("Summarise in one sentence: {}", "What is this text about? {}", "Explain to a child: {}", "Continue: {}")
 
 
@@ -69,15 +71,17 @@ def main(source: str, folder: str) -> None:
     print("dense", measured(model), flush=True)
     for seed in range(SEEDS):
         recipe = Recipe(nsamples=16, seqlen=SEQLEN, sparsity_ratio=0.5, seed=seed)
-        for kind in (*names, "self"):
+        own = place / f"self-{seed}.txt"
+        if not own.exists():
             model, tokenizer, _ = load_model(MODEL)
-            if kind == "self":
-                texts = "\n\n".join(write_text(Job(MODEL), recipe, lambda *step: None, model, tokenizer))
-                (place / f"self-{seed}.txt").write_text(texts, encoding="utf-8")
-            else:
-                texts = load_text(str(place / f"calibration-{names[kind]}"), "calibration", tokenizer)
-            prune(model, tokenizer, recipe, texts)
-            print(kind, "seed", seed, measured(model), flush=True)
+            written = "\n\n".join(write_text(Job(MODEL), recipe, lambda *step: None, model, tokenizer))
+            own.write_text(written, encoding="utf-8")
+        calibration = {kind: str(place / f"calibration-{name}") for kind, name in names.items()} | {"self": str(own)}
+        for update, (kind, file) in itertools.product(UPDATES, calibration.items()):
+            model, tokenizer, _ = load_model(MODEL)
+            texts = load_text(file, "calibration", tokenizer)
+            prune(model, tokenizer, replace(recipe, update=update), texts)
+            print(kind, "update", update, "seed", seed, measured(model), flush=True)
 
 
 if __name__ == "__main__":
