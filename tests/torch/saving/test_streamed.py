@@ -16,7 +16,7 @@ from neuronrank_torch import prune
 from neuronrank_torch.calibration import hidden_states
 from neuronrank_torch.calibration.layerwise import LayerRun
 from neuronrank_torch.model.open import load_model, open_model
-from neuronrank_torch.model.streaming import REST
+from neuronrank_torch.model.streaming import REST, StreamedModel
 from neuronrank_torch.model.weights import LoadedWeights, SafetensorsWeights
 from neuronrank_torch.pruning.sparsity_types.neurons import Neurons
 from neuronrank_torch.pruning.sparsity_types.weights import Weights
@@ -151,13 +151,14 @@ def test_a_copy_of_a_tied_weight_is_left_to_transformers(tmp_path: Path, text: s
 def test_one_layer_at_a_time_is_in_memory(
     source: Path, text: str, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models: list[Any] = []
+    models: list[StreamedModel] = []
+    initialise = StreamedModel.__init__
 
-    def opened(*arguments: Any, **options: Any) -> Any:
-        models.append((found := open_model(*arguments, **options))[0])
-        return found
+    def noted(self: StreamedModel, *arguments: Any, **options: Any) -> None:
+        initialise(self, *arguments, **options)
+        models.append(self)
 
-    monkeypatch.setattr("neuronrank_torch.runs.prune.open_model", opened)
+    monkeypatch.setattr(StreamedModel, "__init__", noted)
     seen: list[list[Any]] = []
 
     def watched(owner: Any, name: str) -> None:
@@ -183,6 +184,6 @@ def test_one_layer_at_a_time_is_in_memory(
     run_prune(job, recipe(**RECIPES[chosen]))
     assert {len(units) for units in seen} == {0, 1}  # None: when embeddings and norm are written.
     assert {unit for units in seen for unit in units} == {*range(LAYERS), "lm_head"}
-    assert len(models) == 2  # The original model is read once more, to be compared with.
+    assert len(models) == 2  # The original model is there once more, to be compared with.
     for model in models:
         assert all(t.is_meta for unit in model.units if unit != REST for t in model.tensors(unit).values())
